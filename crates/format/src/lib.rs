@@ -1,0 +1,13 @@
+//! Bytes: SQLite and LTX files, our own objects, and their keys.
+//!
+//! Everything here turns bytes into values and values into bytes. Nothing here does I/O, reads a clock or draws a random
+//! number, so that every rule can be tested with a slice. Foreign bytes never panic: they give a [`DecodeError`].
+
+pub mod crc;
+mod error;
+mod types;
+
+pub use error::{DecodeError, ErrorKind};
+pub use types::{
+    Checksum, Epoch, Lineage, Nonce, PageCount, PageNumber, PageSize, ParseError, Pos, Seq, Timestamp, Txid,
+};
