@@ -1,0 +1,125 @@
+//! What the process is told to do, after `rhyolite.yml` and the flags were read and checked.
+//!
+//! Everything here is resolved: paths absolute, defaults filled in, ranges checked. Code that replicates reads
+//! [`DatabaseConfig`] and nothing else; every field of it has an effect.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// How one database is replicated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DatabaseConfig {
+    /// Absolute path of the database (`dbs[].path`).
+    pub path: PathBuf,
+    /// URL or path of the store, with the database's prefix (`replica.url`).
+    pub store: String,
+    /// State folder (`meta-path`).
+    pub meta_path: PathBuf,
+    /// How long commits are collected before they are uploaded; zero uploads each at once (`sync-interval`).
+    pub sync_interval: Duration,
+    /// Longest time between two looks at a database that seems idle (`monitor-interval`).
+    pub monitor_interval: Duration,
+    /// How long SQLite's locks are waited for (`busy-timeout`).
+    pub busy_timeout: Duration,
+    /// Whether a database in rollback mode is switched to WAL mode; otherwise it is captured by page diff
+    /// (`enable-wal`).
+    pub enable_wal: bool,
+    /// When to checkpoint.
+    pub checkpoint: CheckpointConfig,
+    /// Cap of the local log in bytes (`max-log-size`).
+    pub log_bytes_max: u64,
+    /// A segment is closed and uploaded when it holds this many bytes, before its interval ends (`max-segment-size`).
+    pub segment_bytes_max: u64,
+    /// What the store keeps and for how long.
+    pub history: HistoryConfig,
+}
+
+/// When the WAL is checkpointed by us. The application's own automatic checkpoints stay as they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckpointConfig {
+    /// WAL size in pages from which a checkpoint is tried (`min-checkpoint-page-count`).
+    pub pages_min: u32,
+    /// A WAL that is not empty is checkpointed after this time even when it is small; zero never (`checkpoint-interval`).
+    pub interval: Duration,
+    /// WAL size in pages from which the file is truncated as well (`truncate-page-n`).
+    pub truncate_pages: u32,
+}
+
+/// What the store keeps and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryConfig {
+    /// Segments are bundled this often (`bundle.interval`).
+    pub bundle_interval: Duration,
+    /// Bundles are merged by page this often (`merge.interval`).
+    pub merge_interval: Duration,
+    /// A snapshot is written this often (`snapshot.interval`).
+    pub snapshot_interval: Duration,
+    /// Every commit of this time stays restorable (`keep.every-commit`).
+    pub keep_every_commit: Duration,
+    /// One restore point per hour of this time stays (`keep.hourly`).
+    pub keep_hourly: Duration,
+    /// One restore point per day of this time stays (`keep.daily`).
+    pub keep_daily: Duration,
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3_600);
+const DAY: Duration = Duration::from_secs(86_400);
+const MIB: u64 = 1 << 20;
+
+impl DatabaseConfig {
+    /// The defaults for a database at `path` (made absolute by the caller) and a store.
+    pub fn new(path: PathBuf, store: String) -> Self {
+        let meta_path = default_meta_path(&path);
+        Self {
+            path,
+            store,
+            meta_path,
+            sync_interval: SECOND,
+            monitor_interval: SECOND,
+            busy_timeout: SECOND,
+            enable_wal: false,
+            checkpoint: CheckpointConfig::default(),
+            log_bytes_max: 256 * MIB,
+            segment_bytes_max: 16 * MIB,
+            history: HistoryConfig::default(),
+        }
+    }
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        Self { pages_min: 1_000, interval: 60 * SECOND, truncate_pages: 121_359 }
+    }
+}
+
+impl Default for HistoryConfig {
+    fn default() -> Self {
+        Self {
+            bundle_interval: 300 * SECOND,
+            merge_interval: HOUR,
+            snapshot_interval: DAY,
+            keep_every_commit: DAY,
+            keep_hourly: 7 * DAY,
+            keep_daily: 30 * DAY,
+        }
+    }
+}
+
+/// `.NAME-rhyolite` beside the database.
+pub fn default_meta_path(database: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(database.file_name().unwrap_or_default());
+    name.push("-rhyolite");
+    database.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_folder_lies_beside_the_database() {
+        assert_eq!(default_meta_path(Path::new("/var/lib/app.db")), Path::new("/var/lib/.app.db-rhyolite"));
+    }
+}
