@@ -1,0 +1,4 @@
+//! Tests of the formats against files that other programs wrote. One binary, so that it links once.
+
+mod checksums;
+mod vectors;
