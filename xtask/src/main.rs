@@ -1,1 +1,46 @@
-fn main() {}
+//! `cargo xtask`: everything that is done to the project rather than by it.
+//!
+//! One command each for the checks (`ci`, `tidy`), the demonstration (`demo`), the torture test (`torture`), the faults that
+//! need a disk of their own (`faults`) and the benchmarks (`bench`). Each prints what it does in plain words and ends with a
+//! status other than 0 when anything differs from what it should be.
+
+#[allow(dead_code)]
+mod args;
+mod ci;
+mod error;
+mod tidy;
+
+use std::process::ExitCode;
+
+use crate::args::Args;
+use crate::error::Outcome;
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  ci        format, clippy, tidy, all tests, demonstration, faults and a short torture run
+  tidy      layering, purity, file sizes and other rules that the compiler does not check
+";
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    let command = words.next().unwrap_or_default();
+    match run(&command, Args::new(words)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask {command}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &str, args: Args) -> Outcome {
+    match command {
+        "ci" => ci::run(args),
+        "tidy" => tidy::run(args),
+        _ => {
+            print!("{USAGE}");
+            error::fail(format!("unknown command {command:?}"))
+        }
+    }
+}

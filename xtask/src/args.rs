@@ -1,0 +1,78 @@
+//! Command lines: `--name value`, `--switch`, and words. What nobody asked for is an error.
+
+use std::fmt::Display;
+use std::str::FromStr;
+
+use crate::error::{Context, Outcome, fail};
+
+/// The words of a command line that no one has taken yet.
+#[derive(Debug)]
+pub(crate) struct Args(Vec<String>);
+
+impl Args {
+    /// The words after the command's name.
+    pub(crate) fn new(words: impl Iterator<Item = String>) -> Self {
+        Self(words.collect())
+    }
+
+    /// Takes `--name value`; `None` when it is not there.
+    pub(crate) fn option<T: FromStr<Err: Display>>(&mut self, name: &str) -> Outcome<Option<T>> {
+        let Some(at) = self.0.iter().position(|word| word == name) else { return Ok(None) };
+        if at + 1 >= self.0.len() {
+            return fail(format!("{name} needs a value"));
+        }
+        let value = self.0.remove(at + 1);
+        self.0.remove(at);
+        value.parse().map(Some).context(format!("{name} {value}"))
+    }
+
+    /// Takes `--name value` or gives `default`.
+    pub(crate) fn option_or<T: FromStr<Err: Display>>(&mut self, name: &str, default: T) -> Outcome<T> {
+        Ok(self.option(name)?.unwrap_or(default))
+    }
+
+    /// Takes `--name`; whether it was there.
+    pub(crate) fn switch(&mut self, name: &str) -> bool {
+        let at = self.0.iter().position(|word| word == name);
+        at.map(|at| self.0.remove(at)).is_some()
+    }
+
+    /// Takes the first word that is no option.
+    pub(crate) fn word(&mut self) -> Option<String> {
+        let at = self.0.iter().position(|word| !word.starts_with("--"))?;
+        Some(self.0.remove(at))
+    }
+
+    /// Refuses whatever is left.
+    pub(crate) fn finish(self) -> Outcome {
+        match self.0.first() {
+            None => Ok(()),
+            Some(word) => fail(format!("unknown argument {word:?}")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(line: &str) -> Args {
+        Args::new(line.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn options_switches_and_words_are_taken_once() {
+        let mut a = args("word --n 7 --quiet");
+        assert_eq!(a.option::<u64>("--n").unwrap(), Some(7));
+        assert!(a.switch("--quiet") && !a.switch("--quiet"));
+        assert_eq!(a.word().as_deref(), Some("word"));
+        a.finish().unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused() {
+        assert!(args("--n x").option::<u64>("--n").is_err());
+        assert!(args("--n").option::<u64>("--n").is_err());
+        assert!(args("--typo").finish().is_err());
+    }
+}
