@@ -5,6 +5,7 @@
 
 pub mod crc;
 mod error;
+pub mod sqlite;
 mod types;
 
 pub use error::{DecodeError, ErrorKind};
