@@ -3,8 +3,147 @@
 //! Everything here is resolved: paths absolute, defaults filled in, ranges checked. Code that replicates reads
 //! [`DatabaseConfig`] and nothing else; every field of it has an effect.
 
+use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde::Deserialize;
+
+mod expand;
+pub mod file;
+pub mod settings;
+mod suggest;
+#[cfg(test)]
+mod tests;
+pub mod units;
+
+pub use suggest::nearest;
+
+/// Everything the daemon is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Address of the HTTP server with metrics and status; none by default (`addr`).
+    pub addr: Option<SocketAddr>,
+    /// Command to run beside replication (`exec`).
+    pub exec: Option<String>,
+    /// How long the application of `exec` may take to stop, and then the last upload (`shutdown-sync-timeout`).
+    pub shutdown_sync_timeout: Duration,
+    /// What is logged, and how.
+    pub logging: LoggingConfig,
+    /// The databases (`dbs`).
+    pub databases: Vec<DatabaseConfig>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            addr: None,
+            exec: None,
+            shutdown_sync_timeout: 30 * SECOND,
+            logging: LoggingConfig::default(),
+            databases: Vec::new(),
+        }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoggingConfig {
+    /// Least severity that is logged (`logging.level`).
+    pub level: LogLevel,
+    /// Text or JSON (`logging.type`).
+    pub format: LogFormat,
+}
+
+/// Least severity that is logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogLevel {
+    /// Every step.
+    Trace,
+    /// Every decision.
+    Debug,
+    /// What an operator wants to know.
+    #[default]
+    Info,
+    /// Trouble that mends itself.
+    Warn,
+    /// Trouble that a person must look at.
+    Error,
+}
+
+/// Form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// What is wrong with a configuration, in one line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigError {
+    /// The file, when there is one.
+    pub file: Option<PathBuf>,
+    /// The line in it, from 1, when it is known.
+    pub line: Option<u64>,
+    /// What is wrong and what to write instead.
+    pub message: String,
+}
+
+impl ConfigError {
+    /// An error that belongs to no line.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { file: None, line: None, message: message.into() }
+    }
+
+    /// An error on a line.
+    pub fn at(line: u64, message: impl Into<String>) -> Self {
+        Self { file: None, line: (line > 0).then_some(line), message: message.into() }
+    }
+
+    fn in_file(mut self, file: &Path) -> Self {
+        self.file = Some(file.to_owned());
+        self
+    }
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (&self.file, self.line) {
+            (Some(file), Some(line)) => write!(f, "{} line {line}: ", file.display())?,
+            (Some(file), None) => write!(f, "{}: ", file.display())?,
+            (None, Some(line)) => write!(f, "line {line}: ")?,
+            (None, None) => {}
+        }
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// An I/O error without the number that the standard library adds.
+pub fn io_text(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    text.get(..1).map(str::to_lowercase).unwrap_or_default() + text.get(1..).unwrap_or_default()
+}
+
+/// Reads `127.0.0.1:9090`, `[::1]:9090`, `localhost:9090` or `:9090` (every interface).
+///
+/// # Errors
+/// One line that shows the text and what is expected.
+pub fn parse_addr(text: &str) -> Result<SocketAddr, String> {
+    let full = match text.strip_prefix(':') {
+        Some(port) => format!("0.0.0.0:{port}"),
+        None => text.replacen("localhost:", "127.0.0.1:", 1),
+    };
+    full.parse().map_err(|_| format!("{text:?} is no address: write IP:PORT, such as 127.0.0.1:9090, or :9090"))
+}
 
 /// How one database is replicated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,14 +251,4 @@ pub fn default_meta_path(database: &Path) -> PathBuf {
     name.push(database.file_name().unwrap_or_default());
     name.push("-rhyolite");
     database.with_file_name(name)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn state_folder_lies_beside_the_database() {
-        assert_eq!(default_meta_path(Path::new("/var/lib/app.db")), Path::new("/var/lib/.app.db-rhyolite"));
-    }
 }

@@ -1,0 +1,360 @@
+//! `rhyolite.yml`: the keys as they are written, and their resolution into a [`Config`].
+//!
+//! Key names are Litestream's where the meaning is the same. An unknown key is an error with its line. Keys that describe
+//! how a database is replicated may also stand at the top of the file, as defaults for every database.
+
+use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde_saphyr::Spanned;
+
+use super::settings::{self, Settings};
+use super::units::{DurationText, SizeText};
+use super::{Config, ConfigError, DatabaseConfig, LogFormat, LogLevel, expand, parse_addr, suggest};
+
+/// Most a configuration may hold: parsed values, which bounds what aliases can multiply.
+const NODES_MAX: usize = 20_000;
+/// Largest file that is read, in bytes.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// Declares a mapping of the file that carries the settings of databases beside its own keys.
+macro_rules! with_settings {
+    ($(#[$meta:meta])* pub struct $name:ident { $($(#[$doc:meta])* pub $field:ident: $type:ty,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+        pub struct $name {
+            $($(#[$doc])* pub $field: $type,)*
+            /// See [`Settings::monitor_interval`].
+            pub monitor_interval: Option<DurationText>,
+            /// See [`Settings::busy_timeout`].
+            pub busy_timeout: Option<DurationText>,
+            /// See [`Settings::enable_wal`].
+            pub enable_wal: Option<bool>,
+            /// See [`Settings::checkpoint_interval`].
+            pub checkpoint_interval: Option<DurationText>,
+            /// See [`Settings::min_checkpoint_page_count`].
+            pub min_checkpoint_page_count: Option<NonZeroU32>,
+            /// See [`Settings::truncate_page_n`].
+            pub truncate_page_n: Option<NonZeroU32>,
+            /// See [`Settings::max_log_size`].
+            pub max_log_size: Option<SizeText>,
+            /// See [`Settings::max_segment_size`].
+            pub max_segment_size: Option<SizeText>,
+            /// See [`Settings::bundle_interval`].
+            pub bundle: IntervalFile,
+            /// See [`Settings::merge_interval`].
+            pub merge: IntervalFile,
+            /// See [`Settings::snapshot_interval`].
+            pub snapshot: IntervalFile,
+            /// What the store keeps.
+            pub keep: KeepFile,
+        }
+
+        impl $name {
+            fn settings(&self) -> Settings {
+                Settings {
+                    sync_interval: None,
+                    monitor_interval: self.monitor_interval.map(|d| d.0),
+                    busy_timeout: self.busy_timeout.map(|d| d.0),
+                    enable_wal: self.enable_wal,
+                    checkpoint_interval: self.checkpoint_interval.map(|d| d.0),
+                    min_checkpoint_page_count: self.min_checkpoint_page_count,
+                    truncate_page_n: self.truncate_page_n,
+                    max_log_size: self.max_log_size.map(|s| s.0),
+                    max_segment_size: self.max_segment_size.map(|s| s.0),
+                    bundle_interval: self.bundle.interval.map(|d| d.0),
+                    merge_interval: self.merge.interval.map(|d| d.0),
+                    snapshot_interval: self.snapshot.interval.map(|d| d.0),
+                    keep_every_commit: self.keep.every_commit.map(|d| d.0),
+                    keep_hourly: self.keep.hourly.map(|d| d.0),
+                    keep_daily: self.keep.daily.map(|d| d.0),
+                }
+            }
+        }
+    };
+}
+
+with_settings! {
+    /// The whole file.
+    pub struct ConfigFile {
+        /// Address of the HTTP server.
+        pub addr: Option<Spanned<String>>,
+        /// Command to run beside replication.
+        pub exec: Option<String>,
+        /// How long the last upload may take at the end.
+        pub shutdown_sync_timeout: Option<DurationText>,
+        /// What is logged, and how.
+        pub logging: LoggingFile,
+        /// Default of `replica.sync-interval`.
+        pub sync_interval: Option<DurationText>,
+        /// The databases.
+        pub dbs: Vec<Spanned<DatabaseFile>>,
+    }
+}
+
+with_settings! {
+    /// One entry of `dbs`.
+    pub struct DatabaseFile {
+        /// Path of the database.
+        pub path: String,
+        /// State folder.
+        pub meta_path: Option<String>,
+        /// The store.
+        pub replica: ReplicaFile,
+    }
+}
+
+/// `logging`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct LoggingFile {
+    /// Least severity that is logged.
+    pub level: Option<LogLevel>,
+    /// Text or JSON.
+    pub r#type: Option<LogFormat>,
+}
+
+/// `bundle`, `merge` and `snapshot`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct IntervalFile {
+    /// How often.
+    pub interval: Option<DurationText>,
+}
+
+/// `keep`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct KeepFile {
+    /// See [`Settings::keep_every_commit`].
+    pub every_commit: Option<DurationText>,
+    /// See [`Settings::keep_hourly`].
+    pub hourly: Option<DurationText>,
+    /// See [`Settings::keep_daily`].
+    pub daily: Option<DurationText>,
+}
+
+/// `replica`: a URL, or its parts.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct ReplicaFile {
+    /// The store as on the command line. Excludes the parts.
+    pub url: Option<String>,
+    /// Kind of store of which the parts follow.
+    pub r#type: Option<ReplicaType>,
+    /// Folder, or prefix in the bucket.
+    pub path: Option<String>,
+    /// Bucket or container.
+    pub bucket: Option<String>,
+    /// S3: region.
+    pub region: Option<String>,
+    /// S3: URL of the service.
+    pub endpoint: Option<String>,
+    /// See [`Settings::sync_interval`].
+    pub sync_interval: Option<DurationText>,
+}
+
+/// `replica.type`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ReplicaType {
+    /// A folder.
+    File,
+    /// S3 and compatible services.
+    S3,
+    /// Google Cloud Storage.
+    Gs,
+    /// Azure Blob Storage.
+    Abs,
+}
+
+/// Reads and resolves the file at `path`; `$` is left alone when `expand_env` is false.
+///
+/// # Errors
+/// The file cannot be read, or something in it is wrong; with file and line.
+pub fn load(path: &Path, expand_env: bool) -> Result<Config, ConfigError> {
+    let text = read(path).map_err(ConfigError::new).map_err(|e| e.in_file(path))?;
+    let parsed = if expand_env {
+        expand::expand(&text, |name| std::env::var(name).ok()).and_then(|text| parse(&text))
+    } else {
+        parse(&text)
+    };
+    parsed.map_err(|e| e.in_file(path))
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let size = std::fs::metadata(path).map_err(|e| super::io_text(&e))?.len();
+    if size > FILE_BYTES_MAX {
+        return Err(format!("{size} bytes are too many for a configuration file (at most {FILE_BYTES_MAX})"));
+    }
+    std::fs::read_to_string(path).map_err(|e| super::io_text(&e))
+}
+
+/// Reads and resolves the text of a file, with variables already replaced.
+///
+/// # Errors
+/// Something in it is wrong; with the line.
+pub fn parse(text: &str) -> Result<Config, ConfigError> {
+    resolve(&parse_yaml(text)?)
+}
+
+fn parse_yaml(text: &str) -> Result<ConfigFile, ConfigError> {
+    let budget = serde_saphyr::budget! { max_nodes: NODES_MAX };
+    let options = serde_saphyr::options! { budget: budget, with_snippet: false };
+    serde_saphyr::from_str_with_options(text, options).map_err(|e| yaml_error(&e))
+}
+
+fn yaml_error(error: &serde_saphyr::Error) -> ConfigError {
+    let error = error.without_snippet();
+    let message = match error {
+        serde_saphyr::Error::SerdeUnknownField { field, expected, .. } => unknown("key", field, expected),
+        serde_saphyr::Error::SerdeUnknownVariant { variant, expected, .. } => unknown("value", variant, expected),
+        other => message_alone(&other.render()),
+    };
+    ConfigError { file: None, line: error.location().map(|l| l.line()), message }
+}
+
+/// The parser's message as one line, without the place, which is said in our own way.
+fn message_alone(text: &str) -> String {
+    let line = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let end = line.rfind(" at line ").unwrap_or(line.len());
+    line[..end].to_owned()
+}
+
+fn unknown(what: &str, word: &str, known: &[&'static str]) -> String {
+    if let Some(hint) = suggest::litestream_key(word) {
+        return format!("unknown {what} `{word}`: {hint}");
+    }
+    match suggest::nearest(word, known.iter().copied()) {
+        Some(near) => format!("unknown {what} `{word}`; did you mean `{near}`?"),
+        None => format!("unknown {what} `{word}`; known here: {}", known.join(", ")),
+    }
+}
+
+/// Fills in defaults and checks what the types cannot.
+fn resolve(file: &ConfigFile) -> Result<Config, ConfigError> {
+    let mut config = Config::default();
+    if let Some(addr) = &file.addr {
+        config.addr = Some(parse_addr(&addr.value).map_err(|m| ConfigError::at(addr.referenced.line(), m))?);
+    }
+    config.exec.clone_from(&file.exec);
+    config.logging.level = file.logging.level.unwrap_or(config.logging.level);
+    config.logging.format = file.logging.r#type.unwrap_or(config.logging.format);
+    config.shutdown_sync_timeout = file.shutdown_sync_timeout.map_or(config.shutdown_sync_timeout, |d| d.0);
+    let mut defaults = file.settings();
+    defaults.sync_interval = file.sync_interval.map(|d| d.0);
+    for database in &file.dbs {
+        let line = database.referenced.line();
+        let resolved = resolve_database(&database.value, &defaults).map_err(|m| ConfigError::at(line, m))?;
+        config.databases.push(resolved);
+    }
+    check_distinct(&config.databases, file)?;
+    Ok(config)
+}
+
+fn resolve_database(file: &DatabaseFile, defaults: &Settings) -> Result<DatabaseConfig, String> {
+    if file.path.is_empty() {
+        return Err("a database needs a `path`".to_owned());
+    }
+    let path = absolute(&file.path)?;
+    let store = file.replica.store().map_err(|m| format!("database {}: {m}", file.path))?;
+    let mut config = DatabaseConfig::new(path, store);
+    if let Some(meta_path) = &file.meta_path {
+        config.meta_path = absolute(meta_path)?;
+    }
+    defaults.apply(&mut config);
+    let mut own = file.settings();
+    own.sync_interval = file.replica.sync_interval.map(|d| d.0);
+    own.apply(&mut config);
+    settings::validate(&config).map_err(|m| format!("database {}: {m}", file.path))?;
+    Ok(config)
+}
+
+/// `text` as an absolute path, with `~/` for the home folder.
+fn absolute(text: &str) -> Result<PathBuf, String> {
+    let home = || std::env::var_os("HOME").map(PathBuf::from).ok_or_else(|| format!("{text}: HOME is not set"));
+    let path = match text.strip_prefix("~/") {
+        Some(rest) => home()?.join(rest),
+        None => PathBuf::from(text),
+    };
+    std::path::absolute(&path).map_err(|e| format!("{text}: {}", super::io_text(&e)))
+}
+
+/// Two entries with one database, one state folder or one store would destroy each other's history.
+fn check_distinct(databases: &[DatabaseConfig], file: &ConfigFile) -> Result<(), ConfigError> {
+    let mut seen = HashMap::new();
+    for (database, entry) in databases.iter().zip(&file.dbs) {
+        let path = database.path.display().to_string();
+        let meta_path = database.meta_path.display().to_string();
+        for (what, value) in [("path", path), ("meta-path", meta_path), ("store", database.store.clone())] {
+            let line = entry.referenced.line();
+            if let Some(first) = seen.insert((what, value.clone()), line) {
+                let message = format!("{what} {value} is already used by the database on line {first}");
+                return Err(ConfigError::at(line, message));
+            }
+        }
+    }
+    Ok(())
+}
+
+impl ReplicaFile {
+    /// The store's URL, from `url` or from the parts.
+    fn store(&self) -> Result<String, String> {
+        let parts = [
+            ("type", self.r#type.is_some()),
+            ("path", self.path.is_some()),
+            ("bucket", self.bucket.is_some()),
+            ("region", self.region.is_some()),
+            ("endpoint", self.endpoint.is_some()),
+        ];
+        if let Some(url) = &self.url {
+            return match parts.iter().find(|(_, given)| *given) {
+                Some((name, _)) => Err(format!("replica.url excludes replica.{name}: put it into the URL")),
+                None => Ok(url.clone()),
+            };
+        }
+        let kind = self.r#type.ok_or("a database needs `replica.url`, or `replica.type` with `path` or `bucket`")?;
+        match kind {
+            ReplicaType::File => self.file_store(),
+            ReplicaType::S3 => self.bucket_store("s3", true),
+            ReplicaType::Gs => self.bucket_store("gs", false),
+            ReplicaType::Abs => self.bucket_store("abs", false),
+        }
+    }
+
+    fn file_store(&self) -> Result<String, String> {
+        if self.bucket.is_some() || self.region.is_some() || self.endpoint.is_some() {
+            return Err("replica.type file takes only `path`".to_owned());
+        }
+        let path = self.path.as_ref().ok_or("replica.type file needs `path`")?;
+        Ok(absolute(path)?.display().to_string())
+    }
+
+    fn bucket_store(&self, scheme: &str, s3: bool) -> Result<String, String> {
+        let bucket = self.bucket.as_ref().ok_or_else(|| format!("replica.type {scheme} needs `bucket`"))?;
+        let mut url = format!("{scheme}://{bucket}/{}", self.path.as_deref().unwrap_or("").trim_start_matches('/'));
+        let mut separator = '?';
+        for (name, value) in [("region", &self.region), ("endpoint", &self.endpoint)] {
+            if let Some(value) = value {
+                if !s3 {
+                    return Err(format!("replica.type {scheme} takes no `{name}`"));
+                }
+                url.push_str(&format!("{separator}{name}={}", query_value(value)));
+                separator = '&';
+            }
+        }
+        Ok(url)
+    }
+}
+
+/// Escapes what would end a value in the query of a URL.
+fn query_value(value: &str) -> String {
+    let escape = |c: char| match c {
+        '&' | '#' | '%' | '+' | ' ' => format!("%{:02X}", c as u32),
+        c => c.to_string(),
+    };
+    value.chars().map(escape).collect()
+}

@@ -1,0 +1,137 @@
+//! Settings of one database that may come from a flag, from the database's entry in the file, or from the top of the file.
+//!
+//! One list serves all three; a later [`Settings::apply`] wins over an earlier one.
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::DatabaseConfig;
+use super::units::{format_duration, format_size, parse_duration, parse_size};
+
+/// What may be set for a database; `None` leaves what was there.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
+#[command(next_help_heading = "Database settings (defaults in parentheses)")]
+pub struct Settings {
+    /// Collect commits this long before uploading them; 0 uploads each commit at once (1s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub sync_interval: Option<Duration>,
+    /// Look at a database that seems idle at least this often (1s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub monitor_interval: Option<Duration>,
+    /// Wait this long for SQLite's locks (1s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub busy_timeout: Option<Duration>,
+    /// Switch a database that is in rollback journal mode to WAL mode (true or false; false)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub enable_wal: Option<bool>,
+    /// Checkpoint a WAL that is not empty after this time even when it is small; 0 never (1m)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub checkpoint_interval: Option<Duration>,
+    /// Checkpoint when the WAL holds this many pages (1000)
+    #[arg(long, value_name = "PAGES")]
+    pub min_checkpoint_page_count: Option<NonZeroU32>,
+    /// Truncate the WAL file as well when it holds this many pages (121359)
+    #[arg(long, value_name = "PAGES")]
+    pub truncate_page_n: Option<NonZeroU32>,
+    /// Let the local log grow to this size while the store is away (256MiB)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_log_size: Option<u64>,
+    /// Upload a segment before its interval ends when it reaches this size (16MiB)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_segment_size: Option<u64>,
+    /// Bundle uploaded segments this often (5m)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub bundle_interval: Option<Duration>,
+    /// Merge bundles by page this often (1h)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub merge_interval: Option<Duration>,
+    /// Write a full snapshot this often (24h)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub snapshot_interval: Option<Duration>,
+    /// Keep every commit restorable for this long (24h)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub keep_every_commit: Option<Duration>,
+    /// Keep one restore point per hour for this long (7d)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub keep_hourly: Option<Duration>,
+    /// Keep one restore point per day for this long (30d)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub keep_daily: Option<Duration>,
+}
+
+fn set<T: Copy>(target: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *target = value;
+    }
+}
+
+impl Settings {
+    /// Puts what is set here into `config`.
+    pub fn apply(&self, config: &mut DatabaseConfig) {
+        set(&mut config.sync_interval, self.sync_interval);
+        set(&mut config.monitor_interval, self.monitor_interval);
+        set(&mut config.busy_timeout, self.busy_timeout);
+        set(&mut config.enable_wal, self.enable_wal);
+        set(&mut config.checkpoint.interval, self.checkpoint_interval);
+        set(&mut config.checkpoint.pages_min, self.min_checkpoint_page_count.map(NonZeroU32::get));
+        set(&mut config.checkpoint.truncate_pages, self.truncate_page_n.map(NonZeroU32::get));
+        set(&mut config.log_bytes_max, self.max_log_size);
+        set(&mut config.segment_bytes_max, self.max_segment_size);
+        set(&mut config.history.bundle_interval, self.bundle_interval);
+        set(&mut config.history.merge_interval, self.merge_interval);
+        set(&mut config.history.snapshot_interval, self.snapshot_interval);
+        set(&mut config.history.keep_every_commit, self.keep_every_commit);
+        set(&mut config.history.keep_hourly, self.keep_hourly);
+        set(&mut config.history.keep_daily, self.keep_daily);
+    }
+}
+
+/// The smallest segment and local log that make sense: one page of the largest size and what goes around it.
+const BYTES_MIN: u64 = 128 << 10;
+/// Below this, looking would cost more than it finds.
+const INTERVAL_MIN: Duration = Duration::from_millis(10);
+
+/// Checks what no single value can show.
+///
+/// # Errors
+/// One line that names the settings and their values.
+pub fn validate(config: &DatabaseConfig) -> Result<(), String> {
+    let history = &config.history;
+    let durations = [
+        ("monitor-interval", config.monitor_interval),
+        ("bundle.interval", history.bundle_interval),
+        ("merge.interval", history.merge_interval),
+        ("snapshot.interval", history.snapshot_interval),
+    ];
+    if let Some((name, value)) = durations.iter().find(|(_, value)| *value < INTERVAL_MIN) {
+        return Err(format!(
+            "{name} is {}, but must be at least {}",
+            format_duration(*value),
+            format_duration(INTERVAL_MIN)
+        ));
+    }
+    let sizes = [("max-segment-size", config.segment_bytes_max), ("max-log-size", config.log_bytes_max)];
+    if let Some((name, value)) = sizes.iter().find(|(_, value)| *value < BYTES_MIN) {
+        return Err(format!("{name} is {}, but must be at least {}", format_size(*value), format_size(BYTES_MIN)));
+    }
+    let ordered = [
+        ("bundle.interval", history.bundle_interval, "merge.interval", history.merge_interval),
+        ("merge.interval", history.merge_interval, "snapshot.interval", history.snapshot_interval),
+    ];
+    if let Some((low, a, high, b)) = ordered.iter().find(|(_, a, _, b)| a > b) {
+        let (a, b) = (format_duration(*a), format_duration(*b));
+        return Err(format!("{low} ({a}) must not be longer than {high} ({b})"));
+    }
+    let checkpoint = &config.checkpoint;
+    if checkpoint.truncate_pages < checkpoint.pages_min {
+        let (truncate, min) = (checkpoint.truncate_pages, checkpoint.pages_min);
+        return Err(format!("truncate-page-n ({truncate}) must not be less than min-checkpoint-page-count ({min})"));
+    }
+    if config.log_bytes_max < config.segment_bytes_max {
+        let (log, segment) = (format_size(config.log_bytes_max), format_size(config.segment_bytes_max));
+        return Err(format!("max-log-size ({log}) must not be less than max-segment-size ({segment})"));
+    }
+    Ok(())
+}

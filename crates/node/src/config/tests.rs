@@ -1,0 +1,170 @@
+//! The configuration file as text in, resolved values or one line out.
+
+use std::time::Duration;
+
+use super::file::parse;
+use super::*;
+
+const ONE: &str = "dbs:\n  - path: /data/app.db\n    replica:\n      url: s3://bucket/app\n";
+
+#[track_caller]
+fn check_error(text: &str, expected: &str) {
+    match parse(text) {
+        Ok(config) => panic!("accepted {text:?} as {config:?}"),
+        Err(error) => assert_eq!(error.to_string(), expected, "{text}"),
+    }
+}
+
+#[test]
+fn the_smallest_file() {
+    let config = parse(ONE).unwrap();
+    let expected = DatabaseConfig::new("/data/app.db".into(), "s3://bucket/app".to_owned());
+    assert_eq!(config, Config { databases: vec![expected], ..Config::default() });
+}
+
+#[test]
+fn an_empty_file_names_no_database() {
+    assert_eq!(parse("").unwrap(), Config::default());
+    assert_eq!(parse("# nothing\n").unwrap(), Config::default());
+}
+
+#[test]
+fn a_setting_of_the_database_wins_over_the_top() {
+    let text = "
+sync-interval: 5s
+monitor-interval: 2s
+keep: {daily: 90d, hourly: 10d}
+dbs:
+  - path: /a.db
+    replica: {url: ./a, sync-interval: 0}
+    keep: {daily: 60d}
+  - path: /b.db
+    replica: {url: ./b}
+";
+    let config = parse(text).unwrap();
+    let figures = |d: &DatabaseConfig| {
+        (d.sync_interval.as_secs(), d.monitor_interval.as_secs(), d.history.keep_daily, d.history.keep_hourly)
+    };
+    let days = |n: u64| Duration::from_secs(n * 86_400);
+    assert_eq!(figures(&config.databases[0]), (0, 2, days(60), days(10)));
+    assert_eq!(figures(&config.databases[1]), (5, 2, days(90), days(10)));
+}
+
+#[test]
+fn every_key_at_once() {
+    let text = "
+addr: ':9090'
+exec: ./app --port 80
+shutdown-sync-timeout: 10s
+logging: {level: debug, type: json}
+dbs:
+  - path: /data/app.db
+    meta-path: /meta/app
+    replica: {type: s3, bucket: b, path: p/q, region: eu, endpoint: 'http://h:1', sync-interval: 250ms}
+    monitor-interval: 3s
+    busy-timeout: 4s
+    enable-wal: yes
+    checkpoint-interval: 0
+    min-checkpoint-page-count: 10
+    truncate-page-n: 20
+    max-log-size: 32MiB
+    max-segment-size: 1MiB
+    bundle: {interval: 1m}
+    merge: {interval: 2m}
+    snapshot: {interval: 3m}
+    keep: {every-commit: 1h, hourly: 2h, daily: 3h}
+";
+    let seconds = Duration::from_secs;
+    let config = parse(text).unwrap();
+    assert_eq!(config.addr, Some("0.0.0.0:9090".parse().unwrap()));
+    assert_eq!(config.exec.as_deref(), Some("./app --port 80"));
+    assert_eq!(config.shutdown_sync_timeout, seconds(10));
+    assert_eq!(config.logging, LoggingConfig { level: LogLevel::Debug, format: LogFormat::Json });
+    let expected = DatabaseConfig {
+        path: "/data/app.db".into(),
+        store: "s3://b/p/q?region=eu&endpoint=http://h:1".to_owned(),
+        meta_path: "/meta/app".into(),
+        sync_interval: Duration::from_millis(250),
+        monitor_interval: seconds(3),
+        busy_timeout: seconds(4),
+        enable_wal: true,
+        checkpoint: CheckpointConfig { pages_min: 10, interval: Duration::ZERO, truncate_pages: 20 },
+        log_bytes_max: 32 << 20,
+        segment_bytes_max: 1 << 20,
+        history: HistoryConfig {
+            bundle_interval: seconds(60),
+            merge_interval: seconds(120),
+            snapshot_interval: seconds(180),
+            keep_every_commit: seconds(3_600),
+            keep_hourly: seconds(7_200),
+            keep_daily: seconds(10_800),
+        },
+    };
+    assert_eq!(config.databases, [expected]);
+}
+
+#[test]
+fn unknown_keys_are_errors_with_line_and_suggestion() {
+    check_error("adr: ':1'\n", "line 1: unknown key `adr`; did you mean `addr`?");
+    let text = "dbs:\n  - pth: /a.db\n    replica: {url: ./a}\n";
+    check_error(text, "line 2: unknown key `pth`; did you mean `path`?");
+    let text = "dbs:\n  - path: /a.db\n    replica:\n      url: ./a\n      uri: ./b\n";
+    check_error(text, "line 5: unknown key `uri`; did you mean `url`?");
+    check_error("\nsnapshot:\n  zzz: 1h\n", "line 3: unknown key `zzz`; known here: interval");
+    let hint = "line 1: unknown key `levels`: levels are set by bundle.interval and merge.interval";
+    check_error("levels:\n  - interval: 30s\n", hint);
+}
+
+#[test]
+fn wrong_values_are_errors_with_line() {
+    let duration = "\"5\" is no duration: write a number with a unit (ms, s, m, h, d, w), such as 500ms or 1h30m";
+    check_error("\nsync-interval: 5\n", &format!("line 2: {duration}"));
+    let text = "addr: here\n";
+    check_error(text, "line 1: \"here\" is no address: write IP:PORT, such as 127.0.0.1:9090, or :9090");
+    let errors = [
+        ("logging: {level: loud}", "line 1: unknown value `loud`; known here: trace, debug, info, warn, error"),
+        ("min-checkpoint-page-count: 0", "line 1: "),
+        ("dbs: 5", "line 1: "),
+        ("a: b: c", "line 1: "),
+        ("addr: ':1'\naddr: ':2'\n", "line 2: duplicate"),
+        ("dbs:\n  - path: [\n", "line "),
+    ];
+    for (text, expected) in errors {
+        let error = parse(text).expect_err(text).to_string();
+        assert!(error.starts_with(expected) && !error.contains('\n'), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn what_cannot_go_together_is_an_error() {
+    let missing = "line 2: database /a.db: a database needs `replica.url`, or `replica.type` with `path` or `bucket`";
+    check_error("dbs:\n  - path: /a.db\n", missing);
+    check_error("dbs:\n  - replica: {url: ./a}\n", "line 2: a database needs a `path`");
+    let both = "dbs:\n  - path: /a.db\n    replica: {url: ./a, bucket: b}\n";
+    check_error(both, "line 2: database /a.db: replica.url excludes replica.bucket: put it into the URL");
+    let same = format!("{ONE}  - path: /data/other.db\n    replica: {{url: s3://bucket/app}}\n");
+    check_error(&same, "line 5: store s3://bucket/app is already used by the database on line 2");
+    let order = format!("{ONE}    bundle: {{interval: 2h}}\n");
+    check_error(
+        &order,
+        "line 2: database /data/app.db: bundle.interval (2h) must not be longer than merge.interval (1h)",
+    );
+    let small = format!("{ONE}    max-log-size: 1MiB\n");
+    let expected = "max-log-size (1.0 MiB) must not be less than max-segment-size (16.0 MiB)";
+    check_error(&small, &format!("line 2: database /data/app.db: {expected}"));
+}
+
+#[test]
+fn aliases_cannot_multiply_without_bound() {
+    let mut text = String::from("a: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    for level in 1..9 {
+        let aliases = vec![format!("*a{}", level - 1); 10].join(", ");
+        text.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
+    }
+    parse(&text).expect_err("an alias bomb");
+}
+
+#[test]
+fn state_folder_lies_beside_the_database() {
+    assert_eq!(default_meta_path(Path::new("/var/lib/app.db")), Path::new("/var/lib/.app.db-rhyolite"));
+}
