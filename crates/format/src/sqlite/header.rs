@@ -19,6 +19,9 @@
 //!
 //! A file of 0 bytes is a valid empty database without a header.
 
+#[cfg(test)]
+mod tests;
+
 use super::layout::{self, be32, database as at};
 use crate::error::{DecodeError, ErrorKind};
 use crate::types::{PageCount, PageSize};

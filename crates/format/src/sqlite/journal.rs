@@ -17,6 +17,9 @@
 //!
 //! What is read here is what SQLite plays back: it stops, silently, at the first record or header that is not whole.
 
+#[cfg(test)]
+mod tests;
+
 use super::layout::{be32, journal as at};
 use crate::error::{DecodeError, ErrorKind};
 use crate::types::{PageCount, PageNumber, PageSize};

@@ -19,6 +19,9 @@
 
 mod checksum;
 
+#[cfg(test)]
+mod tests;
+
 use super::layout::{self, be32, wal as at};
 use crate::error::{DecodeError, ErrorKind};
 use crate::types::{PageCount, PageNumber, PageSize};

@@ -29,6 +29,9 @@
 //! A writer changes the second copy, then, after a barrier, the first; a reader copies the first, then, after a barrier,
 //! the second. Copying out of shared memory is the caller's part.
 
+#[cfg(test)]
+mod tests;
+
 use super::layout::{self, be32, ne32, wal_index as at};
 use super::lock::READ_MARKS;
 use super::wal::{Salt, WAL_VERSION, checksum};

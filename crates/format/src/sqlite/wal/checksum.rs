@@ -8,12 +8,14 @@
 //!   | F(2n)    F(2n+1) | | s1 |  +  what the same pairs make of (0, 0)        F: Fibonacci numbers
 //! ```
 //!
-//! so that a page is cut into four runs of equal length whose sums do not wait for each other, put together at the end.
+//! so that four runs of equal length are summed side by side, without waiting for each other, and put together. The runs
+//! are short enough for the processor to see one stream of memory.
 
 const LANES: usize = 4;
 const PAIR_BYTES: usize = 8;
-/// Runs shorter than this many pairs do not pay for being put together.
-const LANE_PAIRS_MIN: usize = 16;
+/// Pairs of a run.
+const LANE_PAIRS: usize = 32;
+const ADVANCE: Advance = Advance::by(LANE_PAIRS);
 
 /// Sum of `bytes`, continued from `start`; (0, 0) to begin with. The length is a multiple of 8.
 pub fn checksum(start: (u32, u32), bytes: &[u8], big_endian: bool) -> (u32, u32) {
@@ -23,24 +25,20 @@ pub fn checksum(start: (u32, u32), bytes: &[u8], big_endian: bool) -> (u32, u32)
 }
 
 fn sum<const BIG_ENDIAN: bool>(start: (u32, u32), pairs: &[[u8; PAIR_BYTES]]) -> (u32, u32) {
-    let lane = pairs.len() / LANES;
-    if lane < LANE_PAIRS_MIN {
-        return sum_serially::<BIG_ENDIAN>(start, pairs);
+    let (blocks, rest) = pairs.as_chunks();
+    let joined = blocks.iter().fold(start, sum_block::<BIG_ENDIAN>);
+    sum_serially::<BIG_ENDIAN>(joined, rest)
+}
+
+#[inline(always)]
+fn sum_block<const BIG_ENDIAN: bool>(start: (u32, u32), block: &[[u8; PAIR_BYTES]; LANES * LANE_PAIRS]) -> (u32, u32) {
+    let mut sums = [(0, 0); LANES];
+    for i in 0..LANE_PAIRS {
+        for (lane, sum) in sums.iter_mut().enumerate() {
+            *sum = step::<BIG_ENDIAN>(*sum, &block[lane * LANE_PAIRS + i]);
+        }
     }
-    let (a, tail) = pairs.split_at(lane);
-    let (b, tail) = tail.split_at(lane);
-    let (c, tail) = tail.split_at(lane);
-    let (d, tail) = tail.split_at(lane);
-    let mut sums = [start, (0, 0), (0, 0), (0, 0)];
-    for (((a, b), c), d) in a.iter().zip(b).zip(c).zip(d) {
-        sums[0] = step::<BIG_ENDIAN>(sums[0], a);
-        sums[1] = step::<BIG_ENDIAN>(sums[1], b);
-        sums[2] = step::<BIG_ENDIAN>(sums[2], c);
-        sums[3] = step::<BIG_ENDIAN>(sums[3], d);
-    }
-    let advance = Advance::by(lane);
-    let joined = sums[1..].iter().fold(sums[0], |before, lane| advance.apply(before, *lane));
-    sum_serially::<BIG_ENDIAN>(joined, tail)
+    sums.iter().fold(start, |before, lane| ADVANCE.apply(before, *lane))
 }
 
 fn sum_serially<const BIG_ENDIAN: bool>(start: (u32, u32), pairs: &[[u8; PAIR_BYTES]]) -> (u32, u32) {
@@ -65,27 +63,16 @@ struct Advance {
 }
 
 impl Advance {
-    fn by(pairs: usize) -> Self {
-        let mut power = Self { low: 1, middle: 1, high: 2 };
-        let mut result = Self { low: 1, middle: 0, high: 1 };
-        let mut left = pairs;
-        while left > 0 {
-            if left & 1 == 1 {
-                result = result.then(power);
-            }
-            power = power.then(power);
-            left >>= 1;
+    const fn by(pairs: usize) -> Self {
+        let mut advance = Self { low: 1, middle: 0, high: 1 };
+        let mut done = 0;
+        while done < pairs {
+            let Self { low, middle, high } = advance;
+            let (middle, high) = (middle.wrapping_add(high), middle.wrapping_add(high.wrapping_mul(2)));
+            advance = Self { low: low.wrapping_add(advance.middle), middle, high };
+            done += 1;
         }
-        result
-    }
-
-    fn then(self, other: Self) -> Self {
-        let dot = |a: u32, b: u32, c: u32, d: u32| a.wrapping_mul(b).wrapping_add(c.wrapping_mul(d));
-        Self {
-            low: dot(self.low, other.low, self.middle, other.middle),
-            middle: dot(self.low, other.middle, self.middle, other.high),
-            high: dot(self.middle, other.middle, self.high, other.high),
-        }
+        advance
     }
 
     /// State after a run that comes after `before` and makes `run` of (0, 0).
