@@ -5,6 +5,8 @@
 
 pub mod crc;
 mod error;
+pub mod ltx;
+pub mod lz4;
 pub mod sqlite;
 mod types;
 

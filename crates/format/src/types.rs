@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::crc::Crc64;
+use crate::crc::{crc64, join_page, update_by_table};
 
 /// Text that is not the printed form of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -278,12 +278,15 @@ impl Checksum {
         Self(crc | Self::FLAG)
     }
 
-    /// Checksum of one page.
+    /// Checksum of one page. `data` is as long as a page.
     pub fn of_page(pgno: PageNumber, data: &[u8]) -> Self {
-        let mut crc = Crc64::new();
-        crc.update(&pgno.get().to_be_bytes());
-        crc.update(data);
-        Self::from_crc(crc.sum())
+        Self::from_page_crc(pgno, crc64(data), data.len())
+    }
+
+    /// Checksum of one page from the CRC of its data alone, so that data which counts in other checksums too is read
+    /// once. `page_bytes` is the page size.
+    pub fn from_page_crc(pgno: PageNumber, data_crc: u64, page_bytes: usize) -> Self {
+        Self::from_crc(join_page(update_by_table(0, &pgno.get().to_be_bytes()), data_crc, page_bytes))
     }
 
     /// The 64 bits as stored.
@@ -437,7 +440,7 @@ mod tests {
 
     #[test]
     fn toggling_twice_changes_nothing() {
-        let page = Checksum::of_page(PageNumber::FIRST, b"x");
+        let page = Checksum::of_page(PageNumber::FIRST, &[1; 512]);
         assert_eq!(Checksum::EMPTY.toggle(page).toggle(page), Checksum::EMPTY);
         assert_eq!(Checksum::EMPTY.toggle(page), page);
     }
