@@ -1,0 +1,285 @@
+//! Metrics in Prometheus' text format (version 0.0.4), rendered from the figures at the moment of the request.
+//!
+//! One table, [`METRICS`], says everything: a metric that is not in it is not rendered, and `docs/user/metrics.md` is
+//! compared with it. Units are seconds and bytes, as Prometheus' naming rules ask.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use rhyolite_format::{Pos, Timestamp};
+
+use super::report::{DatabaseReport, StatusReport};
+use crate::status::{DiffReason, State, StatusBoard};
+
+/// Kind of a metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows while the process lives.
+    Counter,
+    /// May do anything.
+    Gauge,
+}
+
+impl Kind {
+    /// The word in the text format.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+        }
+    }
+}
+
+/// Where a metric's values come from.
+enum Source {
+    /// One value for the process.
+    Process(fn(&StatusReport) -> Option<f64>),
+    /// One value per database, without further labels.
+    Database(fn(&DatabaseReport) -> Option<f64>),
+    /// Several values per database, told apart by a label.
+    Labelled(&'static str, fn(&DatabaseReport) -> Vec<(&'static str, f64)>),
+}
+
+/// A metric.
+pub struct Metric {
+    /// Name, with unit and `_total` where it belongs.
+    pub name: &'static str,
+    /// Kind.
+    pub kind: Kind,
+    /// One sentence.
+    pub help: &'static str,
+    source: Source,
+}
+
+impl std::fmt::Debug for Metric {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Metric").field("name", &self.name).field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl Metric {
+    /// Names of the labels.
+    pub fn labels(&self) -> Vec<&'static str> {
+        match self.source {
+            Source::Process(_) => vec![],
+            Source::Database(_) => vec!["db"],
+            Source::Labelled(label, _) => vec!["db", label],
+        }
+    }
+}
+
+use Kind::{Counter, Gauge};
+
+const fn process(name: &'static str, help: &'static str, value: fn(&StatusReport) -> Option<f64>) -> Metric {
+    Metric { name, kind: Gauge, help, source: Source::Process(value) }
+}
+
+const fn gauge(name: &'static str, help: &'static str, value: fn(&DatabaseReport) -> Option<f64>) -> Metric {
+    Metric { name, kind: Gauge, help, source: Source::Database(value) }
+}
+
+const fn counter(name: &'static str, help: &'static str, value: fn(&DatabaseReport) -> Option<f64>) -> Metric {
+    Metric { name, kind: Counter, help, source: Source::Database(value) }
+}
+
+fn seconds(time: Timestamp) -> f64 {
+    time.0 as f64 / 1e3
+}
+
+fn txid(pos: Option<Pos>) -> Option<f64> {
+    Some(pos.map_or(0.0, |pos| pos.txid.get() as f64))
+}
+
+/// Every metric, in the order in which they are rendered.
+pub const METRICS: &[Metric] = &[
+    process("rhyolite_start_time_seconds", "When the process started, in seconds since 1970.", |r| {
+        Some(seconds(r.process.started))
+    }),
+    process("rhyolite_databases", "Databases that this process replicates.", |r| Some(r.databases.len() as f64)),
+    process("process_resident_memory_bytes", "Memory of the process that is in RAM (Linux).", |_| resident_bytes()),
+    Metric {
+        name: "rhyolite_state",
+        kind: Gauge,
+        help: "1 for the state that the database is in, 0 for the others.",
+        source: Source::Labelled("state", |d| {
+            State::NAMES.map(|name| (name, f64::from(u8::from(name == d.figures.state.name())))).to_vec()
+        }),
+    },
+    gauge(
+        "rhyolite_lag_seconds",
+        "Age of the oldest commit that is not yet durable in the store; 0 when all are.",
+        |d| Some(d.lag_ms as f64 / 1e3),
+    ),
+    gauge("rhyolite_txid", "Number of the last captured commit.", |d| txid(d.figures.local)),
+    gauge("rhyolite_durable_txid", "Number of the last commit that is durable in the store.", |d| {
+        txid(d.figures.durable)
+    }),
+    gauge("rhyolite_database_bytes", "Size of the database after the last captured commit.", |d| {
+        d.figures.page_size.map(|size| d.figures.page_count.bytes(size) as f64)
+    }),
+    gauge("rhyolite_wal_bytes", "Size of the -wal file.", |d| Some(d.figures.wal_bytes as f64)),
+    gauge("rhyolite_local_log_bytes", "Size of the log segments that wait in the state folder.", |d| {
+        Some(d.figures.log_bytes as f64)
+    }),
+    counter("rhyolite_captured_transactions_total", "Transactions captured.", |d| {
+        Some(d.figures.captured.transactions as f64)
+    }),
+    counter("rhyolite_captured_pages_total", "Page images in the captured transactions.", |d| {
+        Some(d.figures.captured.pages as f64)
+    }),
+    counter("rhyolite_captured_bytes_total", "Bytes of the captured transactions' LTX files.", |d| {
+        Some(d.figures.captured.bytes as f64)
+    }),
+    counter("rhyolite_uploaded_segments_total", "Log segments that the store acknowledged.", |d| {
+        Some(d.figures.uploaded.segments as f64)
+    }),
+    counter("rhyolite_uploaded_segment_bytes_total", "Bytes of these segments.", |d| {
+        Some(d.figures.uploaded.segment_bytes as f64)
+    }),
+    counter("rhyolite_uploaded_files_total", "Snapshots, bundles and merged files that the store acknowledged.", |d| {
+        Some(d.figures.uploaded.files as f64)
+    }),
+    counter("rhyolite_uploaded_file_bytes_total", "Bytes of these files.", |d| {
+        Some(d.figures.uploaded.file_bytes as f64)
+    }),
+    gauge(
+        "rhyolite_last_upload_timestamp_seconds",
+        "When the store last acknowledged something; absent before.",
+        |d| d.figures.uploaded.last.map(seconds),
+    ),
+    Metric {
+        name: "rhyolite_checkpoints_total",
+        kind: Counter,
+        help: "Checkpoints that Rhyolite tried, by result.",
+        source: Source::Labelled("result", |d| {
+            let counts = &d.figures.checkpoints;
+            let values = [counts.complete, counts.partial, counts.busy, counts.failed].map(|n| n as f64);
+            ["complete", "partial", "busy", "failed"].into_iter().zip(values).collect()
+        }),
+    },
+    counter(
+        "rhyolite_checkpoint_stall_seconds_total",
+        "Time for which Rhyolite's checkpoints held the database's write lock.",
+        |d| Some(d.figures.checkpoints.stall_us_total as f64 / 1e6),
+    ),
+    gauge("rhyolite_checkpoint_stall_seconds_max", "The longest of these times.", |d| {
+        Some(d.figures.checkpoints.stall_us_max as f64 / 1e6)
+    }),
+    Metric {
+        name: "rhyolite_page_diffs_total",
+        kind: Counter,
+        help: "Times that the database was compared page by page, by reason.",
+        source: Source::Labelled("reason", |d| {
+            DiffReason::ALL.map(|reason| (reason.name(), d.figures.page_diffs.get(reason) as f64)).to_vec()
+        }),
+    },
+    counter("rhyolite_errors_total", "Errors of any kind, those that a retry mended included.", |d| {
+        Some(d.figures.errors as f64)
+    }),
+];
+
+/// The text that a scrape gets.
+pub fn render(board: &StatusBoard, now: Timestamp) -> String {
+    let report = StatusReport::new(board, now);
+    let mut out = String::with_capacity(4096 * (1 + report.databases.len()));
+    let version = &report.process.version;
+    push(&mut out, format_args!("# HELP {BUILD_INFO} Version of Rhyolite, as a label.\n# TYPE {BUILD_INFO} gauge\n"));
+    push(&mut out, format_args!("{BUILD_INFO}{{version=\"{version}\"}} 1\n"));
+    for metric in METRICS {
+        let (name, kind) = (metric.name, metric.kind.name());
+        push(&mut out, format_args!("# HELP {name} {}\n# TYPE {name} {kind}\n", metric.help));
+        render_samples(&mut out, metric, &report);
+    }
+    out
+}
+
+/// The one metric whose value lies in its label.
+pub const BUILD_INFO: &str = "rhyolite_build_info";
+
+fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
+    out.write_fmt(text).expect("writing to a String does not fail");
+}
+
+fn render_samples(out: &mut String, metric: &Metric, report: &StatusReport) {
+    let name = metric.name;
+    if let Source::Process(value) = metric.source {
+        if let Some(value) = value(report) {
+            push(out, format_args!("{name} {value}\n"));
+        }
+        return;
+    }
+    for database in &report.databases {
+        let db = escape(&database.path);
+        match metric.source {
+            Source::Process(_) => unreachable!("returned above"),
+            Source::Database(value) => {
+                if let Some(value) = value(database) {
+                    push(out, format_args!("{name}{{db=\"{db}\"}} {value}\n"));
+                }
+            }
+            Source::Labelled(label, values) => {
+                for (text, value) in values(database) {
+                    push(out, format_args!("{name}{{db=\"{db}\",{label}=\"{text}\"}} {value}\n"));
+                }
+            }
+        }
+    }
+}
+
+/// A path as the value of a label: backslash, quote and line feed are escaped, bytes that are no UTF-8 replaced.
+fn escape(path: &Path) -> String {
+    path.to_string_lossy().replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// `VmRSS` of `/proc/self/status`, which is in units of 1024 bytes.
+fn resident_bytes() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(kib as f64 * 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_format() {
+        let board = StatusBoard::new();
+        let status = board.add("/a \"b\"\\.db".into(), "/m".into(), "./backup".into());
+        status.update(|f| {
+            f.state = State::Replicating;
+            f.pending_since = Some(Timestamp(1_000));
+            f.checkpoints.stall_us_total = 1_500;
+            f.page_diffs.add(DiffReason::WalReset);
+        });
+        let text = render(&board, Timestamp(3_500));
+        let db = r#"db="/a \"b\"\\.db""#;
+        for line in [
+            "# TYPE rhyolite_lag_seconds gauge".to_owned(),
+            format!("rhyolite_lag_seconds{{{db}}} 2.5"),
+            format!("rhyolite_state{{{db},state=\"replicating\"}} 1"),
+            format!("rhyolite_state{{{db},state=\"error\"}} 0"),
+            format!("rhyolite_txid{{{db}}} 0"),
+            format!("rhyolite_checkpoint_stall_seconds_total{{{db}}} 0.0015"),
+            format!("rhyolite_page_diffs_total{{{db},reason=\"wal-reset\"}} 1"),
+            "rhyolite_databases 1".to_owned(),
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line:?} is missing in\n{text}");
+        }
+        assert!(!text.contains("rhyolite_last_upload_timestamp_seconds{"), "nothing was uploaded");
+    }
+
+    #[test]
+    fn names_follow_the_rules() {
+        for metric in METRICS {
+            let is_total = metric.name.ends_with("_total");
+            assert_eq!(is_total, metric.kind == Counter, "{}", metric.name);
+            assert!(metric.help.ends_with('.'), "{}", metric.name);
+        }
+        let mut names: Vec<_> = METRICS.iter().map(|m| m.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), METRICS.len());
+    }
+}
