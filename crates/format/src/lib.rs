@@ -5,12 +5,27 @@
 
 pub mod crc;
 mod error;
+pub mod identity;
+mod json;
+pub mod keys;
+mod layout;
+pub mod lease;
 pub mod ltx;
 pub mod lz4;
+pub mod manifest;
+#[cfg(test)]
+mod own_formats_tests;
+#[cfg(test)]
+mod samples;
+pub mod segment;
+#[cfg(test)]
+mod spec_tests;
 pub mod sqlite;
+pub mod state;
 mod types;
 
 pub use error::{DecodeError, ErrorKind};
+pub use json::Format1;
 pub use types::{
     Checksum, Epoch, Lineage, Nonce, PageCount, PageNumber, PageSize, ParseError, Pos, Seq, Timestamp, Txid,
 };

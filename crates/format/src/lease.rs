@@ -1,0 +1,92 @@
+//! `lease.json`: the right to write (docs/spec/lease.md). Changed only by compare-and-swap, never deleted.
+//!
+//! An observer judges expiry by its own monotonic clock: "this object has not changed for longer than its time to live and a
+//! margin". Wall clocks of two machines are never compared; `renewed` is for people.
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{DecodeError, ErrorKind};
+use crate::json::{self, Format1};
+use crate::types::{Epoch, Lineage, Nonce, Pos, Timestamp};
+
+/// The most bytes that `lease.json` may have.
+pub const SIZE_MAX: usize = 64 << 10;
+/// The most bytes that `holder` or `address` may have.
+pub const NAME_SIZE_MAX: usize = 1024;
+
+/// Who may write, and since when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LeaseRecord {
+    /// Always 1.
+    pub format: Format1,
+    /// Grows by one with every new holder; never shrinks.
+    pub epoch: Epoch,
+    /// Whether the holder still has it.
+    pub state: LeaseState,
+    /// Name of the holder, for people. Not empty.
+    pub holder: String,
+    /// Where the holder can be reached; absent when it cannot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// New with every write, by which a writer recognises its own write.
+    pub nonce: Nonce,
+    /// How long the holder may write after a renewal, in milliseconds. Not 0.
+    pub ttl_ms: u64,
+    /// The holder's clock at the last renewal, for people.
+    pub renewed: Timestamp,
+    /// The last durable position, when the lease covers one database. For a tree of databases the logs tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub durable: Option<DurablePos>,
+}
+
+/// Whether a lease is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LeaseState {
+    /// Until it expires.
+    Held,
+    /// Given up: anybody may take it at once.
+    Released,
+}
+
+/// A position in a lineage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DurablePos {
+    /// The history.
+    pub lineage: Lineage,
+    /// The position in it.
+    pub pos: Pos,
+}
+
+impl LeaseRecord {
+    /// The bytes of `lease.json`, the same for the same value.
+    pub fn encode(&self) -> Vec<u8> {
+        if let Err(e) = self.check() {
+            panic!("a lease that breaks the format: {e}");
+        }
+        json::encode(self)
+    }
+
+    /// Reads `lease.json`.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let lease: Self = json::decode(bytes, "lease.json", SIZE_MAX)?;
+        lease.check()?;
+        Ok(lease)
+    }
+
+    fn check(&self) -> Result<(), DecodeError> {
+        let error = |detail: &str| Err(DecodeError::new(ErrorKind::Field, "lease.json", 0).detail(detail));
+        if self.ttl_ms == 0 {
+            return error("ttl_ms is 0");
+        }
+        if self.holder.is_empty() || self.holder.len() > NAME_SIZE_MAX {
+            return error("holder is empty or too long");
+        }
+        if self.address.as_ref().is_some_and(|a| a.is_empty() || a.len() > NAME_SIZE_MAX) {
+            return error("address is empty or too long");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! The tables in `docs/spec` and the layouts in the code say the same.
+
+use crate::layout::{self, Field};
+use crate::{identity, lease, manifest, segment, state};
+
+const SEGMENT: &str = include_str!("../../../docs/spec/segment.md");
+const STATE: &str = include_str!("../../../docs/spec/state.md");
+const IDENTITY: &str = include_str!("../../../docs/spec/identity.md");
+const LEASE: &str = include_str!("../../../docs/spec/lease.md");
+const MANIFEST: &str = include_str!("../../../docs/spec/manifest.md");
+
+/// The rows of the table after `<!-- marker -->`, without the two header rows, cells trimmed.
+fn rows<'a>(document: &'a str, marker: &str) -> Vec<Vec<&'a str>> {
+    let (_, rest) = document.split_once(&format!("<!-- {marker} -->")).expect("the marker is in the document");
+    let lines = rest.lines().skip_while(|l| !l.starts_with('|')).take_while(|l| l.starts_with('|'));
+    lines.skip(2).map(|l| l.trim_matches('|').split('|').map(str::trim).collect()).collect()
+}
+
+fn check_table(document: &str, name: &str, fields: &[Field], size: usize) {
+    let said: Vec<(usize, usize, &str)> = rows(document, &format!("table: {name}"))
+        .iter()
+        .map(|cells| (cells[0].parse().unwrap(), cells[1].parse().unwrap(), cells[2]))
+        .collect();
+    let is: Vec<_> = fields.iter().map(|f| (f.offset, f.size, f.name)).collect();
+    assert_eq!(said, is, "{name}");
+    assert_eq!(is.iter().map(|f| f.1).sum::<usize>(), size, "{name} has no holes");
+}
+
+#[test]
+fn tables_of_binary_formats() {
+    use layout::{local_state, page_table_header, segment_entry, segment_footer, segment_header};
+    check_table(SEGMENT, "segment_header", segment_header::FIELDS, segment::HEADER_SIZE);
+    check_table(SEGMENT, "segment_entry", segment_entry::FIELDS, segment::ENTRY_SIZE);
+    check_table(SEGMENT, "segment_footer", segment_footer::FIELDS, segment::FOOTER_SIZE);
+    check_table(STATE, "local_state", local_state::FIELDS, state::SIZE);
+    check_table(STATE, "page_table_header", page_table_header::FIELDS, state::page_table::HEADER_SIZE);
+}
+
+#[test]
+fn sizes_in_the_text() {
+    assert!(SEGMENT.contains(&format!("header       {} bytes", segment::HEADER_SIZE)));
+    assert!(SEGMENT.contains(&format!("entries      {} bytes each", segment::ENTRY_SIZE)));
+    assert!(SEGMENT.contains(&format!("footer       {} bytes", segment::FOOTER_SIZE)));
+    assert!(SEGMENT.contains("at most 1,048,576") && segment::ENTRIES_MAX == 1_048_576);
+    assert!(MANIFEST.contains("at most 64 MiB") && manifest::SIZE_MAX == 64 << 20);
+    assert!(MANIFEST.contains("below; at most 100,000") && manifest::FILES_MAX == 100_000);
+    assert!(IDENTITY.contains("At most 64 KiB") && identity::SIZE_MAX == 64 << 10);
+    assert!(LEASE.contains("at most 64 KiB") && lease::SIZE_MAX == 64 << 10);
+    assert!(LEASE.contains("1 to 1024 bytes") && lease::NAME_SIZE_MAX == 1024);
+}
+
+/// Members of a JSON object in the order in which they are written.
+fn members(json: &str) -> Vec<String> {
+    struct Keys(Vec<String>);
+    impl<'de> serde::Deserialize<'de> for Keys {
+        fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+            struct Visitor;
+            impl<'de> serde::de::Visitor<'de> for Visitor {
+                type Value = Keys;
+                fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                    f.write_str("an object")
+                }
+                fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Keys, A::Error> {
+                    let mut keys = Vec::new();
+                    while let Some((key, _)) = map.next_entry::<String, serde::de::IgnoredAny>()? {
+                        keys.push(key);
+                    }
+                    Ok(Keys(keys))
+                }
+            }
+            d.deserialize_map(Visitor)
+        }
+    }
+    serde_json::from_str::<Keys>(json).unwrap().0
+}
+
+fn check_members(document: &str, name: &str, json: &str) {
+    let said: Vec<&str> =
+        rows(document, &format!("members: {name}")).iter().map(|cells| cells[0].trim_matches('`')).collect();
+    assert_eq!(said, members(json), "{name}");
+}
+
+#[test]
+fn tables_of_json_formats() {
+    let examples = crate::samples::manifest();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    check_members(IDENTITY, "identity", &text(crate::samples::identity().encode()));
+    check_members(LEASE, "lease", &text(crate::samples::lease().encode()));
+    check_members(MANIFEST, "manifest", &text(examples.encode()));
+    let with_all = examples.files.iter().find(|f| f.pre_apply.is_some()).unwrap();
+    check_members(MANIFEST, "manifest_file", &serde_json::to_string(with_all).unwrap());
+}
