@@ -25,6 +25,7 @@ mod decode;
 mod encode;
 mod header;
 mod index;
+mod index_cursor;
 pub mod layout;
 mod merge;
 mod old;
@@ -36,6 +37,7 @@ pub use decode::{Decoder, ReadError, decode_page_frame};
 pub use encode::{EncodeError, Encoded, Encoder, EncoderBuffers};
 pub use header::LtxHeader;
 pub use index::{PageIndex, PageIndexEntry};
+pub use index_cursor::PageIndexCursor;
 pub use merge::{MergeError, MergeSummary, merge};
 pub use old::{Format, LtxFile, LtxPage, PageEncoding, decode_any, decode_as};
 

@@ -187,7 +187,7 @@ impl Sizes {
 }
 
 /// Checksum of a record: a sum of every 200th byte, the first of which is 200 bytes before the end.
-fn record_checksum(nonce: u32, page: &[u8]) -> u32 {
+pub(super) fn record_checksum(nonce: u32, page: &[u8]) -> u32 {
     let mut sum = nonce;
     let mut place = page.len() - CHECKSUM_STEP;
     while place > 0 {

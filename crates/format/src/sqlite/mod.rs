@@ -6,6 +6,7 @@
 
 pub mod header;
 pub mod journal;
+pub mod journal_writer;
 mod layout;
 pub mod lock;
 pub mod wal;
