@@ -1,5 +1,8 @@
 //! Tests of the formats against files that other programs wrote. One binary, so that it links once.
 
 mod checksums;
+mod ltx_compose;
+mod ltx_files;
+mod ltx_invalid;
 mod sqlite;
 mod vectors;
