@@ -67,9 +67,13 @@ impl Advance {
         let mut advance = Self { low: 1, middle: 0, high: 1 };
         let mut done = 0;
         while done < pairs {
+            // One more pair takes the state to (s0 + s1, s0 + 2 s1).
             let Self { low, middle, high } = advance;
-            let (middle, high) = (middle.wrapping_add(high), middle.wrapping_add(high.wrapping_mul(2)));
-            advance = Self { low: low.wrapping_add(advance.middle), middle, high };
+            advance = Self {
+                low: low.wrapping_add(middle),
+                middle: middle.wrapping_add(high),
+                high: middle.wrapping_add(high.wrapping_mul(2)),
+            };
             done += 1;
         }
         advance
