@@ -55,8 +55,9 @@ const WHAT_BLOCK: &str = "wal-index block";
 pub struct WalIndexHeader {
     /// Grows with each commit, modulo 2^32.
     pub change: u32,
-    /// Size of every page.
-    pub page_size: PageSize,
+    /// Size of every page; `None` while no WAL has been written, which is how SQLite leaves it after the recovery of an
+    /// empty one.
+    pub page_size: Option<PageSize>,
     /// Last committed frame; 0 for an empty WAL.
     pub max_frame: u32,
     /// Size of the database in pages.
@@ -94,11 +95,16 @@ impl WalIndexHeader {
             return Err(DecodeError::new(ErrorKind::Version, WHAT, at::VERSION as u64).detail(version.to_string()));
         }
         let page_size = u16::from_ne_bytes([first[at::PAGE_SIZE], first[at::PAGE_SIZE + 1]]);
-        let page_bytes = if page_size == 1 { PageSize::MAX.get() } else { u32::from(page_size) };
+        let max_frame = ne32(first, at::MAX_FRAME);
+        let page_size = match page_size {
+            0 if max_frame == 0 => None,
+            1 => Some(PageSize::MAX),
+            bytes => Some(layout::page_size(u32::from(bytes), WHAT, at::PAGE_SIZE)?),
+        };
         Ok(Some(Self {
             change: ne32(first, at::CHANGE),
-            page_size: layout::page_size(page_bytes, WHAT, at::PAGE_SIZE)?,
-            max_frame: ne32(first, at::MAX_FRAME),
+            page_size,
+            max_frame,
             page_count: ne32(first, at::PAGE_COUNT),
             frame_checksum: (ne32(first, at::FRAME_CHECKSUM), ne32(first, at::FRAME_CHECKSUM + 4)),
             salt: Salt(be32(first, at::SALT), be32(first, at::SALT + 4)),

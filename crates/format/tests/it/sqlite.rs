@@ -126,7 +126,7 @@ fn check_wal_index(case: &Value) {
     assert_eq!(frames.len(), index.max_frame as usize, "{name}");
     assert_eq!(index.page_count, last.header.commit, "{name}");
     assert_eq!(index.frame_checksum, last.header.checksum, "{name}");
-    assert_eq!((index.salt, index.page_size), (header.salt, header.page_size), "{name}");
+    assert_eq!((index.salt, index.page_size), (header.salt, Some(header.page_size)), "{name}");
     assert_eq!(index.big_endian_checksums, header.big_endian, "{name}");
     assert!(checkpoint.backfill <= index.max_frame && checkpoint.read_marks[0] == 0, "{name}: {checkpoint:?}");
 

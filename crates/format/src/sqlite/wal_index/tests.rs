@@ -79,7 +79,7 @@ fn every_field_is_read() {
         header,
         WalIndexHeader {
             change: 42,
-            page_size: PageSize::new(4096).unwrap(),
+            page_size: PageSize::new(4096),
             max_frame: 8,
             page_count: 9,
             frame_checksum: (0x11, 0x22),
@@ -91,7 +91,7 @@ fn every_field_is_read() {
     let read_marks = [0, 7, READ_MARK_UNUSED, READ_MARK_UNUSED, 3];
     assert_eq!(checkpoint, CheckpointInfo { backfill: 5, read_marks, backfill_attempted: 6 });
     let largest = index.headers(|header| header[at::PAGE_SIZE..][..2].copy_from_slice(&1u16.to_ne_bytes()));
-    assert_eq!(decode(largest).unwrap().unwrap().header.page_size, PageSize::MAX);
+    assert_eq!(decode(largest).unwrap().unwrap().header.page_size, Some(PageSize::MAX));
 }
 
 #[test]
@@ -112,6 +112,16 @@ fn what_cannot_be_believed_is_none_and_what_cannot_be_read_is_an_error() {
     assert_eq!(version.unwrap_err().kind, ErrorKind::Version);
     let size = decode(index.headers(|header| header[at::PAGE_SIZE..][..2].copy_from_slice(&1000u16.to_ne_bytes())));
     assert_eq!(size.unwrap_err().kind, ErrorKind::PageSize);
+}
+
+#[test]
+fn an_index_recovered_from_an_empty_wal_knows_no_page_size() {
+    let mut index = Builder::new(Vec::new());
+    let zero = |header: &mut [u8]| header[at::PAGE_SIZE..][..2].fill(0);
+    let header = decode(index.headers(zero)).unwrap().unwrap().header;
+    assert_eq!((header.page_size, header.max_frame), (None, 0));
+    let mut index = Builder::new(vec![1]);
+    assert_eq!(decode(index.headers(zero)).unwrap_err().kind, ErrorKind::PageSize, "one with frames does");
 }
 
 #[test]
