@@ -7,25 +7,28 @@
 //!    expect the same version exactly one succeeds.
 //! 3. A reader sees a whole object or none: never a part, never a mixture of two.
 //! 4. An answer that was lost is not an answer. A write whose outcome is not known fails with
-//!    [`StoreErrorKind::Ambiguous`]; the `Retrying` decorator settles it by reading the object back and comparing bytes.
+//!    [`StoreErrorKind::Ambiguous`]; the [`Retrying`] decorator settles it by reading the object back and comparing bytes.
 //!    Therefore **every object that is created or swapped must hold bytes that no other writer writes** (a random nonce):
 //!    equal bytes then mean "this was I".
 //! 5. No call waits for ever: every backend has named time limits.
 //!
 //! [`open`] turns a URL or a path into a backend: a directory ([`Directory`]), memory ([`Memory`]), or S3, Google Cloud
-//! Storage or Azure Blob Storage (`Cloud`). Decorators take an `Arc<dyn Store>` and are one: `Retrying`, `Counted`,
-//! `Faulty`. One conformance suite (feature `suite`) holds for every backend and every decorator.
+//! Storage or Azure Blob Storage (`Cloud`). Decorators take an `Arc<dyn Store>` and are one: [`Retrying`], [`Counted`],
+//! [`Faulty`]. One conformance suite (feature `suite`) holds for every backend and every decorator.
 //!
 //! What each backend is tested against: directories on a real file system; S3 on moto's server; Azure on Azurite. There is no
 //! Google Cloud Storage server in the package registries that honours conditional writes, so that backend is untested here
 //! beyond what it shares with the other two.
 
+mod counted;
 mod directory;
 mod error;
+mod faulty;
 mod key;
 mod memory;
 mod open;
 mod prefixed;
+mod retrying;
 mod types;
 
 use std::fmt::Debug;
@@ -35,12 +38,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use counted::{Counted, Counters, Counts, ErrorCount, OperationCount};
 pub use directory::Directory;
 pub use error::{Operation, StoreError, StoreErrorKind};
+pub use faulty::{Fault, Faulty, Rate, Rule};
 pub use key::{KEY_BYTES_MAX, RESERVED_PREFIX, check_key};
 pub use memory::Memory;
 pub use open::{Environment, StoreOptions, open};
 pub use prefixed::Prefixed;
+pub use retrying::{RetryPolicy, Retrying};
 pub use types::{Entry, Meta, Object, Version};
 
 /// How many entries [`Store::list_all`] asks for at a time.

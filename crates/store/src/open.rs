@@ -42,7 +42,7 @@ pub struct StoreOptions {
 
 /// Opens a store. Makes no request and creates nothing: a wrong bucket or folder shows with the first call.
 ///
-/// The result does not retry and does not count; wrap it in the decorators.
+/// The result does not retry and does not count; wrap it in [`crate::Counted`] and [`crate::Retrying`].
 pub fn open(url_or_path: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
     let _ = options;
     let refuse = |reason: &str| Err(StoreError::new(StoreErrorKind::Invalid, Operation::Open, "", url_or_path, reason));
