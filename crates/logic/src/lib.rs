@@ -1,1 +1,9 @@
+//! Decisions: what to restore from, what to bundle, merge and delete, how to go on after a start.
+//!
+//! Nothing here does I/O, reads a clock or draws a random number: listings and times are arguments, plans are values. So every
+//! rule can be tested with a list.
 
+pub mod log;
+pub mod restore_plan;
+
+pub use restore_plan::Target;
