@@ -4,11 +4,18 @@
 //! need a disk of their own (`faults`) and the benchmarks (`bench`). Each prints what it does in plain words and ends with a
 //! status other than 0 when anything differs from what it should be.
 
-#[allow(dead_code)]
 mod args;
 mod ci;
+mod demo;
 mod error;
+mod oracle;
+mod process;
+mod rhyolite;
+mod rng;
+mod scratch;
 mod tidy;
+mod torture;
+mod writer;
 
 use std::process::ExitCode;
 
@@ -18,7 +25,10 @@ use crate::error::Outcome;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  ci        format, clippy, tidy, all tests, demonstration, faults and a short torture run
+  ci        every check: format, tidy, clippy, tests, demo, torture; or only the steps named
+  demo      replicate a database to a folder while it is written, kill, restore, compare
+  torture   real processes, kill -9 and worse, restores compared: --minutes N | --seconds N, --cycles N,
+            --seed S, --lanes N, --store dir|s3
   tidy      layering, purity, file sizes and other rules that the compiler does not check
 ";
 
@@ -38,6 +48,9 @@ fn run(command: &str, args: Args) -> Outcome {
     match command {
         "ci" => ci::run(args),
         "tidy" => tidy::run(args),
+        "demo" => demo::run(args),
+        "torture" => torture::run(args),
+        "writer" => writer::run(args),
         _ => {
             print!("{USAGE}");
             error::fail(format!("unknown command {command:?}"))

@@ -1,0 +1,155 @@
+//! The end of a cycle: the backup must catch up by itself, and restores must be what the source was.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::report::{Fault, Report};
+use super::world::World;
+use crate::error::{Context, Outcome};
+use crate::oracle::{Image, Judgement, first_difference, judge};
+use crate::rhyolite::Point;
+
+/// How long a backup may take to catch up with a database that nobody writes.
+const SETTLE_LIMIT: Duration = Duration::from_secs(30);
+/// Random restore points that are judged in each cycle, beside the latest and the sampled ones.
+const POINTS_JUDGED: u64 = 2;
+
+/// Compares all databases of `world` with their backups.
+pub(super) fn run(world: &mut World<'_>, report: &Report, undisturbed: bool) -> Outcome {
+    for index in 0..world.databases.len() {
+        let source = Image::of_database(&world.databases[index].path)?;
+        let began = Instant::now();
+        let store = world.databases[index].store.clone();
+        let points = match world.rhyolite.wait_for(&store, source.checksum()?, SETTLE_LIMIT) {
+            Ok(points) => points,
+            Err(error) => {
+                world.fault(report, Fault::Failure, 1, &format!("{store} does not catch up: {error}"));
+                return Ok(());
+            }
+        };
+        report.count(|counts| counts.settle_ms.push(began.elapsed().as_millis() as u64));
+        check_points(world, report, index, &points);
+        let before = world.databases[index].transactions;
+        let life = world.databases[index].judged.values().last().and_then(|(life, _)| *life);
+        let judgement = compare(world, report, index, &source, None)?;
+        if undisturbed && judgement.life == life {
+            check_every_commit(world, report, index, judgement.last.id - before, points.len());
+        }
+        for (image, must_be_there) in std::mem::take(&mut world.databases[index].samples) {
+            compare_sample(world, report, index, &image, must_be_there, &points)?;
+        }
+        for _ in 0..POINTS_JUDGED {
+            let point = points[world.rng.range(0..points.len() as u64) as usize].clone();
+            judge_point(world, report, index, &point)?;
+        }
+        let database = &mut world.databases[index];
+        report.count(|counts| counts.transactions += (judgement.last.id - before).max(0) as u64);
+        database.transactions = judgement.last.id;
+        let last = points.last().context("caught up, so there is a point")?.txid.clone();
+        database.judged.insert(last, (judgement.life, judgement.last.id));
+        database.points = points;
+    }
+    Ok(())
+}
+
+/// No TXID is left out, and what could be restored before can be restored still.
+fn check_points(world: &mut World<'_>, report: &Report, index: usize, points: &[Point]) {
+    let number = |point: &Point| u64::from_str_radix(&point.txid, 16).unwrap_or(0);
+    let holes = points.windows(2).filter(|pair| number(&pair[0]) + 1 != number(&pair[1])).count();
+    if holes > 0 {
+        world.fault(report, Fault::Missing, holes, "TXIDs are left out between restore points");
+    }
+    let before = &world.databases[index].points;
+    let gone = before.iter().zip(points).filter(|(a, b)| a != b).count() + before.len().saturating_sub(points.len());
+    if gone > 0 {
+        world.fault(report, Fault::Missing, gone, "restore points of before are gone or changed");
+    }
+}
+
+/// Each commit that happened while the replicator followed undisturbed is a restore point of its own.
+fn check_every_commit(world: &mut World<'_>, report: &Report, index: usize, commits: i64, points: usize) {
+    let new_points = points.saturating_sub(world.databases[index].points.len()) as i64;
+    if commits > new_points {
+        let what = format!("{commits} commits became {new_points} restore points");
+        world.fault(report, Fault::Missing, (commits - new_points) as usize, &what);
+    }
+}
+
+/// An image that was taken in the middle: when its state is a restore point, the restored bytes are the image's.
+fn compare_sample(
+    world: &mut World<'_>,
+    report: &Report,
+    index: usize,
+    image: &Image,
+    must_be_there: bool,
+    points: &[Point],
+) -> Outcome {
+    let checksum = image.checksum()?;
+    match points.iter().find(|point| point.checksum == checksum) {
+        Some(point) => compare(world, report, index, image, Some(&point.txid)).map(|_| ()),
+        None if must_be_there => {
+            world.fault(report, Fault::Missing, 1, &format!("the state {checksum} is no restore point"));
+            Ok(())
+        }
+        None => Ok(()),
+    }
+}
+
+/// Restores and compares byte for byte, then judges the rows.
+fn compare(
+    world: &mut World<'_>,
+    report: &Report,
+    index: usize,
+    source: &Image,
+    txid: Option<&str>,
+) -> Outcome<Judgement> {
+    let copy = world.databases[index].path.with_extension("copy");
+    restore(world, index, &copy, txid)?;
+    report.count(|counts| counts.compared += 1);
+    if let Some(difference) = first_difference(source, &Image::of_file(&copy)?) {
+        world.fault(report, Fault::Mismatch, 1, &format!("TXID {}: {difference}", txid.unwrap_or("latest")));
+    }
+    judged(world, report, &copy, txid.unwrap_or("latest"))
+}
+
+/// Restores `point`: its checksum must be that of the log, its rows those of the first k transactions, and k must grow with the TXID.
+fn judge_point(world: &mut World<'_>, report: &Report, index: usize, point: &Point) -> Outcome {
+    let copy = world.databases[index].path.with_extension("copy");
+    restore(world, index, &copy, Some(&point.txid))?;
+    report.count(|counts| counts.judged += 1);
+    let checksum = Image::of_file(&copy)?.checksum()?;
+    if checksum != point.checksum {
+        let what = format!("TXID {} restores to {checksum}, the log says {}", point.txid, point.checksum);
+        world.fault(report, Fault::Mismatch, 1, &what);
+    }
+    let judgement = judged(world, report, &copy, &point.txid)?;
+    let database = &mut world.databases[index];
+    let (life, k) = (judgement.life, judgement.last.id);
+    database.judged.insert(point.txid.clone(), (life, k));
+    let earlier = database.judged.range(..point.txid.clone()).next_back();
+    let later = database.judged.range(point.txid.clone()..).nth(1);
+    let shrinks = earlier.is_some_and(|(_, (l, before))| *l == life && *before > k)
+        || later.is_some_and(|(_, (l, after))| *l == life && *after < k);
+    if shrinks && !database.went_back {
+        world.fault(report, Fault::Wrong, 1, &format!("TXID {} holds {k} transactions, out of order", point.txid));
+    }
+    Ok(())
+}
+
+fn judged(world: &mut World<'_>, report: &Report, copy: &Path, what: &str) -> Outcome<Judgement> {
+    let judgement = judge(copy)?;
+    if let Some(first) = judgement.missing.first() {
+        world.fault(report, Fault::Missing, judgement.missing.len(), &format!("TXID {what}: {first}"));
+    }
+    if let Some(first) = judgement.wrong.first() {
+        world.fault(report, Fault::Wrong, judgement.wrong.len(), &format!("TXID {what}: {first}"));
+    }
+    Ok(judgement)
+}
+
+fn restore(world: &World<'_>, index: usize, copy: &Path, txid: Option<&str>) -> Outcome {
+    if copy.exists() {
+        std::fs::remove_file(copy).context("remove the copy of before")?;
+    }
+    world.rhyolite.restore(&world.databases[index].store, copy, txid)
+}

@@ -1,0 +1,302 @@
+//! One world of the torture test: databases with random settings, their backups, and the processes that live off them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::report::{Fault, Report};
+use super::server::Server;
+use crate::error::{Context, Outcome};
+use crate::oracle::Image;
+use crate::process::Process;
+use crate::rhyolite::{Point, Rhyolite};
+use crate::rng::Rng;
+use crate::scratch::Scratch;
+use crate::writer::schema::{self, Making};
+
+/// How long a writer may take to end when asked.
+const WRITER_END_LIMIT: Duration = Duration::from_secs(30);
+/// How long a replicator may take to upload what is left.
+pub(crate) const REPLICATOR_END_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where backups lie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Backing<'a> {
+    /// In a folder of the world.
+    Folder,
+    /// On an S3 server.
+    Server(&'a Server),
+}
+
+/// One replicated database.
+#[derive(Debug)]
+pub(crate) struct Database {
+    /// The file that the application writes.
+    pub(crate) path: PathBuf,
+    /// Its backup, as the command line takes it.
+    pub(crate) store: String,
+    /// The process that replicates it.
+    pub(crate) replicator: Option<Process>,
+    /// Restore points at the end of the last cycle.
+    pub(crate) points: Vec<Point>,
+    /// Transactions in the ledger at the end of the last cycle.
+    pub(crate) transactions: i64,
+    /// By TXID: which life and how many transactions a restore held.
+    pub(crate) judged: BTreeMap<String, (Option<i64>, i64)>,
+    /// The file went back in time, so that a later TXID may hold fewer transactions.
+    pub(crate) went_back: bool,
+    /// Images taken in this cycle, and whether each must be a restore point.
+    pub(crate) samples: Vec<(Image, bool)>,
+}
+
+/// Databases, processes and chance.
+#[derive(Debug)]
+pub(crate) struct World<'a> {
+    /// The program under test.
+    pub(crate) rhyolite: Rhyolite,
+    /// Where backups lie.
+    pub(crate) backing: Backing<'a>,
+    /// Decides what happens.
+    pub(crate) rng: Rng,
+    /// One, or two that one application writes together.
+    pub(crate) databases: Vec<Database>,
+    /// The running writers.
+    pub(crate) writers: Vec<Process>,
+    /// No fault was found here.
+    pub(crate) clean: bool,
+    writers_max: u64,
+    pause_us: u64,
+    sync_interval: &'static str,
+    /// How writers treat the journal mode, as their command line says it.
+    journal: &'static str,
+    scratch: Scratch,
+}
+
+impl<'a> World<'a> {
+    /// Makes the databases; starts nothing.
+    pub(crate) fn new(rhyolite: &Rhyolite, backing: Backing<'a>, rng: &mut Rng) -> Outcome<Self> {
+        let mut rng = Rng::new(rng.next());
+        let scratch = Scratch::new("torture")?;
+        let mut rhyolite = rhyolite.clone();
+        if let Backing::Server(_) = backing {
+            rhyolite.environment = Server::environment();
+        }
+        let mut databases = Vec::new();
+        for name in if rng.percent(25) { &["app", "other"][..] } else { &["app"] } {
+            let path = scratch.path().join(format!("{name}.db"));
+            schema::create(&path, random_making(&mut rng)).context("make a database")?;
+            let store = match backing {
+                Backing::Folder => scratch.path().join(format!("{name}.backup")).display().to_string(),
+                Backing::Server(server) => server.url(&format!("{:016x}/{name}", rng.next())),
+            };
+            databases.push(Database::new(path, store));
+        }
+        let writers_max = rng.pick(&[1, 1, 2, 3]);
+        let pause_us = rng.pick(&[0, 500, 2_000, 2_000, 10_000]);
+        let sync_interval = rng.pick(&["0", "20ms", "200ms"]);
+        let journal = rng.weighted(&[(9, "wal"), (1, "delete")]);
+        let writers = Vec::new();
+        let clean = true;
+        Ok(Self {
+            rhyolite,
+            backing,
+            rng,
+            databases,
+            writers,
+            clean,
+            writers_max,
+            pause_us,
+            sync_interval,
+            journal,
+            scratch,
+        })
+    }
+
+    /// Where to look when something is wrong.
+    pub(crate) fn place(&self) -> String {
+        self.scratch.path().display().to_string()
+    }
+
+    /// Leaves all files for a person to look at.
+    pub(crate) fn keep(&mut self) {
+        self.scratch.keep();
+    }
+
+    /// Counts faults of this world.
+    pub(crate) fn fault(&mut self, report: &Report, fault: Fault, number: usize, what: &str) {
+        self.clean = false;
+        report.fault(fault, number, &self.place(), what);
+    }
+
+    /// Starts the replicators that are not running.
+    pub(crate) fn start_replicators(&mut self) -> Outcome {
+        for database in self.databases.iter_mut().filter(|database| database.replicator.is_none()) {
+            let options = ["--sync-interval", self.sync_interval];
+            let log = database.path.with_extension("replicate.log");
+            let process = self.rhyolite.replicate(&database.path, &database.store, &options, &log)?;
+            database.replicator = Some(process);
+        }
+        Ok(())
+    }
+
+    /// Starts one to three writers beside those that run.
+    pub(crate) fn start_writers(&mut self) -> Outcome {
+        let count = self.rng.range(1..self.writers_max + 1);
+        while (self.writers.len() as u64) < count {
+            self.start_writer(self.journal)?;
+        }
+        Ok(())
+    }
+
+    fn start_writer(&mut self, journal: &str) -> Outcome {
+        let mut command = Command::new(std::env::current_exe().context("find our own binary")?);
+        command.args(["writer", "--storm", "--journal", journal, "--db"]).arg(&self.databases[0].path);
+        if let Some(other) = self.databases.get(1) {
+            command.arg("--attach").arg(&other.path);
+        }
+        command.args(["--seed", &self.rng.next().to_string(), "--pause-us", &self.pause_us.to_string()]);
+        let log = self.scratch.path().join("writers.log");
+        self.writers.push(Process::start("writer", command, &log)?);
+        Ok(())
+    }
+
+    /// One writer that changes between journal modes, and page sizes, for a while. Nobody else may run.
+    pub(crate) fn write_in_other_modes(&mut self, report: &Report) -> Outcome {
+        self.start_writer("any")?;
+        std::thread::sleep(Duration::from_millis(self.rng.range(50..300)));
+        self.end_writers(report);
+        Ok(())
+    }
+
+    /// Puts an older state of database `which` from its own backup in its place.
+    pub(crate) fn restore_older(&mut self, which: usize) -> Outcome {
+        let database = &mut self.databases[which];
+        if database.points.is_empty() {
+            return Ok(());
+        }
+        let txid = &database.points[self.rng.range(0..database.points.len() as u64) as usize].txid;
+        let older = database.path.with_extension("older");
+        self.rhyolite.restore(&database.store, &older, Some(txid))?;
+        database.remove_files()?;
+        database.went_back = true;
+        fs::rename(&older, &database.path).context("put the older state in place")
+    }
+
+    /// Whether replicators run and follow the WAL of every database, so that they see each commit.
+    pub(crate) fn is_following(&self) -> bool {
+        self.databases.iter().all(|database| database.replicator.is_some() && is_wal(&database.path))
+    }
+
+    /// Kills all replicators.
+    pub(crate) fn kill_replicators(&mut self, report: &Report) -> Outcome {
+        for index in 0..self.databases.len() {
+            let Some(mut process) = self.databases[index].replicator.take() else { continue };
+            if process.kill()? {
+                report.count(|counts| counts.replicator_kills += 1);
+            } else {
+                self.fault(report, Fault::Failure, 1, "a replicator had ended by itself");
+            }
+        }
+        Ok(())
+    }
+
+    /// Kills all writers.
+    pub(crate) fn kill_writers(&mut self, report: &Report) -> Outcome {
+        for mut process in std::mem::take(&mut self.writers) {
+            if process.kill()? {
+                report.count(|counts| counts.writer_kills += 1);
+            } else if let Err(error) = process.wait(Duration::ZERO) {
+                self.fault(report, Fault::Failure, 1, &format!("{error} (writers.log)"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks all writers to end after their transaction.
+    pub(crate) fn end_writers(&mut self, report: &Report) {
+        for mut process in std::mem::take(&mut self.writers) {
+            if let Err(error) = process.terminate(WRITER_END_LIMIT) {
+                self.fault(report, Fault::Failure, 1, &format!("{error} (writers.log)"));
+            }
+        }
+    }
+
+    /// Takes an image of each database while the writers write.
+    pub(crate) fn sample(&mut self, must_be_restorable: bool) -> Outcome {
+        for database in &mut self.databases {
+            database.samples.push((Image::of_database(&database.path)?, must_be_restorable));
+        }
+        Ok(())
+    }
+
+    /// The end of the world: replicators end by SIGTERM, with everything uploaded.
+    pub(crate) fn end(&mut self, report: &Report) -> Outcome {
+        self.end_writers(report);
+        for index in 0..self.databases.len() {
+            let Some(mut process) = self.databases[index].replicator.take() else { continue };
+            if let Err(error) = process.terminate(REPLICATOR_END_LIMIT) {
+                self.fault(report, Fault::Failure, 1, &error.to_string());
+            }
+        }
+        for index in 0..self.databases.len() {
+            let log = self.databases[index].path.with_extension("replicate.log");
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            if let Some(line) = text.lines().find(|line| line.contains("panicked at")) {
+                self.fault(report, Fault::Failure, 1, line);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Database {
+    fn new(path: PathBuf, store: String) -> Self {
+        let (replicator, points, samples) = (None, Vec::new(), Vec::new());
+        Self { path, store, replicator, points, transactions: 0, judged: BTreeMap::new(), went_back: false, samples }
+    }
+
+    /// A file beside the database: `suffix` is `-wal`, `-shm` or `-journal`.
+    pub(crate) fn beside(&self, suffix: &str) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(suffix);
+        name.into()
+    }
+
+    /// The replicator's own folder beside the database.
+    pub(crate) fn state_folder(&self) -> PathBuf {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.path.with_file_name(format!(".{name}-rhyolite"))
+    }
+
+    /// Removes the database with everything that SQLite keeps beside it.
+    pub(crate) fn remove_files(&self) -> Outcome {
+        for path in [self.path.clone(), self.beside("-wal"), self.beside("-shm"), self.beside("-journal")] {
+            remove_if_there(&path)?;
+        }
+        Ok(())
+    }
+}
+
+fn remove_if_there(path: &Path) -> Outcome {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).context(format!("remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_wal(path: &Path) -> bool {
+    let mode = rusqlite::Connection::open(path)
+        .and_then(|conn| conn.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0)));
+    mode.is_ok_and(|mode| mode == "wal")
+}
+
+/// Settings of a new database.
+pub(crate) fn random_making(rng: &mut Rng) -> Making {
+    let page_size = rng.pick(&[512, 1024, 4096, 4096, 4096, 8192, 65536]);
+    let auto_vacuum = rng.pick(&[0, 0, 1, 2]);
+    Making { page_size, auto_vacuum, life: (rng.next() >> 1) as i64 }
+}

@@ -1,0 +1,231 @@
+//! The application of the demonstration and the torture test: a process that writes a real SQLite database until told to stop.
+//!
+//! `xtask writer --db PATH ...` is started by the other commands, never by hand. It ends with status 0 after SIGTERM or when its
+//! transactions are written, and with another status when SQLite refuses what an application may expect: a commit that
+//! cannot be made within [`BUSY_LIMIT`], or a database that reads as damaged. Being killed is part of its life.
+
+pub(crate) mod mix;
+pub(crate) mod schema;
+mod upkeep;
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+use crate::args::Args;
+use crate::error::{Context, Outcome, fail};
+use crate::rng::Rng;
+use mix::Change;
+use schema::Delta;
+
+/// How long a commit may wait for a lock before the application counts as stopped.
+const BUSY_LIMIT: Duration = Duration::from_secs(20);
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_terminate(_signal: libc::c_int) {
+    STOP.store(true, Ordering::Relaxed);
+}
+
+/// How a writer behaves.
+#[derive(Debug)]
+struct Settings {
+    db: PathBuf,
+    attached: Option<PathBuf>,
+    seed: u64,
+    /// Ends after so many transactions; 0 is never.
+    transactions: u64,
+    /// Longest pause between two transactions, in microseconds; 0 is full speed.
+    pause_us_max: u64,
+    /// Everything an application can do to a database, or only rows.
+    storm: bool,
+    journal: Journal,
+}
+
+/// What a writer does about the journal mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Journal {
+    /// Asks for WAL when it connects.
+    Wal,
+    /// Asks for a rollback journal when it connects.
+    Delete,
+    /// Changes between modes while it works.
+    Any,
+}
+
+impl FromStr for Journal {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "wal" => Ok(Self::Wal),
+            "delete" => Ok(Self::Delete),
+            "any" => Ok(Self::Any),
+            _ => Err("not wal, delete or any".to_owned()),
+        }
+    }
+}
+
+/// Runs until the end or SIGTERM.
+pub(crate) fn run(mut args: Args) -> Outcome {
+    let settings = Settings {
+        db: args.option("--db")?.context("--db is needed")?,
+        attached: args.option("--attach")?,
+        seed: args.option_or("--seed", 1)?,
+        transactions: args.option_or("--transactions", 0)?,
+        pause_us_max: args.option_or("--pause-us", 0)?,
+        storm: args.switch("--storm"),
+        journal: args.option_or("--journal", Journal::Wal)?,
+    };
+    args.finish()?;
+    // SAFETY: the handler only stores to an atomic, which is allowed at any moment.
+    unsafe { libc::signal(libc::SIGTERM, on_terminate as *const () as libc::sighandler_t) };
+    let mut writer = Writer::open(settings).context("open")?;
+    while !writer.is_done() {
+        writer.step()?;
+    }
+    println!(
+        "{{\"transactions\": {}, \"commit_ms_max\": {:.1}}}",
+        writer.written,
+        writer.slowest.as_secs_f64() * 1000.0
+    );
+    Ok(())
+}
+
+struct Writer {
+    settings: Settings,
+    conn: Connection,
+    rng: Rng,
+    pid: i64,
+    written: u64,
+    slowest: Duration,
+}
+
+impl Writer {
+    fn open(settings: Settings) -> rusqlite::Result<Self> {
+        let mut rng = Rng::new(settings.seed);
+        let conn = connect(&settings, &mut rng)?;
+        let pid = i64::from(std::process::id());
+        Ok(Self { settings, conn, rng, pid, written: 0, slowest: Duration::ZERO })
+    }
+
+    fn is_done(&self) -> bool {
+        let limit = self.settings.transactions;
+        STOP.load(Ordering::Relaxed) || limit > 0 && self.written >= limit
+    }
+
+    fn step(&mut self) -> Outcome {
+        if self.settings.storm && self.rng.percent(12) {
+            return self.upkeep();
+        }
+        let began = Instant::now();
+        match self.transaction() {
+            Ok(committed) => self.written += u64::from(committed),
+            Err(error) if is_interruption(&error) => return fail(format!("the application was stopped: {error}")),
+            Err(error) => return fail(format!("transaction: {error}")),
+        }
+        self.slowest = self.slowest.max(began.elapsed());
+        if self.settings.pause_us_max > 0 {
+            let pause = self.rng.range(0..self.settings.pause_us_max);
+            std::thread::sleep(Duration::from_micros(pause));
+        }
+        Ok(())
+    }
+
+    /// One transaction over one or both databases; some are rolled back on purpose. True when committed.
+    fn transaction(&mut self) -> rusqlite::Result<bool> {
+        let rng = &mut self.rng;
+        self.conn.execute_batch("BEGIN IMMEDIATE")?;
+        let schemas: &[&str] = match self.settings.attached {
+            Some(_) => rng.pick(&[&["main"], &["other"], &["main", "other"]]),
+            None => &["main"],
+        };
+        for schema in schemas {
+            let mut delta = Delta::default();
+            let kind = choose(&self.conn, schema, self.settings.storm, rng)?;
+            mix::change(&self.conn, schema, kind, rng, &mut delta)?;
+            schema::append_entry(&self.conn, schema, self.pid, delta)?;
+        }
+        let rolled_back = self.settings.storm && rng.percent(4);
+        self.conn.execute_batch(if rolled_back { "ROLLBACK" } else { "COMMIT" })?;
+        Ok(!rolled_back)
+    }
+
+    /// Something that applications do besides writing rows. A busy database is no failure here.
+    fn upkeep(&mut self) -> Outcome {
+        if self.rng.percent(8) {
+            // The last connection to close deletes the WAL.
+            self.conn = connect(&self.settings, &mut self.rng).context("connect again")?;
+            return Ok(());
+        }
+        let modes = self.settings.journal == Journal::Any;
+        match upkeep::run(&self.conn, &self.settings.db, modes, &mut self.rng) {
+            Err(error) if !is_interruption(&error) => fail(format!("upkeep: {error}")),
+            _ => {
+                // A step that was interrupted may have left its transaction open.
+                if !self.conn.is_autocommit() {
+                    self.conn.execute_batch("ROLLBACK").context("roll back")?;
+                }
+                self.conn.busy_timeout(BUSY_LIMIT).context("busy timeout")
+            }
+        }
+    }
+}
+
+fn connect(settings: &Settings, rng: &mut Rng) -> rusqlite::Result<Connection> {
+    let conn = Connection::open(&settings.db)?;
+    conn.busy_timeout(BUSY_LIMIT)?;
+    if let Some(other) = &settings.attached {
+        conn.execute("ATTACH ?1 AS other", [other.display().to_string()])?;
+    }
+    let mode = match settings.journal {
+        Journal::Wal => Some("wal"),
+        Journal::Delete => Some("delete"),
+        Journal::Any => None,
+    };
+    if let Some(mode) = mode {
+        // Refused while somebody else reads: then the mode stays as it is, as in any application.
+        let _ = conn.pragma_update_and_check(None, "journal_mode", mode, |_| Ok(()));
+    }
+    if settings.storm {
+        let synchronous = rng.pick(&["OFF", "NORMAL", "NORMAL", "FULL"]);
+        let autocheckpoint = rng.pick(&[1, 10, 100, 1000, 1000, 0]);
+        // A small cache spills pages of transactions that are not committed into the WAL.
+        let cache = rng.pick(&[-2000, -2000, 5]);
+        conn.pragma_update(None, "synchronous", synchronous)?;
+        conn.pragma_update_and_check(None, "wal_autocheckpoint", autocheckpoint, |_| Ok(()))?;
+        conn.pragma_update(None, "cache_size", cache)?;
+    } else {
+        conn.pragma_update(None, "synchronous", "NORMAL")?;
+    }
+    Ok(conn)
+}
+
+/// What to do next: growth until the database is large enough, then less.
+fn choose(conn: &Connection, schema: &str, storm: bool, rng: &mut Rng) -> rusqlite::Result<Change> {
+    const DATABASE_BYTES_MAX: i64 = 1_500_000;
+    let pragma = |name| conn.query_row(&format!("PRAGMA {schema}.{name}"), [], |row| row.get::<_, i64>(0));
+    let used = (pragma("page_count")? - pragma("freelist_count")?) * pragma("page_size")?;
+    if used > DATABASE_BYTES_MAX {
+        return Ok(Change::Shrink);
+    }
+    let blobs = if storm { 4 } else { 1 };
+    Ok(rng.weighted(&[
+        (40, Change::Row),
+        (6, Change::Batch),
+        (15, Change::Update),
+        (10, Change::Delete),
+        (blobs, Change::Blob),
+        (10, Change::Pairs),
+        (5, Change::Words),
+    ]))
+}
+
+/// Whether somebody else held the database.
+fn is_interruption(error: &rusqlite::Error) -> bool {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked};
+    matches!(error.sqlite_error_code(), Some(DatabaseBusy | DatabaseLocked))
+}
