@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock or draws a random number: listings and times are arguments, plans are values. So every
 //! rule can be tested with a list.
 
+pub mod litestream_plan;
 pub mod log;
 pub mod restore_plan;
 

@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use super::index_cursor::PageIndexCursor;
 use super::layout::*;
 use crate::{DecodeError, ErrorKind, PageNumber};
 
@@ -51,41 +52,17 @@ impl PageIndex {
 
     /// Reads an index from its bytes, the u64 included, which lie at `index_start` in the file.
     pub fn decode(bytes: &[u8], index_start: u64) -> Result<Self, DecodeError> {
-        let error = |at: usize, detail: &str| {
-            DecodeError::new(ErrorKind::Index, WHAT, index_start.saturating_add(at as u64)).detail(detail)
-        };
         let Some(len) = bytes.len().checked_sub(INDEX_LENGTH_SIZE) else {
             return Err(DecodeError::new(ErrorKind::Short, WHAT, index_start));
         };
         if u64_at(bytes, len) != len as u64 {
-            return Err(error(len, "its length differs from the stored one"));
+            let error = DecodeError::new(ErrorKind::Index, WHAT, index_start.saturating_add(len as u64));
+            return Err(error.detail("its length differs from the stored one"));
         }
         let mut entries = Vec::new();
-        let (mut at, mut offset, mut last) = (0, HEADER_SIZE as u64, 0);
-        loop {
-            let start = at;
-            let mut number = || take_varint(&bytes[..len], &mut at).ok_or_else(|| error(start, "bad varint"));
-            let page = number()?;
-            if page == 0 {
-                break;
-            }
-            let entry = (number()?, number()?);
-            let pgno = u32::try_from(page).ok().filter(|p| *p > last).and_then(PageNumber::new);
-            let pgno = pgno.ok_or_else(|| error(start, "page numbers do not ascend"))?;
-            if entry.0 != offset || entry.1 <= PAGE_HEADER_SIZE as u64 || entry.1 > index_start {
-                return Err(error(start, "frames do not follow one another"));
-            }
-            entries.push(PageIndexEntry { pgno, offset, size: entry.1 });
-            // Cannot overflow while both are within the file; a sum beyond it is refused at the end.
-            offset = offset.saturating_add(entry.1);
-            last = pgno.get();
-        }
-        if at != len {
-            return Err(error(at, "bytes after the end mark"));
-        }
-        if offset.checked_add(PAGE_HEADER_SIZE as u64) != Some(index_start) {
-            return Err(error(0, "frames do not end where the index begins"));
-        }
+        let mut cursor = PageIndexCursor::new(index_start);
+        cursor.feed(&bytes[..len], &mut entries)?;
+        cursor.finish()?;
         Ok(Self(entries))
     }
 

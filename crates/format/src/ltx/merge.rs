@@ -122,8 +122,8 @@ fn merged_header(inputs: &[LtxHeader], no_checksum: bool) -> Result<LtxHeader, M
         if before.page_size != after.page_size {
             return Err(error(ErrorKind::PageSize, i + 1, format!("{} after {}", after.page_size, before.page_size)));
         }
-        let follows = after.min_txid <= before.max_txid.next() && after.max_txid > before.max_txid;
-        if !follows {
+        let joins = after.min_txid.get() - 1 <= before.max_txid.get();
+        if !joins || after.max_txid <= before.max_txid {
             let detail = format!("{} to {} after {}", after.min_txid, after.max_txid, before.max_txid);
             return Err(error(ErrorKind::Gap, i + 1, detail));
         }
@@ -150,7 +150,7 @@ fn merged_header(inputs: &[LtxHeader], no_checksum: bool) -> Result<LtxHeader, M
 fn check_joints(headers: &[LtxHeader], trailers: &[Trailer]) -> Result<(), MergeError> {
     for (i, before) in headers.iter().enumerate() {
         let Some(after) = headers.get(i + 1) else { break };
-        let adjacent = after.min_txid == before.max_txid.next();
+        let adjacent = after.min_txid.get() - 1 == before.max_txid.get();
         let sums: (Option<Checksum>, Option<Checksum>) = (trailers[i].post_apply, after.pre_apply);
         if let (true, (Some(post), Some(pre))) = (adjacent, sums)
             && post != pre

@@ -28,6 +28,7 @@ mod index;
 mod index_cursor;
 pub mod layout;
 mod merge;
+mod name;
 mod old;
 mod rules;
 
@@ -39,6 +40,7 @@ pub use header::LtxHeader;
 pub use index::{PageIndex, PageIndexEntry};
 pub use index_cursor::PageIndexCursor;
 pub use merge::{MergeError, MergeSummary, merge};
+pub use name::LtxName;
 pub use old::{Format, LtxFile, LtxPage, PageEncoding, decode_any, decode_as};
 
 /// The last 16 bytes of a file.
