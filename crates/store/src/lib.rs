@@ -29,6 +29,8 @@ mod memory;
 mod open;
 mod prefixed;
 mod retrying;
+#[cfg(feature = "suite")]
+pub mod suite;
 mod types;
 
 use std::fmt::Debug;

@@ -124,9 +124,18 @@ impl Retrying {
         }
     }
 
+    /// One try to get an object, all of it.
+    async fn get_whole(&self, key: &str) -> Result<Object, StoreError> {
+        let object = self.inner.get(key).await?;
+        if object.bytes.len() as u64 == object.size {
+            return Ok(object);
+        }
+        Err(cut(self, Operation::Get, key, object.bytes.len(), object.size))
+    }
+
     /// What stands under the key, compared with what we tried to write.
     async fn read_back(&self, tries: &mut Tries, key: &str, ours: &Bytes) -> Result<Found, StoreError> {
-        let read = self.repeat(tries, Operation::Get, key, ours.len() as u64, || self.inner.get(key)).await;
+        let read = self.repeat(tries, Operation::Get, key, ours.len() as u64, || self.get_whole(key)).await;
         match read {
             Ok(object) if object.bytes == *ours => Ok(Found::Ours(object.version)),
             Ok(object) => Ok(Found::Other(object.version)),
@@ -167,7 +176,11 @@ impl Retrying {
                     Ok(Found::Ours(version)) => return Ok(version),
                     Ok(Found::Nothing) if expected.is_none() => {}
                     Ok(Found::Other(version)) if Some(&version) == expected => {}
-                    Ok(_) => return Err(StoreError { kind: refusal, ..error }),
+                    Ok(_) if error.kind == refusal => return Err(error),
+                    Ok(_) => {
+                        let reason = format!("another writer's object stands there (after: {})", error.reason);
+                        return Err(StoreError { kind: refusal, reason, ..error });
+                    }
                     Err(e) => {
                         let reason = format!("{}; and reading it back failed: {}", error.reason, e.reason);
                         return Err(doubtful(StoreError { reason, ..error }, in_doubt || error.kind == refusal));
@@ -252,14 +265,7 @@ impl Store for Retrying {
     }
 
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
-        self.repeat(&mut Tries::start(), Operation::Get, key, GET_BYTES_ASSUMED, || async {
-            let object = self.inner.get(key).await?;
-            if object.bytes.len() as u64 == object.size {
-                return Ok(object);
-            }
-            Err(cut(self, Operation::Get, key, object.bytes.len(), object.size))
-        })
-        .await
+        self.repeat(&mut Tries::start(), Operation::Get, key, GET_BYTES_ASSUMED, || self.get_whole(key)).await
     }
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {

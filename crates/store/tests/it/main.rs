@@ -1,0 +1,4 @@
+//! Every backend and every decorator against the one conformance suite, and the decorators' own promises.
+
+mod conformance;
+mod decorators;
