@@ -1,0 +1,146 @@
+//! The command line: what the user wrote, and how it ends.
+//!
+//! Invariants:
+//! 1. A command that fails prints exactly one line to standard error and nothing is left half done.
+//! 2. Exit statuses are those of [`exit::Status`], or those of the application under `--exec`.
+//! 3. Standard output carries only what was asked for; progress, colour and log lines go to standard error.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+pub mod exit;
+mod info;
+mod ltx;
+pub mod output;
+pub mod when;
+
+use exit::{Failure, Status};
+
+/// Replicate SQLite databases to object storage, and restore any transaction of them.
+#[derive(Debug, Parser)]
+#[command(name = "rhyolite", version, max_term_width = 100, propagate_version = true)]
+#[command(after_help = "Exit statuses: 0 done, 1 failed, 2 wrong usage or configuration, 3 damage found, 4 another \
+database's history, 5 no such backup or restore point, 6 stopped before everything was durable.\n\nExamples:\n  \
+rhyolite replicate app.db s3://bucket/app\n  rhyolite restore s3://bucket/app -o copy.db --at \"10m ago\"\n  rhyolite \
+log s3://bucket/app")]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Look into LTX files, check them, apply them
+    #[command(subcommand)]
+    Ltx(ltx::LtxCommand),
+    /// Print the version
+    Version(info::VersionArgs),
+    /// Print a completion script for a shell
+    Completions(info::CompletionsArgs),
+}
+
+/// The process from its first to its last instruction.
+pub fn main() -> ExitCode {
+    one_line_panics();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return argument_error(&error),
+    };
+    match std::panic::catch_unwind(|| run(cli)) {
+        Ok(Ok(code)) => ExitCode::from(code),
+        Ok(Err(failure)) => {
+            print_failure(&failure);
+            ExitCode::from(failure.status.code())
+        }
+        // The hook has printed the line.
+        Err(_) => ExitCode::from(Status::Internal.code()),
+    }
+}
+
+fn run(cli: Cli) -> Result<u8, Failure> {
+    match cli.command {
+        Command::Ltx(command) => ltx::run(command)?,
+        Command::Version(args) => info::version(&args)?,
+        Command::Completions(args) => info::completions(&args, &mut Cli::command())?,
+    }
+    Ok(Status::Ok.code())
+}
+
+fn print_failure(failure: &Failure) {
+    if !failure.message.is_empty() {
+        // When standard error is gone there is nobody left to tell.
+        let _ = writeln!(std::io::stderr(), "rhyolite: {failure}");
+    }
+}
+
+/// Help and version go to standard output as clap made them; an error becomes one line.
+fn argument_error(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(Status::Usage.code()))
+        }
+        _ => {
+            print_failure(&Failure::usage(argument_message(&error.render().to_string())));
+            ExitCode::from(Status::Usage.code())
+        }
+    }
+}
+
+/// The first paragraph and the tips of clap's message, on one line, with a way to the help.
+fn argument_message(text: &str) -> String {
+    let mut paragraphs = text.split("\n\n");
+    let one_line = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let first = paragraphs.next().unwrap_or_default();
+    let mut message = one_line(first.strip_prefix("error: ").unwrap_or(first)).trim_end_matches(':').to_owned();
+    for tip in paragraphs.filter_map(|p| p.trim_start().strip_prefix("tip: ")) {
+        message.push_str("; ");
+        message.push_str(&one_line(tip));
+    }
+    message + " (--help shows how)"
+}
+
+/// A fault of ours is one line too, and says what to do.
+fn one_line_panics() {
+    std::panic::set_hook(Box::new(|info| {
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().copied().map(str::to_owned);
+        let text = text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_default();
+        let place = info.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
+        print_failure(&Failure::new(Status::Internal, format!("internal error{place}: {text}; please report this")));
+    }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    fn check(arguments: &[&str], expected: &str) {
+        let error = Cli::try_parse_from(arguments).expect_err("wrong arguments");
+        assert_eq!(argument_message(&error.render().to_string()), expected);
+    }
+
+    #[test]
+    fn argument_errors_are_one_line() {
+        check(
+            &["rhyolite", "version", "--jsn"],
+            "unexpected argument '--jsn' found; a similar argument exists: '--json' (--help shows how)",
+        );
+        check(
+            &["rhyolite", "verison"],
+            "unrecognized subcommand 'verison'; a similar subcommand exists: 'version' (--help shows how)",
+        );
+        check(
+            &["rhyolite", "ltx", "dump"],
+            "the following required arguments were not provided: <FILE>... (--help shows how)",
+        );
+    }
+}
