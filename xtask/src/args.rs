@@ -7,16 +7,16 @@ use crate::error::{Context, Outcome, fail};
 
 /// The words of a command line that no one has taken yet.
 #[derive(Debug)]
-pub(crate) struct Args(Vec<String>);
+pub struct Args(Vec<String>);
 
 impl Args {
     /// The words after the command's name.
-    pub(crate) fn new(words: impl Iterator<Item = String>) -> Self {
+    pub fn new(words: impl Iterator<Item = String>) -> Self {
         Self(words.collect())
     }
 
     /// Takes `--name value`; `None` when it is not there.
-    pub(crate) fn option<T: FromStr<Err: Display>>(&mut self, name: &str) -> Outcome<Option<T>> {
+    pub fn option<T: FromStr<Err: Display>>(&mut self, name: &str) -> Outcome<Option<T>> {
         let Some(at) = self.0.iter().position(|word| word == name) else { return Ok(None) };
         if at + 1 >= self.0.len() {
             return fail(format!("{name} needs a value"));
@@ -27,24 +27,24 @@ impl Args {
     }
 
     /// Takes `--name value` or gives `default`.
-    pub(crate) fn option_or<T: FromStr<Err: Display>>(&mut self, name: &str, default: T) -> Outcome<T> {
+    pub fn option_or<T: FromStr<Err: Display>>(&mut self, name: &str, default: T) -> Outcome<T> {
         Ok(self.option(name)?.unwrap_or(default))
     }
 
     /// Takes `--name`; whether it was there.
-    pub(crate) fn switch(&mut self, name: &str) -> bool {
+    pub fn switch(&mut self, name: &str) -> bool {
         let at = self.0.iter().position(|word| word == name);
         at.map(|at| self.0.remove(at)).is_some()
     }
 
     /// Takes the first word that is no option.
-    pub(crate) fn word(&mut self) -> Option<String> {
+    pub fn word(&mut self) -> Option<String> {
         let at = self.0.iter().position(|word| !word.starts_with("--"))?;
         Some(self.0.remove(at))
     }
 
     /// Refuses whatever is left.
-    pub(crate) fn finish(self) -> Outcome {
+    pub fn finish(self) -> Outcome {
         match self.0.first() {
             None => Ok(()),
             Some(word) => fail(format!("unknown argument {word:?}")),

@@ -4,13 +4,13 @@ use std::fmt;
 
 /// What went wrong, as one line.
 #[derive(Debug)]
-pub(crate) struct Error(String);
+pub struct Error(String);
 
 /// Result of anything in this crate.
-pub(crate) type Outcome<T = ()> = Result<T, Error>;
+pub type Outcome<T = ()> = Result<T, Error>;
 
 /// An error that says `message`.
-pub(crate) fn fail<T>(message: impl Into<String>) -> Outcome<T> {
+pub fn fail<T>(message: impl Into<String>) -> Outcome<T> {
     Err(Error(message.into()))
 }
 
@@ -21,7 +21,7 @@ impl fmt::Display for Error {
 }
 
 /// Adds what was being done to whatever went wrong.
-pub(crate) trait Context<T> {
+pub trait Context<T> {
     /// The error becomes `doing: cause`.
     fn context(self, doing: impl fmt::Display) -> Outcome<T>;
 }

@@ -1,59 +1,17 @@
-//! `cargo xtask`: everything that is done to the project rather than by it.
-//!
-//! One command each for the checks (`ci`, `tidy`), the demonstration (`demo`), the torture test (`torture`), the faults that
-//! need a disk of their own (`faults`) and the benchmarks (`bench`). Each prints what it does in plain words and ends with a
-//! status other than 0 when anything differs from what it should be.
-
-mod args;
-mod ci;
-mod demo;
-mod error;
-mod oracle;
-mod process;
-mod rhyolite;
-mod rng;
-mod scratch;
-mod tidy;
-mod torture;
-mod writer;
+//! The command line of [`xtask`].
 
 use std::process::ExitCode;
 
-use crate::args::Args;
-use crate::error::Outcome;
-
-const USAGE: &str = "\
-usage: cargo xtask COMMAND
-
-  ci        every check: format, tidy, clippy, tests, demo, torture; or only the steps named
-  demo      replicate a database to a folder while it is written, kill, restore, compare
-  torture   real processes, kill -9 and worse, restores compared: --minutes N | --seconds N, --cycles N,
-            --seed S, --lanes N, --store dir|s3
-  tidy      layering, purity, file sizes and other rules that the compiler does not check
-";
+use xtask::args::Args;
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1);
     let command = words.next().unwrap_or_default();
-    match run(&command, Args::new(words)) {
+    match xtask::run(&command, Args::new(words)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("xtask {command}: {error}");
             ExitCode::FAILURE
-        }
-    }
-}
-
-fn run(command: &str, args: Args) -> Outcome {
-    match command {
-        "ci" => ci::run(args),
-        "tidy" => tidy::run(args),
-        "demo" => demo::run(args),
-        "torture" => torture::run(args),
-        "writer" => writer::run(args),
-        _ => {
-            print!("{USAGE}");
-            error::fail(format!("unknown command {command:?}"))
         }
     }
 }

@@ -10,14 +10,14 @@ use crate::error::{Context, Outcome, fail};
 
 /// A running child. Killed when dropped.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
     name: String,
     child: Child,
 }
 
 impl Process {
     /// Starts `command` with its output appended to the file `log`.
-    pub(crate) fn start(name: &str, mut command: Command, log: &Path) -> Outcome<Self> {
+    pub fn start(name: &str, mut command: Command, log: &Path) -> Outcome<Self> {
         let file = File::options().create(true).append(true).open(log).context(format!("open {}", log.display()))?;
         let errors = file.try_clone().context("share the log file")?;
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
@@ -26,17 +26,17 @@ impl Process {
     }
 
     /// The process id.
-    pub(crate) fn id(&self) -> u32 {
+    pub fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// How it ended, if it has ended.
-    pub(crate) fn ended(&mut self) -> Outcome<Option<ExitStatus>> {
+    pub fn ended(&mut self) -> Outcome<Option<ExitStatus>> {
         self.child.try_wait().context(format!("look after {}", self.name))
     }
 
     /// Kill -9: the process gets no chance to do anything. Gives whether it was alive.
-    pub(crate) fn kill(&mut self) -> Outcome<bool> {
+    pub fn kill(&mut self) -> Outcome<bool> {
         if self.ended()?.is_some() {
             return Ok(false);
         }
@@ -46,13 +46,13 @@ impl Process {
     }
 
     /// Sends `signal`.
-    pub(crate) fn signal(&self, signal: libc::c_int) {
+    pub fn signal(&self, signal: libc::c_int) {
         // SAFETY: no memory is involved; the id is that of a child that we have not waited for, so it is still ours.
         unsafe { libc::kill(self.id() as libc::pid_t, signal) };
     }
 
     /// SIGTERM, then waits up to `limit` for an end with status 0.
-    pub(crate) fn terminate(&mut self, limit: Duration) -> Outcome {
+    pub fn terminate(&mut self, limit: Duration) -> Outcome {
         if self.ended()?.is_none() {
             self.signal(libc::SIGTERM);
         }
@@ -60,7 +60,7 @@ impl Process {
     }
 
     /// Waits up to `limit` for an end with status 0.
-    pub(crate) fn wait(&mut self, limit: Duration) -> Outcome {
+    pub fn wait(&mut self, limit: Duration) -> Outcome {
         let deadline = Instant::now() + limit;
         loop {
             match self.ended()? {

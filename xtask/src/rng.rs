@@ -4,16 +4,16 @@ use std::ops::Range;
 
 /// A stream of numbers that a seed decides.
 #[derive(Clone, Debug)]
-pub(crate) struct Rng(u64);
+pub struct Rng(u64);
 
 impl Rng {
     /// The stream of `seed`.
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
     /// 64 bits.
-    pub(crate) fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -22,23 +22,23 @@ impl Rng {
     }
 
     /// A number in `range`, which must not be empty.
-    pub(crate) fn range(&mut self, range: Range<u64>) -> u64 {
+    pub fn range(&mut self, range: Range<u64>) -> u64 {
         assert!(range.start < range.end, "an empty range has no numbers");
-        range.start + self.next() % (range.end - range.start)
+        range.start + self.draw() % (range.end - range.start)
     }
 
     /// True `percent` times of 100.
-    pub(crate) fn percent(&mut self, percent: u64) -> bool {
+    pub fn percent(&mut self, percent: u64) -> bool {
         self.range(0..100) < percent
     }
 
     /// One of `choices`.
-    pub(crate) fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+    pub fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.range(0..choices.len() as u64) as usize]
     }
 
     /// One of `choices`, each as often as its weight says.
-    pub(crate) fn weighted<T: Copy>(&mut self, choices: &[(u64, T)]) -> T {
+    pub fn weighted<T: Copy>(&mut self, choices: &[(u64, T)]) -> T {
         let mut left = self.range(0..choices.iter().map(|(weight, _)| weight).sum());
         for (weight, choice) in choices {
             if left < *weight {
@@ -50,7 +50,7 @@ impl Rng {
     }
 
     /// `len` bytes: text-like half of the time, noise otherwise, so that pages compress both well and badly.
-    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
         if self.percent(50) {
             const WORDS: [&[u8]; 8] =
                 [b"basalt ", b"obsidian ", b"flow ", b"commit ", b"page ", b"the ", b"glass ", b"pumice "];
@@ -63,7 +63,7 @@ impl Rng {
         }
         let mut noise = Vec::with_capacity(len + 8);
         while noise.len() < len {
-            noise.extend_from_slice(&self.next().to_le_bytes());
+            noise.extend_from_slice(&self.draw().to_le_bytes());
         }
         noise.truncate(len);
         noise

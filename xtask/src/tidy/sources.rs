@@ -1,7 +1,7 @@
 //! Rules about source text, read line by line.
 //!
-//! What counts as test code: files under a `tests/` folder or named `tests.rs`, and everything after `#[cfg(test)]` at the
-//! left margin. The end of a function is the first line with its closing brace at its own indentation, which holds for text
+//! What counts as test code: files under a `tests/` folder or named `tests.rs`, modules that their parent declares under
+//! `#[cfg(test)]`, and everything after `#[cfg(test)]` with a module body at the left margin. The end of a function is the first line with its closing brace at its own indentation, which holds for text
 //! that rustfmt has written.
 
 use super::Finding;
@@ -42,8 +42,8 @@ const MARKS_EVERYWHERE: &[(&str, &str, &str)] = &[
     ("#[ign", "ore]", "an ignored test needs its reason: `#[ignore = \"...\"]`"),
 ];
 
-/// Rules that `text` breaks.
-pub(crate) fn check(file: &str, text: &str) -> Vec<Finding> {
+/// Rules that `text` breaks; `test` says whether all of it is test code.
+pub(crate) fn check(file: &str, text: &str, test: bool) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut find = |line: usize, what: &str| {
         findings.push(Finding { file: file.to_owned(), line, what: what.to_owned() });
@@ -55,7 +55,7 @@ pub(crate) fn check(file: &str, text: &str) -> Vec<Finding> {
     if lines.len() > FILE_LINES_MAX {
         find(lines.len(), &format!("{} lines: over {FILE_LINES_MAX}, probably two things", lines.len()));
     }
-    let product_lines = if is_test_file(file) { 0 } else { lines_before_tests(&lines) };
+    let product_lines = if test || is_test_file(file) { 0 } else { lines_before_tests(&lines) };
     let pure = PURE.iter().any(|folder| file.starts_with(folder));
     for (index, line) in lines.iter().enumerate() {
         for (a, b, what) in MARKS_EVERYWHERE {
@@ -81,12 +81,26 @@ pub(crate) fn check(file: &str, text: &str) -> Vec<Finding> {
     findings
 }
 
+/// Files that `text` declares as test modules.
+pub(crate) fn test_modules(file: &str, text: &str) -> Vec<String> {
+    let (folder, name) = file.rsplit_once('/').unwrap_or(("", file));
+    let inside = match name {
+        "lib.rs" | "main.rs" | "mod.rs" => folder.to_owned(),
+        _ => file.trim_end_matches(".rs").to_owned(),
+    };
+    let lines: Vec<&str> = text.lines().collect();
+    let declared = lines.windows(2).filter(|pair| pair[0] == "#[cfg(test)]");
+    let names = declared.filter_map(|pair| pair[1].strip_prefix("mod ")?.strip_suffix(';'));
+    names.flat_map(|name| [format!("{inside}/{name}.rs"), format!("{inside}/{name}/mod.rs")]).collect()
+}
+
 fn is_test_file(file: &str) -> bool {
     file.contains("/tests/") || file.ends_with("tests.rs") || file.ends_with("suite.rs")
 }
 
 fn lines_before_tests(lines: &[&str]) -> usize {
-    lines.iter().position(|line| line.starts_with("#[cfg(test)]")).unwrap_or(lines.len())
+    let is_body = |pair: &[&str]| pair[0] == "#[cfg(test)]" && pair[1].ends_with('{');
+    lines.windows(2).position(is_body).unwrap_or(lines.len())
 }
 
 /// First line (from 1) and length of each function that is too long.
@@ -116,7 +130,7 @@ mod tests {
     const HEAD: &str = "//! Head.\n";
 
     fn findings(file: &str, text: &str) -> Vec<String> {
-        check(file, text).into_iter().map(|f| format!("{}: {}", f.line, f.what)).collect()
+        check(file, text, false).into_iter().map(|f| format!("{}: {}", f.line, f.what)).collect()
     }
 
     #[test]
@@ -139,6 +153,15 @@ mod tests {
         let text = format!("{HEAD}#[cfg(test)]\nmod tests {{\n    use std::fs;\n}}\n");
         assert!(findings("crates/format/src/a.rs", &text).is_empty());
         assert!(findings("crates/format/src/ltx/tests.rs", &format!("{HEAD}use std::fs;\n")).is_empty());
+    }
+
+    #[test]
+    fn a_module_declared_for_tests_is_test_code_and_what_follows_the_declaration_is_not() {
+        let text = format!("{HEAD}#[cfg(test)]\nmod samples;\nmod a;\nlet x = y{};\n", [".unwr", "ap()"].concat());
+        assert_eq!(test_modules("crates/format/src/lib.rs", &text)[0], "crates/format/src/samples.rs");
+        assert_eq!(test_modules("crates/format/src/wal.rs", &text)[0], "crates/format/src/wal/samples.rs");
+        assert_eq!(findings("crates/format/src/lib.rs", &text).len(), 1);
+        assert!(check("crates/format/src/samples.rs", &text, true).is_empty());
     }
 
     #[test]

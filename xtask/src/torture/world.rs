@@ -77,7 +77,7 @@ pub(crate) struct World<'a> {
 impl<'a> World<'a> {
     /// Makes the databases; starts nothing.
     pub(crate) fn new(rhyolite: &Rhyolite, backing: Backing<'a>, rng: &mut Rng) -> Outcome<Self> {
-        let mut rng = Rng::new(rng.next());
+        let mut rng = Rng::new(rng.draw());
         let scratch = Scratch::new("torture")?;
         let mut rhyolite = rhyolite.clone();
         if let Backing::Server(_) = backing {
@@ -89,7 +89,7 @@ impl<'a> World<'a> {
             schema::create(&path, random_making(&mut rng)).context("make a database")?;
             let store = match backing {
                 Backing::Folder => scratch.path().join(format!("{name}.backup")).display().to_string(),
-                Backing::Server(server) => server.url(&format!("{:016x}/{name}", rng.next())),
+                Backing::Server(server) => server.url(&format!("{:016x}/{name}", rng.draw())),
             };
             databases.push(Database::new(path, store));
         }
@@ -156,7 +156,7 @@ impl<'a> World<'a> {
         if let Some(other) = self.databases.get(1) {
             command.arg("--attach").arg(&other.path);
         }
-        command.args(["--seed", &self.rng.next().to_string(), "--pause-us", &self.pause_us.to_string()]);
+        command.args(["--seed", &self.rng.draw().to_string(), "--pause-us", &self.pause_us.to_string()]);
         let log = self.scratch.path().join("writers.log");
         self.writers.push(Process::start("writer", command, &log)?);
         Ok(())
@@ -298,5 +298,5 @@ fn is_wal(path: &Path) -> bool {
 pub(crate) fn random_making(rng: &mut Rng) -> Making {
     let page_size = rng.pick(&[512, 1024, 4096, 4096, 4096, 8192, 65536]);
     let auto_vacuum = rng.pick(&[0, 0, 1, 2]);
-    Making { page_size, auto_vacuum, life: (rng.next() >> 1) as i64 }
+    Making { page_size, auto_vacuum, life: (rng.draw() >> 1) as i64 }
 }
