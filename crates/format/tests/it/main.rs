@@ -4,5 +4,6 @@ mod checksums;
 mod ltx_compose;
 mod ltx_files;
 mod ltx_invalid;
+mod ltx_properties;
 mod sqlite;
 mod vectors;
