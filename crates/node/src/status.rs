@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rhyolite_format::{Epoch, Lineage, PageCount, PageSize, Pos, Timestamp};
+use rhyolite_store::Counters;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
@@ -305,6 +306,8 @@ pub struct DatabaseStatus {
     pub meta_path: PathBuf,
     /// The store as messages name it, without secrets.
     pub store: String,
+    /// Requests to the store: wrap the database's store in `rhyolite_store::Counted` with these.
+    pub requests: Arc<Counters>,
     figures: Mutex<Figures>,
     /// Set by every change, cleared by whoever writes the status file.
     dirty: AtomicBool,
@@ -376,6 +379,7 @@ impl StatusBoard {
             path,
             meta_path,
             store,
+            requests: Arc::default(),
             figures: Mutex::default(),
             dirty: AtomicBool::new(false),
             changed: Arc::clone(&self.changed),

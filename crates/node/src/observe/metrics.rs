@@ -3,6 +3,7 @@
 //! One table, [`METRICS`], says everything: a metric that is not in it is not rendered, and `docs/user/metrics.md` is
 //! compared with it. Units are seconds and bytes, as Prometheus' naming rules ask.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
@@ -37,7 +38,7 @@ enum Source {
     /// One value per database, without further labels.
     Database(fn(&DatabaseReport) -> Option<f64>),
     /// Several values per database, told apart by a label.
-    Labelled(&'static str, fn(&DatabaseReport) -> Vec<(&'static str, f64)>),
+    Labelled(&'static str, fn(&DatabaseReport) -> Vec<(String, f64)>),
 }
 
 /// A metric.
@@ -86,6 +87,10 @@ fn seconds(time: Timestamp) -> f64 {
     time.0 as f64 / 1e3
 }
 
+fn labelled(counts: &BTreeMap<String, u64>, divisor: f64) -> Vec<(String, f64)> {
+    counts.iter().map(|(name, count)| (name.clone(), *count as f64 / divisor)).collect()
+}
+
 fn txid(pos: Option<Pos>) -> Option<f64> {
     Some(pos.map_or(0.0, |pos| pos.txid.get() as f64))
 }
@@ -102,7 +107,7 @@ pub const METRICS: &[Metric] = &[
         kind: Gauge,
         help: "1 for the state that the database is in, 0 for the others.",
         source: Source::Labelled("state", |d| {
-            State::NAMES.map(|name| (name, f64::from(u8::from(name == d.figures.state.name())))).to_vec()
+            State::NAMES.map(|name| (name.to_owned(), f64::from(u8::from(name == d.figures.state.name())))).to_vec()
         }),
     },
     gauge(
@@ -154,7 +159,7 @@ pub const METRICS: &[Metric] = &[
         source: Source::Labelled("result", |d| {
             let counts = &d.figures.checkpoints;
             let values = [counts.complete, counts.partial, counts.busy, counts.failed].map(|n| n as f64);
-            ["complete", "partial", "busy", "failed"].into_iter().zip(values).collect()
+            ["complete", "partial", "busy", "failed"].map(str::to_owned).into_iter().zip(values).collect()
         }),
     },
     counter(
@@ -170,9 +175,33 @@ pub const METRICS: &[Metric] = &[
         kind: Counter,
         help: "Times that the database was compared page by page, by reason.",
         source: Source::Labelled("reason", |d| {
-            DiffReason::ALL.map(|reason| (reason.name(), d.figures.page_diffs.get(reason) as f64)).to_vec()
+            DiffReason::ALL.map(|reason| (reason.name().to_owned(), d.figures.page_diffs.get(reason) as f64)).to_vec()
         }),
     },
+    Metric {
+        name: "rhyolite_store_requests_total",
+        kind: Counter,
+        help: "Requests to the store, failed tries included, by operation.",
+        source: Source::Labelled("operation", |d| labelled(&d.store_requests.requests, 1.0)),
+    },
+    Metric {
+        name: "rhyolite_store_request_seconds_total",
+        kind: Counter,
+        help: "Time that answered requests took, by operation.",
+        source: Source::Labelled("operation", |d| labelled(&d.store_requests.busy_us, 1e6)),
+    },
+    Metric {
+        name: "rhyolite_store_errors_total",
+        kind: Counter,
+        help: "Failed requests to the store by kind; not_found and exists may be expected answers.",
+        source: Source::Labelled("kind", |d| labelled(&d.store_requests.errors, 1.0)),
+    },
+    counter("rhyolite_store_read_bytes_total", "Bytes of objects read from the store.", |d| {
+        Some(d.store_requests.bytes_read as f64)
+    }),
+    counter("rhyolite_store_written_bytes_total", "Bytes of objects sent to the store.", |d| {
+        Some(d.store_requests.bytes_written as f64)
+    }),
     counter("rhyolite_errors_total", "Errors of any kind, those that a retry mended included.", |d| {
         Some(d.figures.errors as f64)
     }),

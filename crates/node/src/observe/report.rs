@@ -1,8 +1,10 @@
 //! The JSON that `/status`, the status file and `rhyolite status --json` give: the figures, by whom, and when.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use rhyolite_format::Timestamp;
+use rhyolite_store::Counts;
 use serde::{Deserialize, Serialize};
 
 use crate::status::{DatabaseStatus, Figures, StatusBoard};
@@ -54,6 +56,38 @@ fn process_start(pid: u32) -> Option<u64> {
     after_name.split_whitespace().nth(19)?.parse().ok()
 }
 
+/// What was asked of a store since the process started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestsReport {
+    /// Requests, tries that failed included, by operation.
+    pub requests: BTreeMap<String, u64>,
+    /// Time from question to answer in microseconds, by operation.
+    pub busy_us: BTreeMap<String, u64>,
+    /// Failed requests by kind. "Not found" and "exists" may be what was hoped for.
+    pub errors: BTreeMap<String, u64>,
+    /// Bytes of objects that came back.
+    pub bytes_read: u64,
+    /// Bytes of objects that were sent.
+    pub bytes_written: u64,
+}
+
+impl RequestsReport {
+    fn new(counts: &Counts) -> Self {
+        let micros = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+        let mut errors = BTreeMap::new();
+        for error in &counts.errors {
+            *errors.entry(error.kind.name().to_owned()).or_default() += error.count;
+        }
+        Self {
+            requests: counts.requests.iter().map(|r| (r.operation.name().to_owned(), r.count)).collect(),
+            busy_us: counts.requests.iter().map(|r| (r.operation.name().to_owned(), micros(r.busy))).collect(),
+            errors,
+            bytes_read: counts.bytes_read,
+            bytes_written: counts.bytes_written,
+        }
+    }
+}
+
 /// One database at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatabaseReport {
@@ -63,6 +97,8 @@ pub struct DatabaseReport {
     pub store: String,
     /// Age in milliseconds of the oldest commit that is not durable, at the time of the report.
     pub lag_ms: u64,
+    /// What was asked of the store.
+    pub store_requests: RequestsReport,
     /// Everything else.
     #[serde(flatten)]
     pub figures: Figures,
@@ -73,7 +109,8 @@ impl DatabaseReport {
     pub fn new(status: &DatabaseStatus, now: Timestamp) -> Self {
         let figures = status.figures();
         let lag_ms = figures.lag_ms(now);
-        Self { path: status.path.clone(), store: status.store.clone(), lag_ms, figures }
+        let store_requests = RequestsReport::new(&status.requests.snapshot());
+        Self { path: status.path.clone(), store: status.store.clone(), lag_ms, store_requests, figures }
     }
 }
 
