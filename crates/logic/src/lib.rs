@@ -5,6 +5,7 @@
 
 pub mod litestream_plan;
 pub mod log;
+pub mod reconcile;
 pub mod restore_plan;
 
 pub use restore_plan::Target;
