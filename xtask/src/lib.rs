@@ -5,6 +5,7 @@
 //! status other than 0 when anything differs from what it should be.
 
 pub mod args;
+mod bench;
 mod ci;
 mod demo;
 pub mod error;
@@ -27,6 +28,7 @@ usage: cargo xtask COMMAND
   demo      replicate a database to a folder while it is written, kill, restore, compare
   torture   real processes, kill -9 and worse, restores compared: --minutes N | --seconds N, --cycles N,
             --seed S, --lanes N, --store dir|s3
+  bench     measure and rewrite the table in docs/benchmarks.md; or only the benchmarks named
   tidy      layering, purity, file sizes and other rules that the compiler does not check
 ";
 
@@ -37,6 +39,7 @@ pub fn run(command: &str, args: Args) -> Outcome {
         "tidy" => tidy::run(args),
         "demo" => demo::run(args),
         "torture" => torture::run(args),
+        "bench" => bench::run(args),
         "writer" => writer::run(args),
         _ => {
             print!("{USAGE}");

@@ -243,7 +243,9 @@ impl<'a> World<'a> {
         for index in 0..self.databases.len() {
             let log = self.databases[index].path.with_extension("replicate.log");
             let text = fs::read_to_string(&log).unwrap_or_default();
-            if let Some(line) = text.lines().find(|line| line.contains("panicked at")) {
+            if let Some(line) =
+                text.lines().find(|line| line.contains("panicked at") || line.contains("internal error"))
+            {
                 self.fault(report, Fault::Failure, 1, line);
             }
         }
