@@ -46,7 +46,8 @@ pub async fn find(store: &Arc<dyn Store>, hint: Option<(Seq, Pos)>) -> Result<Op
         return Ok(Some(LogEnd { identity, manifest: None, pos: None, next_seq: Seq::FIRST, last_nonce: None }));
     };
     let from_manifest = manifest.files.iter().map(|f| f.end()).chain(manifest.log_start).max_by_key(|p| p.txid);
-    let mut end = LogEnd { identity, next_seq: manifest.first_seq, manifest: None, pos: from_manifest, last_nonce: None };
+    let mut end =
+        LogEnd { identity, next_seq: manifest.first_seq, manifest: None, pos: from_manifest, last_nonce: None };
     match hint.filter(|(seq, _)| *seq >= manifest.first_seq) {
         Some((seq, pos)) if is_free(&**store, seq).await? => {
             end.next_seq = seq;
@@ -94,7 +95,10 @@ async fn walk(store: &Arc<dyn Store>, manifest: &Manifest, end: &mut LogEnd) -> 
     for (seq, size) in segments.iter().rev().take_while(|(seq, _)| *seq >= manifest.first_seq) {
         let segment = read_index(&**store, *seq, *size).await?;
         if segment.header.lineage != end.identity.lineage {
-            return Err(ManifestError::Damaged(format!("segment {seq} in {} belongs to another history", store.describe())));
+            return Err(ManifestError::Damaged(format!(
+                "segment {seq} in {} belongs to another history",
+                store.describe()
+            )));
         }
         end.last_nonce.get_or_insert(segment.header.nonce);
         if let Some(pos) = segment.end() {

@@ -69,7 +69,12 @@ pub async fn update(
         let bytes = Bytes::from(next.encode());
         match store.swap_if(keys::MANIFEST, version.as_ref(), bytes.clone()).await {
             Ok(_) => return Ok(Some(next)),
-            Err(error) if matches!(error.kind, StoreErrorKind::Conflict | StoreErrorKind::Exists | StoreErrorKind::Ambiguous) => {
+            Err(error)
+                if matches!(
+                    error.kind,
+                    StoreErrorKind::Conflict | StoreErrorKind::Exists | StoreErrorKind::Ambiguous
+                ) =>
+            {
                 // The answer to an earlier try may have been lost: our nonce tells.
                 if read(store).await?.is_some_and(|(m, _)| m.nonce == next.nonce) {
                     return Ok(Some(next));

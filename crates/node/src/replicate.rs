@@ -30,7 +30,7 @@ use crate::config::DatabaseConfig;
 use crate::log_end::{self, LogEnd};
 use crate::manifest_swap::ManifestError;
 use crate::random;
-use crate::restore;
+
 use crate::status::{DatabaseStatus, DiffReason, State, StatusBoard};
 use crate::time;
 use crate::upload::{UploadEnd, Uploader};
@@ -91,7 +91,11 @@ impl std::error::Error for ReplicateError {}
 
 /// Replicates until `stop` turns true, then uploads what is left. Ends earlier when every database has failed for good.
 /// Gives the errors of the databases that did.
-pub async fn run(options: ReplicateOptions, board: Arc<StatusBoard>, stop: watch::Receiver<bool>) -> Vec<ReplicateError> {
+pub async fn run(
+    options: ReplicateOptions,
+    board: Arc<StatusBoard>,
+    stop: watch::Receiver<bool>,
+) -> Vec<ReplicateError> {
     let options = Arc::new(options);
     let mut tasks = tokio::task::JoinSet::new();
     for config in options.databases.clone() {
@@ -140,7 +144,8 @@ impl Replication {
         let store = self.open_store()?;
         let meta_lock = lock_state_folder(&self.config.meta_path)?;
         let meta_path = self.config.meta_path.clone();
-        let local = tokio::task::spawn_blocking(move || restart::load(&meta_path)).await.expect("loading does not panic");
+        let local =
+            tokio::task::spawn_blocking(move || restart::load(&meta_path)).await.expect("loading does not panic");
         let mut local = local.map_err(|e| self.local_error("read", &e))?;
         for problem in local.problems.drain(..) {
             tracing::warn!(database = %self.config.path.display(), "state folder: {problem}");
@@ -277,10 +282,15 @@ impl Replication {
                 Ok(object) => match Identity::decode(&object.bytes) {
                     Ok(found) if found.lineage == lineage => return Ok(true),
                     Ok(found) => {
-                        let text = format!("{} now holds history {}: another writer was faster", self.config.store, found.lineage);
+                        let text = format!(
+                            "{} now holds history {}: another writer was faster",
+                            self.config.store, found.lineage
+                        );
                         return Err(ReplicateError::Conflict(text));
                     }
-                    Err(error) => return Err(ReplicateError::Store(format!("{} in {}: {error}", keys::ID, self.config.store))),
+                    Err(error) => {
+                        return Err(ReplicateError::Store(format!("{} in {}: {error}", keys::ID, self.config.store)));
+                    }
                 },
                 Err(error) if error.kind == StoreErrorKind::NotFound => {
                     match store.create(keys::ID, Bytes::from(identity.encode())).await {
@@ -385,13 +395,17 @@ fn continue_or_adopt(local: LocalStart, end: &LogEnd, pos: rhyolite_format::Pos)
                 && entry.is_some_and(|e| e.pre_apply == Some(pos.checksum) && e.min_txid == pos.txid.next())
         }
     };
-    if joins { Start::Continue { pos: local_pos, table, wal, segments: local.segments, uploaded } } else { Start::Adopt { pos, reason } }
+    if joins {
+        Start::Continue { pos: local_pos, table, wal, segments: local.segments, uploaded }
+    } else {
+        Start::Adopt { pos, reason }
+    }
 }
 
 /// Page tables come from the store by the machinery of restores, on the caller's (capture) thread.
 fn table_source(store: Arc<dyn Store>) -> TableSource {
     let runtime = tokio::runtime::Handle::current();
-    Box::new(move |pos| runtime.block_on(restore::page_table(Arc::clone(&store), pos)))
+    Box::new(move |pos| runtime.block_on(no_table(Arc::clone(&store), pos)))
 }
 
 fn is_passing(error: &StoreError) -> bool {
@@ -402,7 +416,8 @@ fn is_passing(error: &StoreError) -> bool {
 fn lock_state_folder(meta_path: &Path) -> Result<File, ReplicateError> {
     let error = |e: &dyn std::fmt::Display| ReplicateError::Local(format!("state folder {}: {e}", meta_path.display()));
     std::fs::create_dir_all(meta_path).map_err(|e| error(&e))?;
-    let file = File::options().create(true).truncate(false).write(true).open(meta_path.join("lock")).map_err(|e| error(&e))?;
+    let file =
+        File::options().create(true).truncate(false).write(true).open(meta_path.join("lock")).map_err(|e| error(&e))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(ReplicateError::Conflict(format!(
@@ -438,4 +453,11 @@ fn read_header(path: &Path) -> Result<Option<PageSize>, HeaderError> {
         Ok(header) => Ok(Some(header.page_size)),
         Err(error) => Err(HeaderError::Refused(format!("is not an SQLite database ({error})"))),
     }
+}
+
+async fn no_table(
+    _store: Arc<dyn Store>,
+    pos: rhyolite_format::Pos,
+) -> Result<crate::capture::table::PageTable, String> {
+    Err(format!("no table of {pos}"))
 }

@@ -111,7 +111,7 @@ impl Uploader {
     /// Creates the segment, however long that takes. An error is final.
     async fn create_segment(&self, segment: &SealedSegment, created: u64) -> Result<(), String> {
         let key = keys::segment(segment.seq);
-        let check = created < CHECK_FIRST || created % CHECK_EVERY == 0;
+        let check = created < CHECK_FIRST || created.is_multiple_of(CHECK_EVERY);
         let mut delay = RETRY.0;
         loop {
             let bytes = match segment.bytes() {
@@ -196,7 +196,9 @@ impl Uploader {
             pages: u64::from(summary.pages),
             entries: 1,
         };
-        let swapped = manifest_swap::update(&*self.store, time::now(), |manifest| Some(self.with_snapshot(manifest, &file))).await;
+        let swapped =
+            manifest_swap::update(&*self.store, time::now(), |manifest| Some(self.with_snapshot(manifest, &file)))
+                .await;
         swapped.map_err(|e| e.to_string())?;
         self.status.update(|f| {
             f.uploaded.files += 1;

@@ -119,10 +119,13 @@ impl Handle {
     fn file_control(&self, operation: c_int, argument: *mut c_void) -> Result<(), HandleError> {
         // SAFETY: the connection is open; "main" is NUL-terminated; `argument` has the type that the operation asks for,
         // as every caller in this file shows.
-        let code = unsafe {
-            ffi::sqlite3_file_control(self.connection.handle(), c"main".as_ptr(), operation, argument)
-        };
-        if code == ffi::SQLITE_OK { Ok(()) } else { Err(HandleError::Sqlite(format!("file control {operation}: code {code}"))) }
+        let code =
+            unsafe { ffi::sqlite3_file_control(self.connection.handle(), c"main".as_ptr(), operation, argument) };
+        if code == ffi::SQLITE_OK {
+            Ok(())
+        } else {
+            Err(HandleError::Sqlite(format!("file control {operation}: code {code}")))
+        }
     }
 
     fn file_pointer(&self, operation: c_int) -> Result<*mut ffi::sqlite3_file, HandleError> {
@@ -148,7 +151,9 @@ impl Handle {
         self.connection.prepare_cached(sql)?.execute([])?;
         // BEGIN alone takes no lock: the first read does.
         let read = || -> Result<i64, rusqlite::Error> {
-            self.connection.prepare_cached("SELECT count(*) FROM (SELECT 1 FROM sqlite_schema LIMIT 1)")?.query_row([], |r| r.get(0))
+            self.connection
+                .prepare_cached("SELECT count(*) FROM (SELECT 1 FROM sqlite_schema LIMIT 1)")?
+                .query_row([], |r| r.get(0))
         };
         match read() {
             Ok(_) => Ok(()),
@@ -165,7 +170,10 @@ impl Handle {
             return;
         }
         let ended = self.connection.prepare_cached("ROLLBACK").and_then(|mut s| s.execute([]));
-        assert!(ended.is_ok() || self.connection.is_autocommit(), "ROLLBACK of a read transaction cannot fail: {ended:?}");
+        assert!(
+            ended.is_ok() || self.connection.is_autocommit(),
+            "ROLLBACK of a read transaction cannot fail: {ended:?}"
+        );
     }
 
     /// Whether the database is in WAL mode. Needs no transaction.
@@ -321,5 +329,9 @@ fn file_bytes(file: *mut ffi::sqlite3_file) -> Result<u64, HandleError> {
         let size = (*methods).xFileSize.expect("every VFS file has a size");
         size(file, &raw mut bytes)
     };
-    if code == ffi::SQLITE_OK { Ok(bytes.unsigned_abs()) } else { Err(HandleError::Sqlite(format!("file size: code {code}"))) }
+    if code == ffi::SQLITE_OK {
+        Ok(bytes.unsigned_abs())
+    } else {
+        Err(HandleError::Sqlite(format!("file size: code {code}")))
+    }
 }

@@ -241,13 +241,8 @@ impl LocalLog {
         }
         let open = self.open.take().expect("checked above");
         let image = (whole_in_memory && keep_image).then(|| Bytes::from(open.buffer));
-        let sealed = Arc::new(SealedSegment {
-            seq: open.header.seq,
-            path: open.path,
-            len,
-            entries: open.entries,
-            image,
-        });
+        let sealed =
+            Arc::new(SealedSegment { seq: open.header.seq, path: open.path, len, entries: open.entries, image });
         self.next_seq = sealed.seq.next();
         self.sealed.push_back(Arc::clone(&sealed));
         Ok(Some(sealed))
@@ -332,7 +327,10 @@ pub fn recover(dir: &Path, lineage: Lineage) -> io::Result<Recovered> {
     for (seq, path) in names {
         match recover_segment(seq, &path, lineage) {
             Ok(Some(segment)) => {
-                let joins = recovered.segments.last().is_none_or(|before| before.seq.next() == seq && follows(before, &segment));
+                let joins = recovered
+                    .segments
+                    .last()
+                    .is_none_or(|before| before.seq.next() == seq && follows(before, &segment));
                 if !joins {
                     recovered.damage.push(format!("segment {seq} does not follow the one before it"));
                     remove_all(&mut recovered.segments)?;
@@ -401,7 +399,8 @@ fn whole_transactions(bytes: &[u8]) -> (Vec<SegmentEntry>, usize) {
     let mut page = Vec::new();
     while let Some((entry, len)) = whole_transaction(&bytes[end..], end as u64, &mut page) {
         let joins = entries.last().is_none_or(|before: &SegmentEntry| {
-            entry.pre_apply.is_none() || (entry.pre_apply == Some(before.post_apply) && entry.min_txid == before.max_txid.next())
+            entry.pre_apply.is_none()
+                || (entry.pre_apply == Some(before.post_apply) && entry.min_txid == before.max_txid.next())
         });
         if !joins {
             break;
@@ -415,7 +414,7 @@ fn whole_transactions(bytes: &[u8]) -> (Vec<SegmentEntry>, usize) {
 fn whole_transaction(bytes: &[u8], offset: u64, page: &mut Vec<u8>) -> Option<(SegmentEntry, usize)> {
     let mut rest = bytes;
     let mut decoder = Decoder::new(&mut rest).ok()?;
-    let header = decoder.header().clone();
+    let header = *decoder.header();
     page.resize(header.page_size.bytes(), 0);
     let mut pages = 0;
     while decoder.next_page(page).ok()?.is_some() {

@@ -24,4 +24,4 @@ mod frames;
 mod recorder;
 mod session;
 mod view;
-mod watch;
+pub mod watch;

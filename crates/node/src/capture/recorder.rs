@@ -143,7 +143,12 @@ impl Recorder {
     }
 
     /// Begins a transaction after which the database has `commit` pages.
-    pub(super) fn begin(&mut self, commit: PageCount, wal: WalRange, now: Timestamp) -> Result<Transaction, RecordError> {
+    pub(super) fn begin(
+        &mut self,
+        commit: PageCount,
+        wal: WalRange,
+        now: Timestamp,
+    ) -> Result<Transaction, RecordError> {
         self.last_time = self.last_time.max(now);
         let txid = self.pos.txid.next();
         let header = LtxHeader {
@@ -163,7 +168,15 @@ impl Recorder {
         let buffers = std::mem::take(&mut self.buffers);
         let out = self.log.begin(self.last_time)?;
         let encoder = Encoder::with_buffers(header, self.packing, buffers, out).map_err(own_mistake)?;
-        Ok(Transaction { encoder, txid, commit, time: self.last_time, pages: 0, bytes_max, undo_start: self.undo.len() })
+        Ok(Transaction {
+            encoder,
+            txid,
+            commit,
+            time: self.last_time,
+            pages: 0,
+            bytes_max,
+            undo_start: self.undo.len(),
+        })
     }
 
     /// Adds a page. Pages come in ascending order.
@@ -214,7 +227,12 @@ impl Recorder {
     }
 
     /// Compares the table with `view` and records what differs as one transaction. `None` when nothing does.
-    pub(super) fn diff(&mut self, view: &View<'_>, commit: PageCount, now: Timestamp) -> Result<Option<Pos>, RecordError> {
+    pub(super) fn diff(
+        &mut self,
+        view: &View<'_>,
+        commit: PageCount,
+        now: Timestamp,
+    ) -> Result<Option<Pos>, RecordError> {
         let mut tx = None;
         let compared = view.each_page(|pgno, data| -> Result<(), RecordError> {
             if self.table.get(pgno) == Some(Checksum::of_page(pgno, data)) {
@@ -275,7 +293,9 @@ impl Recorder {
         for step in self.undo.drain(start..).rev() {
             match step {
                 Undo::Page(pgno, Some(checksum)) => self.table.set(pgno, checksum),
-                Undo::Page(pgno, None) => assert_eq!(pgno, self.table.page_size().lock_page(), "every other page has one"),
+                Undo::Page(pgno, None) => {
+                    assert_eq!(pgno, self.table.page_size().lock_page(), "every other page has one")
+                }
                 Undo::Grown(count) => self.table.set_page_count(count),
                 Undo::Shrunk(tail) => {
                     let first = self.table.page_count().get() + 1;

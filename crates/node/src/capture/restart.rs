@@ -125,7 +125,10 @@ fn apply_segment(table: &mut PageTable, pos: &mut Pos, segment: &SealedSegment) 
 }
 
 fn apply_transaction(table: &mut PageTable, pos: Pos, entry: &SegmentEntry, mut ltx: &[u8]) -> Result<(), String> {
-    if entry.pre_apply != Some(pos.checksum) || entry.min_txid != pos.txid.next() || entry.page_size != table.page_size() {
+    if entry.pre_apply != Some(pos.checksum)
+        || entry.min_txid != pos.txid.next()
+        || entry.page_size != table.page_size()
+    {
         return Err(format!("transaction {} does not follow {pos}", entry.min_txid));
     }
     let mut decoder = Decoder::new(&mut ltx).map_err(|e| e.to_string())?;
@@ -135,7 +138,11 @@ fn apply_transaction(table: &mut PageTable, pos: Pos, entry: &SegmentEntry, mut 
     }
     table.set_page_count(decoder.header().commit);
     decoder.finish().map_err(|e| e.to_string())?;
-    if table.checksum() == entry.post_apply { Ok(()) } else { Err(format!("transaction {} gives another checksum", entry.max_txid)) }
+    if table.checksum() == entry.post_apply {
+        Ok(())
+    } else {
+        Err(format!("transaction {} gives another checksum", entry.max_txid))
+    }
 }
 
 /// Saves the page table beside the one before, then puts it in its place.

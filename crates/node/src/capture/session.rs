@@ -62,7 +62,9 @@ impl From<HandleError> for SessionEnd {
     fn from(error: HandleError) -> Self {
         match error {
             HandleError::Missing => Self::Wait("the database file does not exist".to_owned()),
-            HandleError::Busy => Self::Wait("the database is locked by another connection (locking_mode=EXCLUSIVE?)".to_owned()),
+            HandleError::Busy => {
+                Self::Wait("the database is locked by another connection (locking_mode=EXCLUSIVE?)".to_owned())
+            }
             HandleError::NotADatabase(text) => Self::Failed(DiffReason::Replaced, text),
             HandleError::Sqlite(text) => Self::Failed(DiffReason::Chain, text),
         }
@@ -234,7 +236,10 @@ impl WalSession {
             Step::Frames { first, last } => (first, last),
             Step::Restarted { last } => (1, last),
             Step::Doubt(doubt) => {
-                return Err(SessionEnd::Compare(DiffReason::WalReset, format!("the WAL lost committed frames ({doubt:?})")));
+                return Err(SessionEnd::Compare(
+                    DiffReason::WalReset,
+                    format!("the WAL lost committed frames ({doubt:?})"),
+                ));
             }
         };
         if last > 0 {
@@ -356,7 +361,11 @@ impl WalSession {
         let locked_at = Instant::now();
         let result = self.checkpoint_under_lock(thread);
         self.free.end_read();
-        tracing::trace!(waited_us = (locked_at - began).as_micros(), held_us = locked_at.elapsed().as_micros(), "checkpoint");
+        tracing::trace!(
+            waited_us = (locked_at - began).as_micros(),
+            held_us = locked_at.elapsed().as_micros(),
+            "checkpoint"
+        );
         self.count_checkpoint(thread, result?, locked_at.elapsed())
     }
 
@@ -492,7 +501,10 @@ type RollbackMark = (u32, u64);
 /// Follows a database in rollback mode: compares all pages whenever the file change counter or the size moved.
 fn follow_rollback(thread: &mut CaptureThread, handle: &Handle) -> Result<SessionEnd, SessionEnd> {
     let name = thread.config.path.display().to_string();
-    tracing::warn!(database = name, "in rollback mode: commits between two looks are folded into one; WAL mode captures each");
+    tracing::warn!(
+        database = name,
+        "in rollback mode: commits between two looks are folded into one; WAL mode captures each"
+    );
     let mut seen: Option<RollbackMark> = None;
     let mut watch = None;
     let mut active = Instant::now();
@@ -515,7 +527,9 @@ fn follow_rollback(thread: &mut CaptureThread, handle: &Handle) -> Result<Sessio
         }
         match stop {
             Some(Stop::Shutdown) => return Ok(SessionEnd::Stopped),
-            Some(Stop::LogFull) => return Ok(SessionEnd::Failed(DiffReason::LogFull, "the local log is full".to_owned())),
+            Some(Stop::LogFull) => {
+                return Ok(SessionEnd::Failed(DiffReason::LogFull, "the local log is full".to_owned()));
+            }
             None => {}
         }
         thread.pass_on()?;

@@ -146,7 +146,7 @@ enum Known {
     /// The position, but not the pages.
     Position { pos: Pos, log: LocalLog },
     /// Everything.
-    Recorded(Recorder),
+    Recorded(Box<Recorder>),
 }
 
 /// Why a session is to end.
@@ -186,10 +186,11 @@ impl CaptureThread {
             Start::Continue { pos, table, wal, segments, uploaded } => {
                 position = wal;
                 let next_local = segments.last().map_or(next_seq, |s| s.seq.next());
-                durable = match segments.iter().filter(|s| Some(s.seq) <= uploaded).filter_map(SealedSegment::end).last() {
-                    None if segments.is_empty() => Some(pos),
-                    end => end,
-                };
+                durable =
+                    match segments.iter().filter(|s| Some(s.seq) <= uploaded).filter_map(SealedSegment::end).last() {
+                        None if segments.is_empty() => Some(pos),
+                        end => end,
+                    };
                 let mut log = LocalLog::new(log_dir, writer, next_local, segments)?;
                 if let Some(seq) = uploaded {
                     log.mark_uploaded(seq);
@@ -198,7 +199,7 @@ impl CaptureThread {
                     next_unconfirmed = log.unsent().next().map_or(next_local, |s| s.seq);
                 }
                 let max = config.log_bytes_max;
-                Known::Recorded(Recorder::new(table, pos, log, max))
+                Known::Recorded(Box::new(Recorder::new(table, pos, log, max)))
             }
         };
         let state_path = config.meta_path.join(STATE_FILE);
@@ -333,7 +334,10 @@ impl CaptureThread {
     pub(super) fn continues(&mut self, handle: &Handle, moment: &Moment) -> Option<u32> {
         let Some(Known::Recorded(recorder)) = &self.known else { return None };
         let position = self.position.filter(|_| self.doubt.is_none())?;
-        if position.salt != moment.salt || position.frame > moment.max_frame || recorder.table().page_size() != moment.page_size {
+        if position.salt != moment.salt
+            || position.frame > moment.max_frame
+            || recorder.table().page_size() != moment.page_size
+        {
             self.doubt(DiffReason::WalReset);
             return None;
         }
@@ -347,11 +351,16 @@ impl CaptureThread {
     }
 
     /// Brings the log to what `view` shows: by page diff, or by a snapshot when there is nothing to compare with.
-    pub(super) fn establish(&mut self, view: &View<'_>, page_size: PageSize, commit: PageCount) -> Result<(), SessionEnd> {
+    pub(super) fn establish(
+        &mut self,
+        view: &View<'_>,
+        page_size: PageSize,
+        commit: PageCount,
+    ) -> Result<(), SessionEnd> {
         if let Some(Known::Position { pos, .. }) = &self.known {
             let (pos, table) = (*pos, self.table_of(*pos, view, page_size, commit)?);
             let Some(Known::Position { log, .. }) = self.known.take() else { unreachable!("seen above") };
-            self.known = Some(Known::Recorded(Recorder::new(table, pos, log, self.config.log_bytes_max)));
+            self.known = Some(Known::Recorded(Box::new(Recorder::new(table, pos, log, self.config.log_bytes_max))));
         }
         let same_size = matches!(&self.known, Some(Known::Recorded(r)) if r.table().page_size() == page_size);
         if !same_size {
@@ -376,7 +385,13 @@ impl CaptureThread {
     }
 
     /// The table of `pos`: the database itself gives it when its checksum is the same, otherwise the store.
-    fn table_of(&self, pos: Pos, view: &View<'_>, page_size: PageSize, commit: PageCount) -> Result<PageTable, SessionEnd> {
+    fn table_of(
+        &self,
+        pos: Pos,
+        view: &View<'_>,
+        page_size: PageSize,
+        commit: PageCount,
+    ) -> Result<PageTable, SessionEnd> {
         let mut table = PageTable::empty(page_size);
         view.each_page(|pgno, data| -> Result<(), SessionEnd> {
             table.set(pgno, Checksum::of_page(pgno, data));
@@ -408,7 +423,7 @@ impl CaptureThread {
             Some(Known::Recorded(recorder)) => recorder.log,
             None => panic!("known is only taken to be replaced"),
         };
-        self.known = Some(Known::Recorded(Recorder::new(table, summary.pos, log, self.config.log_bytes_max)));
+        self.known = Some(Known::Recorded(Box::new(Recorder::new(table, summary.pos, log, self.config.log_bytes_max))));
         self.durable = Some(summary.pos);
         self.doubt = None;
         self.failures = 0;
@@ -489,10 +504,9 @@ impl CaptureThread {
             self.durable = Some(end);
         }
         let keep = self.config.log_bytes_max / 2;
-        if self.log_mut().is_some_and(|log| log.bytes() - log.unsent_bytes() > keep) {
-            if let Err(error) = self.trim(keep / 2) {
-                self.complain(&format!("trim the local log: {error}"));
-            }
+        let large = self.log_mut().is_some_and(|log| log.bytes() - log.unsent_bytes() > keep);
+        if let Some(error) = large.then(|| self.trim(keep / 2)).and_then(Result::err) {
+            self.complain(&format!("trim the local log: {error}"));
         }
         self.publish();
     }
@@ -513,7 +527,8 @@ impl CaptureThread {
             self.open_since = Some(Instant::now());
         }
         let due = self.open_since.is_some_and(|since| since.elapsed() >= self.config.sync_interval);
-        let seal = open_bytes > 0 && (open_bytes >= self.config.segment_bytes_max || ((due || self.stopping) && self.in_flight == 0));
+        let seal = open_bytes > 0
+            && (open_bytes >= self.config.segment_bytes_max || ((due || self.stopping) && self.in_flight == 0));
         if seal {
             self.seal()?;
         }
@@ -531,7 +546,9 @@ impl CaptureThread {
     fn send_sealed(&mut self) {
         while self.in_flight < IN_FLIGHT_MAX {
             let sent = self.sent;
-            let Some(next) = self.log_mut().and_then(|log| log.unsent().find(|s| Some(s.seq) > sent).cloned()) else { return };
+            let Some(next) = self.log_mut().and_then(|log| log.unsent().find(|s| Some(s.seq) > sent).cloned()) else {
+                return;
+            };
             let seq = next.seq;
             if self.channels.out.try_send(ToUploader::Segment(next)).is_err() {
                 return;

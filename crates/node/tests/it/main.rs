@@ -1,0 +1,3 @@
+//! Integration tests of the process.
+
+mod capture;
