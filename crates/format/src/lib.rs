@@ -5,6 +5,7 @@
 
 pub mod crc;
 mod error;
+pub mod follow;
 pub mod identity;
 mod json;
 pub mod keys;

@@ -1,0 +1,215 @@
+//! `NAME-rhyolite-follow`: what a plain file that follows a log was left as (docs/spec/follow.md).
+//!
+//! The file differs from the log's state in ten bytes of page 1 that readers need otherwise; the log's values of them stand
+//! here, so that the file can be compared with the log. Written before each batch with both ends of it: a file that is
+//! whole is at one of the two.
+
+use crate::crc::crc64;
+use crate::error::{DecodeError, ErrorKind};
+use crate::layout::{Field, follow_end as end, follow_state as at};
+use crate::types::{Checksum, Lineage, PageCount, PageSize, Pos, Txid};
+
+/// First bytes of the file.
+pub const MAGIC: [u8; 4] = *b"RHFO";
+/// The only version there is.
+pub const VERSION: u8 = 1;
+/// Size of the file in bytes.
+pub const SIZE: usize = at::SIZE;
+
+const WHAT: &str = "follow state";
+
+/// How far a file has followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FollowState {
+    /// The history.
+    pub lineage: Lineage,
+    /// The file before the batch that was last begun.
+    pub before: FollowEnd,
+    /// The file after it. The same when no batch was begun.
+    pub after: FollowEnd,
+}
+
+/// A state that the file may be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FollowEnd {
+    /// The log's position.
+    pub pos: Pos,
+    /// Page size at that position.
+    pub page_size: PageSize,
+    /// Size of the database at that position.
+    pub commit: PageCount,
+    /// The log's values of the bytes that differ; zeros for an empty database.
+    pub page_one: PageOneFields,
+}
+
+/// Bytes of page 1 that a followed file has otherwise than the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageOneFields {
+    /// Bytes 18 and 19: write and read version.
+    pub versions: [u8; 2],
+    /// Bytes 24 to 27: the change counter.
+    pub change_counter: u32,
+    /// Bytes 92 to 95: the change counter for which the page count is valid.
+    pub version_valid_for: u32,
+}
+
+impl PageOneFields {
+    const VERSIONS: std::ops::Range<usize> = 18..20;
+    const CHANGE_COUNTER: std::ops::Range<usize> = 24..28;
+    const VERSION_VALID_FOR: std::ops::Range<usize> = 92..96;
+
+    /// The fields of page 1.
+    pub fn of(page: &[u8]) -> Self {
+        let number = |range: std::ops::Range<usize>| {
+            u32::from_be_bytes(page[range].try_into().expect("a page has at least 512 bytes"))
+        };
+        let versions = page[Self::VERSIONS].try_into().expect("a page has at least 512 bytes");
+        Self {
+            versions,
+            change_counter: number(Self::CHANGE_COUNTER),
+            version_valid_for: number(Self::VERSION_VALID_FOR),
+        }
+    }
+
+    /// Puts them into page 1.
+    pub fn put(&self, page: &mut [u8]) {
+        page[Self::VERSIONS].copy_from_slice(&self.versions);
+        page[Self::CHANGE_COUNTER].copy_from_slice(&self.change_counter.to_be_bytes());
+        page[Self::VERSION_VALID_FOR].copy_from_slice(&self.version_valid_for.to_be_bytes());
+    }
+
+    /// What a followed file has in their place: rollback mode, so that a reader needs no WAL, and a change counter of the
+    /// file's own, so that readers drop what they cached. Whether the page count is valid stays as the log has it.
+    #[must_use]
+    pub fn for_readers(&self, change_counter: u32) -> Self {
+        let valid = self.version_valid_for == self.change_counter;
+        let version_valid_for = if valid { change_counter } else { change_counter.wrapping_sub(1) };
+        Self { versions: [1, 1], change_counter, version_valid_for }
+    }
+}
+
+impl FollowState {
+    /// The bytes of the file.
+    pub fn encode(&self) -> [u8; SIZE] {
+        let mut bytes = [0; SIZE];
+        at::MAGIC.put(&mut bytes, &MAGIC);
+        at::VERSION.put(&mut bytes, &[VERSION]);
+        at::LINEAGE.put(&mut bytes, &self.lineage.0);
+        at::BEFORE.put(&mut bytes, &self.before.encode());
+        at::AFTER.put(&mut bytes, &self.after.encode());
+        let crc = crc64(&bytes[..at::CRC.offset]);
+        at::CRC.put_u64(&mut bytes, crc);
+        bytes
+    }
+
+    /// Reads the file, which must have exactly [`SIZE`] bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let error = |kind, field: Field| DecodeError::new(kind, WHAT, field.offset as u64);
+        if bytes.len() < SIZE {
+            return Err(DecodeError::new(ErrorKind::Short, WHAT, bytes.len() as u64));
+        }
+        if at::MAGIC.of(bytes) != MAGIC {
+            return Err(error(ErrorKind::Magic, at::MAGIC));
+        }
+        let version = at::VERSION.byte(bytes);
+        if version != VERSION {
+            return Err(error(ErrorKind::Version, at::VERSION).detail(format!("version {version}")));
+        }
+        if bytes.len() > SIZE {
+            return Err(DecodeError::new(ErrorKind::Trailing, WHAT, SIZE as u64));
+        }
+        if crc64(&bytes[..at::CRC.offset]) != at::CRC.u64(bytes) {
+            return Err(error(ErrorKind::FileChecksum, at::CRC));
+        }
+        if !at::RESERVED.is_zero(bytes) {
+            return Err(error(ErrorKind::Reserved, at::RESERVED));
+        }
+        let before = FollowEnd::decode(at::BEFORE.of(bytes), at::BEFORE.offset)?;
+        let after = FollowEnd::decode(at::AFTER.of(bytes), at::AFTER.offset)?;
+        if before.pos.txid > after.pos.txid {
+            return Err(error(ErrorKind::Txid, at::AFTER));
+        }
+        Ok(Self { lineage: Lineage(at::LINEAGE.id(bytes)), before, after })
+    }
+}
+
+impl FollowEnd {
+    fn encode(&self) -> [u8; end::SIZE] {
+        let mut bytes = [0; end::SIZE];
+        end::TXID.put_u64(&mut bytes, self.pos.txid.get());
+        end::CHECKSUM.put_u64(&mut bytes, self.pos.checksum.get());
+        end::PAGE_SIZE.put_u32(&mut bytes, self.page_size.get());
+        end::COMMIT.put_u32(&mut bytes, self.commit.get());
+        end::CHANGE_COUNTER.put_u32(&mut bytes, self.page_one.change_counter);
+        end::VERSION_VALID_FOR.put_u32(&mut bytes, self.page_one.version_valid_for);
+        end::VERSIONS.put(&mut bytes, &self.page_one.versions);
+        bytes
+    }
+
+    fn decode(bytes: &[u8], start: usize) -> Result<Self, DecodeError> {
+        let error = |kind, field: Field| DecodeError::new(kind, WHAT, (start + field.offset) as u64);
+        let txid = Txid::new(end::TXID.u64(bytes)).ok_or_else(|| error(ErrorKind::Txid, end::TXID))?;
+        let checksum = Checksum::from_raw(end::CHECKSUM.u64(bytes));
+        let checksum = checksum.ok_or_else(|| error(ErrorKind::PostChecksum, end::CHECKSUM))?;
+        let page_size = PageSize::new(end::PAGE_SIZE.u32(bytes));
+        if !end::RESERVED.is_zero(bytes) {
+            return Err(error(ErrorKind::Reserved, end::RESERVED));
+        }
+        Ok(Self {
+            pos: Pos { txid, checksum },
+            page_size: page_size.ok_or_else(|| error(ErrorKind::PageSize, end::PAGE_SIZE))?,
+            commit: PageCount(end::COMMIT.u32(bytes)),
+            page_one: PageOneFields {
+                versions: end::VERSIONS.bytes(bytes),
+                change_counter: end::CHANGE_COUNTER.u32(bytes),
+                version_valid_for: end::VERSION_VALID_FOR.u32(bytes),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> FollowState {
+        let end = |txid, versions| FollowEnd {
+            pos: Pos { txid: Txid::new(txid).unwrap(), checksum: Checksum::from_raw(Checksum::FLAG | txid).unwrap() },
+            page_size: PageSize::new(4096).unwrap(),
+            commit: PageCount(70),
+            page_one: PageOneFields { versions, change_counter: 9, version_valid_for: 8 },
+        };
+        FollowState { lineage: Lineage([7; 16]), before: end(41, [2, 2]), after: end(44, [1, 1]) }
+    }
+
+    #[test]
+    fn it_is_read_back_and_no_changed_bit_goes_unnoticed() {
+        let state = sample();
+        let bytes = state.encode();
+        assert_eq!(FollowState::decode(&bytes), Ok(state));
+        for i in 0..SIZE {
+            assert!(FollowState::decode(&bytes[..i]).is_err(), "cut at {i}");
+            for bit in 0..8 {
+                let mut changed = bytes;
+                changed[i] ^= 1 << bit;
+                assert!(FollowState::decode(&changed).is_err(), "bit {bit} of byte {i}");
+            }
+        }
+        assert!(FollowState::decode(&[&bytes[..], &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn page_one_goes_back_to_what_the_log_has() {
+        let page: Vec<u8> = (0..512u32).map(|i| (i % 251) as u8).collect();
+        let fields = PageOneFields::of(&page);
+        let mut changed = page.clone();
+        fields.for_readers(77).put(&mut changed);
+        let differ: Vec<usize> = (0..512).filter(|i| page[*i] != changed[*i]).collect();
+        assert_eq!(differ, [18, 19, 24, 25, 26, 27, 92, 93, 94, 95]);
+        fields.put(&mut changed);
+        assert_eq!(page, changed);
+        let valid = PageOneFields { versions: [2, 2], change_counter: 5, version_valid_for: 5 };
+        assert_eq!(valid.for_readers(0).version_valid_for, 0);
+        assert_ne!(fields.for_readers(0).version_valid_for, 0);
+    }
+}

@@ -1,0 +1,211 @@
+//! What one database's part of the store holds: identity, manifest, and the entries of every live log segment.
+//!
+//! Requests: one for `id.json`, one for the manifest, one listing for each thousand segments, one for the end of each
+//! segment, and one to learn that the segment after the last is not there. The listing saves a round trip per window of
+//! guesses and gives the sizes; it is not trusted to be complete: sequence numbers have no gaps, so whatever it leaves out
+//! is asked for by name.
+//!
+//! Memory: the ends of segments are kept for the restore that follows as far as they are whole segments and fit in
+//! [`CACHE_BYTES_MAX`]; everything else is read again.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rhyolite_format::identity::Identity;
+use rhyolite_format::manifest::Manifest;
+use rhyolite_format::segment::{self, Segment, SegmentHeader, SegmentKind};
+use rhyolite_format::{Epoch, Lineage, Nonce, Seq, Txid, keys};
+use rhyolite_logic::log::LogSegment;
+use rhyolite_logic::restore_plan::BundleIndex;
+use tokio::task::JoinHandle;
+
+use super::RestoreError;
+use super::pool::finished;
+use super::reader::Reader;
+use super::visit::bundle_entries;
+
+/// Bytes of small segments that are kept from planning to restoring.
+const CACHE_BYTES_MAX: usize = 8 << 20;
+/// Bytes at the end of a segment that are asked for first: a small segment comes whole.
+const TAIL_BYTES: u64 = 64 * 1024;
+/// Objects that are asked for at the same time.
+const REQUESTS_MAX: usize = 32;
+/// Keys that are asked for in one listing.
+const LIST_KEYS: usize = 1000;
+
+/// One database in a store, as it was at one moment.
+#[derive(Debug)]
+pub(crate) struct Catalog {
+    pub(crate) identity: Identity,
+    pub(crate) manifest: Manifest,
+    /// The live segments, by sequence number, without gaps. Some may be void.
+    pub(crate) log: Vec<LogSegment>,
+    /// Whole small segments, by key.
+    pub(crate) cache: HashMap<String, Bytes>,
+    /// What is wrong with segments, if that is to be collected; they count as empty then, of size 0.
+    pub(crate) damage: Vec<RestoreError>,
+    cached_bytes: usize,
+    /// The highest epoch so far.
+    epoch: Epoch,
+}
+
+/// What to do about a segment that is missing or damaged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OnDamage {
+    /// It is an error.
+    Refuse,
+    /// Note it and go on.
+    Collect,
+}
+
+impl Catalog {
+    /// Reads everything. With `until`, the log is read no further than the segment that holds this transaction.
+    pub(crate) async fn load(
+        reader: &Arc<Reader>,
+        until: Option<Txid>,
+        on_damage: OnDamage,
+    ) -> Result<Self, RestoreError> {
+        let identity = reader.find(keys::ID).await?;
+        let identity = identity.ok_or_else(|| RestoreError::NoDatabase { store: reader.store().describe() })?;
+        let identity = Identity::decode(&identity.bytes).map_err(|e| RestoreError::damaged(keys::ID, e))?;
+        let manifest = load_manifest(reader, &identity).await?;
+        let (epoch, log, cache, damage) = (manifest.log_epoch, Vec::new(), HashMap::new(), Vec::new());
+        let mut catalog = Self { identity, manifest, log, cache, damage, cached_bytes: 0, epoch };
+        catalog.load_log(reader, until, on_damage).await?;
+        Ok(catalog)
+    }
+
+    /// The index of a bundle that the manifest names.
+    pub(crate) async fn bundle_index(&self, reader: &Reader, key: &str) -> Result<BundleIndex, RestoreError> {
+        let file =
+            self.manifest.files.iter().find(|file| file.key == key).expect("a plan names only what it was given");
+        Ok(BundleIndex { key: key.to_owned(), entries: bundle_entries(reader, file).await? })
+    }
+
+    async fn load_log(
+        &mut self,
+        reader: &Arc<Reader>,
+        until: Option<Txid>,
+        on_damage: OnDamage,
+    ) -> Result<(), RestoreError> {
+        let first = self.manifest.first_seq;
+        let listed = list_log(reader, first).await?;
+        let mut asked: VecDeque<JoinHandle<Result<Option<Read>, RestoreError>>> = VecDeque::new();
+        let (mut ask, mut seq) = (first, first);
+        loop {
+            // Past the end of the listing one request at a time: nearly always there is nothing.
+            while asked.len() < REQUESTS_MAX && (asked.is_empty() || Some(ask) <= listed) {
+                asked.push_back(tokio::spawn(read_segment(Arc::clone(reader), self.identity.lineage, ask)));
+                ask = ask.next();
+            }
+            let answer = asked.pop_front().expect("at least one was asked for");
+            let read = match finished(answer.await) {
+                Ok(Some(read)) => Ok(read),
+                Ok(None) if listed.is_none_or(|last| last < seq) => return Ok(()),
+                Ok(None) => Err(RestoreError::Missing { key: keys::segment(seq) }),
+                Err(e) => Err(e),
+            };
+            match read {
+                Ok(read) => self.take_in(read),
+                Err(e) if on_damage == OnDamage::Collect && e.is_about_an_object() => self.take_in_damaged(seq, e),
+                Err(e) => return Err(e),
+            }
+            if until.is_some_and(|until| self.reaches(until)) {
+                return Ok(());
+            }
+            seq = seq.next();
+        }
+    }
+
+    fn take_in(&mut self, read: Read) {
+        if let Some(bytes) = read.whole.filter(|bytes| self.cached_bytes + bytes.len() <= CACHE_BYTES_MAX) {
+            self.cached_bytes += bytes.len();
+            self.cache.insert(read.segment.key.clone(), bytes);
+        }
+        self.epoch = self.epoch.max(read.segment.header.epoch);
+        self.log.push(read.segment);
+    }
+
+    fn take_in_damaged(&mut self, seq: Seq, error: RestoreError) {
+        self.damage.push(error);
+        let nonce = Nonce([0; 16]);
+        let header = SegmentHeader::log(self.identity.lineage, self.epoch, seq, nonce, self.identity.created);
+        self.log.push(LogSegment::new(header, Vec::new(), 0));
+    }
+
+    /// Whether the last segment, if it counts, ends at or after a transaction.
+    fn reaches(&self, txid: Txid) -> bool {
+        let counts = self.log.last().filter(|last| last.header.epoch == self.epoch);
+        counts.and_then(|last| last.entries.last()).is_some_and(|entry| entry.max_txid >= txid)
+    }
+}
+
+/// The manifest; before the first one is written, the log starts with its first segment.
+async fn load_manifest(reader: &Reader, identity: &Identity) -> Result<Manifest, RestoreError> {
+    let Some(object) = reader.find(keys::MANIFEST).await? else {
+        let nonce = Nonce([0; 16]);
+        return Ok(Manifest::new(identity.lineage, Epoch::FIRST, nonce, identity.created, Seq::FIRST));
+    };
+    let manifest = Manifest::decode(&object.bytes).map_err(|e| RestoreError::damaged(keys::MANIFEST, e))?;
+    if manifest.lineage != identity.lineage {
+        let detail = format!("it is of history {}, id.json of {}", manifest.lineage, identity.lineage);
+        return Err(RestoreError::contradiction(keys::MANIFEST, detail));
+    }
+    Ok(manifest)
+}
+
+/// The last sequence number that a listing shows, from `first` on.
+async fn list_log(reader: &Reader, first: Seq) -> Result<Option<Seq>, RestoreError> {
+    let mut after = first.previous().map(keys::segment);
+    let mut last = None;
+    loop {
+        let page = reader.list(keys::LOG_PREFIX, after.as_deref(), LIST_KEYS).await?;
+        let seqs = page.iter().filter_map(|entry| keys::parse_segment(&entry.key));
+        last = seqs.max().max(last);
+        if page.len() < LIST_KEYS {
+            return Ok(last);
+        }
+        after = page.last().map(|entry| entry.key.clone());
+    }
+}
+
+/// A segment's entries, and all of its bytes if they came along.
+#[derive(Debug)]
+pub(crate) struct Read {
+    pub(crate) segment: LogSegment,
+    pub(crate) whole: Option<Bytes>,
+}
+
+/// The entries of one log segment; `None` if there is no such object.
+pub(crate) async fn read_segment(
+    reader: Arc<Reader>,
+    lineage: Lineage,
+    seq: Seq,
+) -> Result<Option<Read>, RestoreError> {
+    let key = keys::segment(seq);
+    let Some(object) = reader.find_tail(&key, TAIL_BYTES).await? else { return Ok(None) };
+    let size = object.size;
+    let damaged = |e| RestoreError::damaged(&key, e);
+    let is_whole = object.bytes.len() as u64 == size;
+    let Segment { header, entries } = if is_whole {
+        Segment::decode(&object.bytes).map_err(damaged)?
+    } else {
+        let header = reader.get_range(&key, 0..segment::HEADER_SIZE as u64).await?;
+        let header = SegmentHeader::decode(&header).map_err(damaged)?;
+        let index = segment::decode_footer(&object.bytes, size).map_err(damaged)?;
+        let tail_start = size - object.bytes.len() as u64;
+        let tail = match index.start.checked_sub(tail_start) {
+            Some(skip) => object.bytes.slice(skip as usize..),
+            None => reader.get_range(&key, index.start..size).await?,
+        };
+        let entries = segment::decode_index(&header, &tail, size).map_err(damaged)?;
+        Segment { header, entries }
+    };
+    if header.kind != SegmentKind::Log || header.seq != seq || header.lineage != lineage {
+        let detail = format!("it says it is segment {} of history {}", header.seq, header.lineage);
+        return Err(RestoreError::contradiction(&key, detail));
+    }
+    let segment = LogSegment::new(header, entries, size);
+    Ok(Some(Read { segment, whole: is_whole.then_some(object.bytes) }))
+}

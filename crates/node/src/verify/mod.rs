@@ -1,0 +1,145 @@
+//! Proves that what a store holds can be restored.
+//!
+//! 1. Every object that the manifest and the log name is read whole and decoded: its CRC, every LTX file's checksums, and that
+//!    it holds what the manifest, or its own index, says ([`objects`]).
+//! 2. Every commit joins the one before; every commit can be reached.
+//! 3. The newest state is put together as a restore would do it, and its checksum compared with the log's. With
+//!    [`Depth::EveryPoint`] so is every restore point ([`replay`]).
+//!
+//! Damage is collected, not an error: errors are what keeps this from being judged, such as a store that does not answer.
+
+pub(crate) mod against;
+mod objects;
+mod replay;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rhyolite_format::{Lineage, Pos, Timestamp};
+use rhyolite_logic::Target;
+use rhyolite_store::Store;
+
+pub use against::{AgainstOptions, AgainstReport, verify_against};
+
+use crate::progress::{Progress, Stage};
+use crate::restore::RestoreError;
+use crate::restore::reader::Reader;
+
+/// How much is restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// The newest state.
+    Newest,
+    /// Every restore point. Takes 8 bytes of memory per page, and reads every commit once more.
+    EveryPoint,
+}
+
+/// What to verify, and how.
+#[derive(Clone, Debug)]
+pub struct VerifyOptions {
+    /// The part of a store that belongs to one database.
+    pub store: Arc<dyn Store>,
+    /// How much is restored.
+    pub depth: Depth,
+    /// Threads that unpack; at least one.
+    pub threads: usize,
+    /// Who wants to know how far it is.
+    pub progress: Arc<dyn Progress>,
+}
+
+/// Something in the store that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The object, relative to the database's prefix; empty when it is not about one object.
+    pub key: String,
+    /// What is wrong, in words.
+    pub detail: String,
+}
+
+/// What was verified, and what was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// The history.
+    pub lineage: Lineage,
+    /// The newest position, and when it was committed. It is proved if there is no damage.
+    pub newest: Option<(Pos, Timestamp)>,
+    /// Objects that were read whole.
+    pub objects: u64,
+    /// Transactions in them. Of merged files and snapshots only the file counts.
+    pub transactions: u64,
+    /// Positions that can be restored.
+    pub points: u64,
+    /// Positions that were put together and compared with their checksum.
+    pub points_proved: u64,
+    /// Everything that is not as it should be.
+    pub damage: Vec<Damage>,
+    /// Bytes read from the store.
+    pub bytes_fetched: u64,
+    /// Requests to the store.
+    pub requests: u64,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+impl VerifyReport {
+    /// Whether nothing is wrong.
+    pub fn is_sound(&self) -> bool {
+        self.damage.is_empty()
+    }
+}
+
+/// Verifies what a store holds of a database. Must run in a Tokio runtime with more than one thread.
+///
+/// # Errors
+/// What keeps it from being judged. Damage is not an error but part of the report.
+pub async fn verify(options: VerifyOptions) -> Result<VerifyReport, RestoreError> {
+    let started = Instant::now();
+    options.progress.enter(Stage::Planning);
+    let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
+    let (found, mut damage) = objects::check(&reader, options.threads).await?;
+    let mut report = VerifyReport {
+        lineage: found.catalog.identity.lineage,
+        newest: None,
+        objects: found.objects,
+        transactions: found.transactions,
+        points: found.points.len() as u64,
+        points_proved: 0,
+        damage: Vec::new(),
+        bytes_fetched: 0,
+        requests: 0,
+        elapsed: Duration::ZERO,
+    };
+    match replay::prove(&reader, &found, Target::Latest, options.threads, &options.progress).await? {
+        Ok(plan) => {
+            report.newest = Some((plan.pos, plan.time));
+            report.points_proved = 1;
+        }
+        Err(wrong) => damage.push(wrong),
+    }
+    if options.depth == Depth::EveryPoint {
+        let (proved, wrong) = replay::prove_all(&reader, &found, options.threads, &options.progress).await?;
+        report.points_proved = proved;
+        damage.extend(wrong);
+    }
+    options.progress.enter(Stage::Done);
+    report.damage = damage;
+    (report.bytes_fetched, report.requests, report.elapsed) = (reader.bytes(), reader.requests(), started.elapsed());
+    Ok(report)
+}
+
+/// An error that speaks of what the store holds becomes damage; others are passed on.
+fn as_damage<T>(result: Result<T, RestoreError>) -> Result<Result<T, Damage>, RestoreError> {
+    let error = match result {
+        Ok(value) => return Ok(Ok(value)),
+        Err(error) => error,
+    };
+    let detail = error.to_string();
+    let key = match &error {
+        RestoreError::Damaged { key, .. } | RestoreError::Missing { key } | RestoreError::Contradiction { key, .. } => {
+            key.clone()
+        }
+        RestoreError::Plan(_) | RestoreError::PageMissing { .. } | RestoreError::WrongChecksum { .. } => String::new(),
+        _ => return Err(error),
+    };
+    Ok(Err(Damage { key, detail }))
+}
