@@ -20,6 +20,7 @@
 //! Google Cloud Storage server in the package registries that honours conditional writes, so that backend is untested here
 //! beyond what it shares with the other two.
 
+mod cloud;
 mod counted;
 mod directory;
 mod error;
@@ -32,6 +33,7 @@ mod retrying;
 #[cfg(feature = "suite")]
 pub mod suite;
 mod types;
+mod url;
 
 use std::fmt::Debug;
 use std::ops::Range;

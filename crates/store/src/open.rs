@@ -4,16 +4,37 @@
 //! |---|---|
 //! | `./dir`, `/dir`, `dir`, `file:///dir` | a local folder |
 //! | `memory:` | memory of this process, empty at first |
+//! | `s3://bucket/prefix` | S3 and what speaks like it |
+//! | `gs://bucket/prefix` | Google Cloud Storage |
+//! | `az://container/prefix`, `abs://account@container/prefix` | Azure Blob Storage |
+//!
+//! Options follow a `?`, as `name=value`, joined by `&`:
+//!
+//! | option | of | meaning |
+//! |---|---|---|
+//! | `endpoint` | all three | URL of another server; `http://` is allowed if it stands there |
+//! | `region` | S3 | default: `AWS_REGION`, `AWS_DEFAULT_REGION`, the profile's, `us-east-1` |
+//! | `force-path-style` | S3 | bucket in the path, not in the host name; default: with an endpoint |
+//! | `profile` | S3 | named profile of the AWS command line's files (static keys and region) |
+//! | `anonymous` | all three | do not sign requests |
+//! | `part-size` | all three | size of a part of a big upload, 5 MiB to 1 GiB; default 8 MiB |
+//! | `ca-file`, `skip-verify` | all three | trust these certificates too; trust any |
+//! | `bulk-delete` | S3 | `false` for servers without `DeleteObjects` |
+//! | `unquoted-etags` | S3 | `true` for old Ceph gateways |
+//! | `sse-kms-key-id` | S3 | encrypt with this key |
+//! | `account` | Azure | the storage account |
 //!
 //! Whatever is not understood is an error: an unknown scheme, an unknown option, an option without effect.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::cloud::cloud;
+use crate::url::{StoreUrl, percent_decode};
 use crate::{Directory, Memory, Operation, Store, StoreError, StoreErrorKind};
 
 /// Where credentials and defaults come from.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub enum Environment {
     /// The environment variables of this process.
     #[default]
@@ -33,6 +54,16 @@ impl Environment {
     }
 }
 
+impl std::fmt::Debug for Environment {
+    /// Names only: values are secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Process => f.write_str("Process"),
+            Self::Fixed(variables) => f.debug_set().entries(variables.keys()).finish(),
+        }
+    }
+}
+
 /// What [`open`] needs beside the URL.
 #[derive(Clone, Debug, Default)]
 pub struct StoreOptions {
@@ -44,18 +75,104 @@ pub struct StoreOptions {
 ///
 /// The result does not retry and does not count; wrap it in [`crate::Counted`] and [`crate::Retrying`].
 pub fn open(url_or_path: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, StoreError> {
-    let _ = options;
-    let refuse = |reason: &str| Err(StoreError::new(StoreErrorKind::Invalid, Operation::Open, "", url_or_path, reason));
+    let refuse =
+        |shown: &str, reason: String| Err(StoreError::new(StoreErrorKind::Invalid, Operation::Open, "", shown, reason));
     if url_or_path == "memory:" {
         return Ok(Arc::new(Memory::new()));
     }
     if url_or_path.is_empty() {
-        return refuse("the path is empty");
+        return refuse("a store", "the path is empty".to_owned());
     }
-    match url_or_path.split_once("://") {
-        None => Ok(Arc::new(Directory::new(url_or_path))),
-        Some(("file", path)) if path.starts_with('/') => Ok(Arc::new(Directory::new(path))),
-        Some(("file", _)) => refuse("a file URL has three slashes and an absolute path: file:///var/backups"),
-        Some((scheme, _)) => refuse(&format!("unknown scheme {scheme:?}")),
+    if !url_or_path.contains("://") {
+        return Ok(Arc::new(Directory::new(url_or_path)));
+    }
+    let mut url = StoreUrl::parse(url_or_path)?;
+    match url.scheme.as_str() {
+        "file" => open_file(&url),
+        "s3" | "gs" | "az" | "abs" => {
+            let bucket: Arc<dyn Store> = Arc::new(cloud(&mut url, &options.environment)?);
+            url.finish()?;
+            bucket.sub(&url.path)
+        }
+        scheme => {
+            let known = "a path, or a URL with file:, memory:, s3:, gs:, az: or abs:";
+            refuse(&url.shown, format!("unknown scheme {scheme:?}: a store is {known}"))
+        }
+    }
+}
+
+fn open_file(url: &StoreUrl) -> Result<Arc<dyn Store>, StoreError> {
+    url.finish()?;
+    let path = url.shown.strip_prefix("file://").filter(|path| path.starts_with('/'));
+    let path = path.ok_or_else(|| {
+        url.invalid(
+            "a file URL has three slashes and an absolute path: file:///var/backups; otherwise write the path alone",
+        )
+    })?;
+    let path = percent_decode(path).ok_or_else(|| url.invalid("the path is badly encoded"))?;
+    Ok(Arc::new(Directory::new(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(variables: &[(&str, &str)]) -> StoreOptions {
+        let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        StoreOptions { environment: Environment::Fixed(variables) }
+    }
+
+    const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "A"), ("AWS_SECRET_ACCESS_KEY", "S")];
+
+    #[test]
+    fn urls_are_understood() {
+        let azure = [("AZURE_STORAGE_ACCOUNT", "acc"), ("AZURE_STORAGE_KEY", "a2V5")];
+        let litestream = [("LITESTREAM_ACCESS_KEY_ID", "A"), ("LITESTREAM_SECRET_ACCESS_KEY", "S")];
+        for (url, variables, shown) in [
+            ("./backup", &[][..], "./backup"),
+            ("/a b?c", &[], "/a b?c"),
+            ("file:///a%20b/c", &[], "/a b/c"),
+            ("memory:", &[], "memory:"),
+            ("s3://b/app/db", &KEYS, "s3://b/app/db"),
+            ("s3://b?region=eu-west-1&endpoint=http://127.0.0.1:9000", &litestream, "s3://b"),
+            ("s3://b/x/?endpoint=https%3A%2F%2Fr2.example&force-path-style=false&part-size=16MiB", &KEYS, "s3://b/x"),
+            ("gs://b/p?anonymous=true", &[], "gs://b/p"),
+            ("az://c/p", &azure, "az://c/p"),
+            ("abs://acc@c/p", &azure[1..], "az://c/p"),
+        ] {
+            let store = open(url, &options(variables)).unwrap_or_else(|e| panic!("{url}: {e}"));
+            assert_eq!(store.describe(), shown);
+        }
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused_with_a_reason() {
+        for (url, variables, reason) in [
+            ("", &[][..], "empty"),
+            ("ftp://host/x", &[], "unknown scheme"),
+            ("S3://b", &KEYS, "unknown scheme"),
+            ("file://relative", &[], "three slashes"),
+            ("file:///x?durable=false", &[], "unknown option \"durable\""),
+            ("s3://", &KEYS, "bucket is missing"),
+            ("s3:///prefix", &KEYS, "bucket is missing"),
+            ("az://?account=a", &[], "container is missing"),
+            ("az://c", &[], "account is missing"),
+            ("s3://b?endpiont=http://x", &KEYS, "unknown option \"endpiont\""),
+            ("s3://b?endpoint=localhost:9000", &KEYS, "does not begin with http"),
+            ("s3://b?force-path-style=perhaps", &KEYS, "true or false"),
+            ("s3://b?part-size=1MiB", &KEYS, "between"),
+            ("s3://b/../x", &KEYS, "not a valid key"),
+            ("s3://key:secret@b", &KEYS, "do not belong"),
+            ("s3://b", &KEYS[..1], "AWS_SECRET_ACCESS_KEY is not"),
+            ("s3://b?profile=nobody", &[("HOME", "/nonexistent")], "no AWS profile \"nobody\""),
+            ("s3://b--use1-az4--x-s3", &KEYS, "not supported"),
+            ("s3://b?ca-file=/nonexistent", &KEYS, "CA file"),
+            ("gs://b?region=x", &[], "unknown option"),
+        ] {
+            let error = open(url, &options(variables)).err().unwrap_or_else(|| panic!("{url} was accepted"));
+            assert_eq!(error.kind, StoreErrorKind::Invalid, "{url}: {error}");
+            assert!(error.reason.contains(reason), "{url}: {error}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
     }
 }

@@ -1,0 +1,302 @@
+//! From a URL and the environment to clients of S3, Google Cloud Storage and Azure Blob Storage.
+//!
+//! Each store gets three clients that differ in patience ([`Handle`]): what may be repeated without harm, what may not, and what
+//! is large.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig};
+
+use super::profile;
+use super::watch::WatchingConnector;
+use super::{Cloud, Flavour, Handles, PART_BYTES, PART_BYTES_MIN, part_time};
+use crate::url::StoreUrl;
+use crate::{Environment, StoreError};
+
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest silence while an answer is awaited or read.
+const READ_STALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Connections that nobody uses are closed after this.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+const RETRIES_READ: usize = 2;
+const RETRIES_PART: usize = 3;
+
+/// What a client is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Handle {
+    /// Reads, lists, deletes: a few retries, no silence for long.
+    Read,
+    /// Conditional writes: no retry, or a lost answer turns into "exists already". Time is limited by the caller.
+    Conditional,
+    /// Parts of uploads: a few retries, each within the time for a part.
+    Part,
+}
+
+/// What the three kinds of store have in common in a URL.
+#[derive(Debug)]
+struct Common {
+    part_bytes: u64,
+    skip_verify: bool,
+    certificates: Vec<Certificate>,
+    allow_http: bool,
+}
+
+impl Common {
+    fn take(url: &mut StoreUrl, environment: &Environment, endpoint: Option<&str>) -> Result<Self, StoreError> {
+        if let Some(endpoint) = endpoint
+            && !endpoint.starts_with("http://")
+            && !endpoint.starts_with("https://")
+        {
+            return Err(url.invalid(format!("the endpoint {endpoint:?} does not begin with http:// or https://")));
+        }
+        let part_bytes = url.take_size("part-size")?.unwrap_or(PART_BYTES);
+        if !(PART_BYTES_MIN..=1 << 30).contains(&part_bytes) {
+            return Err(url.invalid("part-size lies between 5MiB and 1GiB"));
+        }
+        let ca_file = url.take(&["ca-file"]).or_else(|| environment.get("AWS_CA_BUNDLE"));
+        let certificates = match &ca_file {
+            None => Vec::new(),
+            Some(path) => {
+                let pem = std::fs::read(path).map_err(|e| url.invalid(format!("read the CA file {path}: {e}")))?;
+                Certificate::from_pem_bundle(&pem).map_err(|e| url.invalid(format!("the CA file {path}: {e}")))?
+            }
+        };
+        let skip_verify = url.take_flag(&["skip-verify", "skipVerify"])?.unwrap_or(false);
+        let allow_http = endpoint.is_some_and(|e| e.starts_with("http://"));
+        Ok(Self { part_bytes, skip_verify, certificates, allow_http })
+    }
+
+    fn client(&self, handle: Handle) -> ClientOptions {
+        let mut options = ClientOptions::new()
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_pool_idle_timeout(POOL_IDLE_TIMEOUT)
+            .with_allow_http(self.allow_http)
+            .with_allow_invalid_certificates(self.skip_verify);
+        for certificate in &self.certificates {
+            options = options.with_root_certificate(certificate.clone());
+        }
+        match handle {
+            Handle::Read => options.with_timeout_disabled().with_read_timeout(READ_STALL_TIMEOUT),
+            Handle::Conditional => options.with_timeout_disabled(),
+            Handle::Part => options.with_timeout(part_time(self.part_bytes)),
+        }
+    }
+
+    fn retry(handle: Handle) -> RetryConfig {
+        let backoff =
+            BackoffConfig { init_backoff: Duration::from_millis(100), max_backoff: Duration::from_secs(2), base: 2. };
+        let (max_retries, retry_timeout) = match handle {
+            Handle::Read => (RETRIES_READ, Duration::from_secs(30)),
+            Handle::Conditional => (0, Duration::ZERO),
+            Handle::Part => (RETRIES_PART, Duration::from_secs(200)),
+        };
+        RetryConfig { backoff, max_retries, retry_timeout }
+    }
+}
+
+/// Builds the three clients.
+fn handles(
+    url: &StoreUrl,
+    build: impl Fn(Handle) -> object_store::Result<Arc<dyn ObjectStore>>,
+) -> Result<Handles, StoreError> {
+    let build = |handle| build(handle).map_err(|e| url.invalid(e.to_string()));
+    Ok(Handles { read: build(Handle::Read)?, conditional: build(Handle::Conditional)?, part: build(Handle::Part)? })
+}
+
+/// The bucket's store; the URL's path is not applied yet.
+pub(crate) fn cloud(url: &mut StoreUrl, environment: &Environment) -> Result<Cloud, StoreError> {
+    if url.host.is_empty() {
+        let what = if url.scheme.starts_with('a') { "container" } else { "bucket" };
+        return Err(url.invalid(format!("the {what} is missing: {}://{}/prefix", url.scheme, what.to_uppercase())));
+    }
+    if url.user.is_some() && url.scheme != "abs" && url.scheme != "az" {
+        return Err(url.invalid("credentials do not belong into the URL: use the environment"));
+    }
+    match url.scheme.as_str() {
+        "s3" => s3(url, environment),
+        "gs" => gcs(url, environment),
+        _ => azure(url, environment),
+    }
+}
+
+fn s3(url: &mut StoreUrl, environment: &Environment) -> Result<Cloud, StoreError> {
+    if url.host.ends_with("--x-s3") {
+        return Err(url.invalid("directory buckets (S3 Express) list in no order and are not supported"));
+    }
+    let get = |names: &[&str]| names.iter().find_map(|n| environment.get(n));
+    let endpoint = url.take(&["endpoint"]).or_else(|| get(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]));
+    let common = Common::take(url, environment, endpoint.as_deref())?;
+    let region = url.take(&["region"]).or_else(|| get(&["AWS_REGION", "AWS_DEFAULT_REGION"]));
+    // Names with dots do not match the certificate *.s3.amazonaws.com; other servers seldom have a name per bucket.
+    let by_path = endpoint.is_some() || url.host.contains('.');
+    let by_path = url.take_flag(&["force-path-style", "forcePathStyle"])?.unwrap_or(by_path);
+    let bulk_delete = url.take_flag(&["bulk-delete"])?.unwrap_or(true);
+    let unquoted_etags = url.take_flag(&["unquoted-etags"])?.unwrap_or(false);
+    let mut builder = AmazonS3Builder::new()
+        .with_bucket_name(&url.host)
+        .with_virtual_hosted_style_request(!by_path)
+        .with_disable_bulk_delete(!bulk_delete)
+        .with_disable_tagging(true)
+        .with_http_connector(WatchingConnector);
+    if let Some(key) = url.take(&["sse-kms-key-id"]) {
+        builder = builder.with_sse_kms_encryption(key);
+    }
+    if let Some(endpoint) = &endpoint {
+        builder = builder.with_endpoint(if by_path { endpoint.clone() } else { with_host_part(endpoint, &url.host) });
+    }
+    let (builder, profile_region) = s3_credentials(url, environment, builder)?;
+    let region = region.or(profile_region).unwrap_or_else(|| "us-east-1".to_owned());
+    let builder = builder.with_region(region);
+    let handles = handles(url, |handle| {
+        let client = common.client(handle);
+        let builder = builder.clone().with_client_options(client).with_retry(Common::retry(handle));
+        Ok(Arc::new(builder.build()?))
+    })?;
+    Ok(Cloud::new(format!("s3://{}", url.host), Flavour::S3 { unquoted_etags }, handles, common.part_bytes))
+}
+
+/// `https://host` becomes `https://bucket.host`.
+fn with_host_part(endpoint: &str, bucket: &str) -> String {
+    let (scheme, host) = endpoint.split_once("://").expect("checked when the options were read");
+    format!("{scheme}://{bucket}.{host}")
+}
+
+/// Keys, in this order: none if asked for, a named profile, the environment, the default profile; otherwise the client library
+/// asks web identity, container and machine metadata services. Also gives the profile's region.
+fn s3_credentials(
+    url: &mut StoreUrl,
+    environment: &Environment,
+    builder: AmazonS3Builder,
+) -> Result<(AmazonS3Builder, Option<String>), StoreError> {
+    let named = url.take(&["profile"]);
+    if url.take_flag(&["anonymous"])?.unwrap_or(false) {
+        return Ok((builder.with_skip_signature(true), None));
+    }
+    let name = named.clone().or_else(|| environment.get("AWS_PROFILE"));
+    let profile = profile::load(environment, name.as_deref().unwrap_or("default"));
+    if let (Some(name), None) = (&name, &profile) {
+        return Err(url.invalid(format!("there is no AWS profile {name:?}")));
+    }
+    let profile = profile.unwrap_or_default();
+    let region = profile.region.clone();
+    for (id, secret) in
+        [("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), ("LITESTREAM_ACCESS_KEY_ID", "LITESTREAM_SECRET_ACCESS_KEY")]
+    {
+        match (environment.get(id), environment.get(secret)) {
+            (Some(key), Some(value)) if named.is_none() => {
+                let builder = builder.with_access_key_id(key).with_secret_access_key(value);
+                let token = environment.get("AWS_SESSION_TOKEN").filter(|_| id.starts_with("AWS"));
+                return Ok((token.into_iter().fold(builder, AmazonS3Builder::with_token), region));
+            }
+            (Some(_), None) => return Err(url.invalid(format!("{id} is set, but {secret} is not"))),
+            _ => {}
+        }
+    }
+    if let (Some(id), Some(secret)) = (profile.access_key_id, profile.secret_access_key) {
+        let builder = builder.with_access_key_id(id).with_secret_access_key(secret);
+        return Ok((profile.session_token.into_iter().fold(builder, AmazonS3Builder::with_token), region));
+    }
+    if let (Some(foreign), Some(name)) = (profile.foreign, name) {
+        let hint =
+            format!("put the output of `aws configure export-credentials --profile {name}` into the environment");
+        return Err(url.invalid(format!("the AWS profile {name:?} uses {foreign}, which is not supported: {hint}")));
+    }
+    let services = [
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_ROLE_ARN",
+        "AWS_ROLE_SESSION_NAME",
+        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    ];
+    let set = |builder: AmazonS3Builder, name: &str| match environment.get(name) {
+        Some(value) => builder.with_config(config_key::<AmazonS3ConfigKey>(name), value),
+        None => builder,
+    };
+    Ok((services.into_iter().fold(builder, set), region))
+}
+
+/// The library's name of a setting that is also an environment variable.
+fn config_key<K: std::str::FromStr>(variable: &str) -> K {
+    let key = variable.to_ascii_lowercase().parse().ok();
+    key.expect("the variables listed here are the library's own")
+}
+
+fn gcs(url: &mut StoreUrl, environment: &Environment) -> Result<Cloud, StoreError> {
+    let endpoint = url.take(&["endpoint"]).or_else(|| environment.get("GOOGLE_BASE_URL"));
+    let common = Common::take(url, environment, endpoint.as_deref())?;
+    let mut builder = GoogleCloudStorageBuilder::new()
+        .with_bucket_name(&url.host)
+        .with_skip_signature(url.take_flag(&["anonymous"])?.unwrap_or(false))
+        .with_http_connector(WatchingConnector);
+    if let Some(endpoint) = &endpoint {
+        builder = builder.with_base_url(endpoint);
+    }
+    for name in ["GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_APPLICATION_CREDENTIALS"] {
+        if let Some(value) = environment.get(name) {
+            builder = builder.with_config(config_key::<GoogleConfigKey>(name), value);
+        }
+    }
+    let handles = handles(url, |handle| {
+        let client = common.client(handle);
+        let builder = builder.clone().with_client_options(client).with_retry(Common::retry(handle));
+        Ok(Arc::new(builder.build()?))
+    })?;
+    Ok(Cloud::new(format!("gs://{}", url.host), Flavour::Gcs, handles, common.part_bytes))
+}
+
+/// `az://container/prefix` with the account from the environment, or `abs://account@container/prefix`.
+fn azure(url: &mut StoreUrl, environment: &Environment) -> Result<Cloud, StoreError> {
+    let endpoint = url.take(&["endpoint"]).or_else(|| environment.get("AZURE_STORAGE_ENDPOINT"));
+    let common = Common::take(url, environment, endpoint.as_deref())?;
+    let account = url
+        .user
+        .clone()
+        .or_else(|| url.take(&["account"]))
+        .or_else(|| environment.get("AZURE_STORAGE_ACCOUNT_NAME"))
+        .or_else(|| environment.get("AZURE_STORAGE_ACCOUNT"))
+        .ok_or_else(|| {
+            url.invalid("the account is missing: abs://ACCOUNT@CONTAINER/prefix or AZURE_STORAGE_ACCOUNT")
+        })?;
+    let mut builder = MicrosoftAzureBuilder::new()
+        .with_container_name(&url.host)
+        .with_account(&account)
+        .with_skip_signature(url.take_flag(&["anonymous"])?.unwrap_or(false))
+        .with_disable_tagging(true)
+        .with_http_connector(WatchingConnector);
+    if let Some(endpoint) = &endpoint {
+        builder = builder.with_endpoint(endpoint.clone());
+    }
+    let keys = ["AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY", "LITESTREAM_AZURE_ACCOUNT_KEY"];
+    if let Some(key) = keys.iter().find_map(|name| environment.get(name)) {
+        builder = builder.with_access_key(key);
+    }
+    for name in [
+        "AZURE_STORAGE_SAS_TOKEN",
+        "AZURE_CLIENT_ID",
+        "AZURE_CLIENT_SECRET",
+        "AZURE_TENANT_ID",
+        "AZURE_AUTHORITY_HOST",
+        "AZURE_FEDERATED_TOKEN_FILE",
+        "AZURE_IDENTITY_ENDPOINT",
+        "AZURE_USE_AZURE_CLI",
+    ] {
+        if let Some(value) = environment.get(name) {
+            builder = builder.with_config(config_key::<AzureConfigKey>(name), value);
+        }
+    }
+    let handles = handles(url, |handle| {
+        let client = common.client(handle);
+        let builder = builder.clone().with_client_options(client).with_retry(Common::retry(handle));
+        Ok(Arc::new(builder.build()?))
+    })?;
+    Ok(Cloud::new(format!("az://{}", url.host), Flavour::Azure, handles, common.part_bytes))
+}
