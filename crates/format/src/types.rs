@@ -42,11 +42,11 @@ macro_rules! nonzero_id {
             /// The first one.
             pub const FIRST: Self = Self(NonZeroU64::MIN);
 
-            /// `None` for 0.
+            /// `None` for 0, and for the largest number: so there is always one after a number that came from outside.
             pub const fn new(value: u64) -> Option<Self> {
                 match NonZeroU64::new(value) {
-                    Some(v) => Some(Self(v)),
-                    None => None,
+                    Some(v) if value < u64::MAX => Some(Self(v)),
+                    _ => None,
                 }
             }
 
@@ -420,7 +420,15 @@ mod tests {
         assert_eq!(txid.to_string(), "000000000000002a");
         assert_eq!("000000000000002a".parse(), Ok(txid));
         assert_eq!("000000000000002A".parse(), Ok(txid), "upper case is taken on input");
-        for bad in ["", "2a", "0000000000000000", "+00000000000002a", "0x0000000000002a", "000000000000002a "] {
+        for bad in [
+            "",
+            "2a",
+            "0000000000000000",
+            "ffffffffffffffff",
+            "+00000000000002a",
+            "0x0000000000002a",
+            "000000000000002a ",
+        ] {
             assert!(bad.parse::<Txid>().is_err(), "{bad:?}");
         }
         let pos = Pos { txid, checksum: Checksum::EMPTY };

@@ -57,7 +57,7 @@ fn errors_say_how_far_the_replica_reaches() {
     let files = [
         file(9, "0000000000000001-0000000000000003.ltx", 3),
         file(0, "0000000000000004-0000000000000004.ltx", 4),
-        file(0, "0000000000000007-ffffffffffffffff.ltx", 7),
+        file(0, "0000000000000007-fffffffffffffffe.ltx", 7),
     ];
     let txid = |n| Txid::new(n).unwrap();
     let gap = ReplicaPlanError::Gap { reached: txid(4), next: txid(7) };
