@@ -1,3 +1,76 @@
 //! `cargo xtask bench` runs this: whole-process measurements beside tight loops over the same bytes.
+//!
+//! Each benchmark is a module with a `run` that gives [`table::Row`]s and leaves them in `target/bench`; whatever was measured
+//! last becomes the table in `docs/benchmarks.md`. Figures that are compared come from the same run, in alternating
+//! order, and ratios are medians over pairs, because the machine's own speed changes from minute to minute.
 
-fn main() {}
+mod app;
+mod capture;
+mod durable;
+mod footprint;
+mod idle;
+mod lab;
+mod measure;
+mod restore;
+mod table;
+mod tight;
+mod write_rate;
+
+use std::process::ExitCode;
+
+use xtask::args::Args;
+use xtask::error::{Outcome, fail};
+
+use lab::Lab;
+use table::Row;
+
+type Benchmark = fn(&Lab, &mut Args) -> Outcome<Vec<Row>>;
+
+const BENCHMARKS: &[(&str, Benchmark)] = &[
+    ("write-rate", write_rate::run),
+    ("durable", durable::run),
+    ("capture", capture::run),
+    ("restore", restore::run),
+    ("idle", idle::run),
+    ("footprint", footprint::run),
+];
+
+fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1).peekable();
+    let outcome = match words.next_if(|word| word == "app") {
+        Some(_) => app::run(Args::new(words)),
+        None => run(Args::new(words)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(mut args: Args) -> Outcome {
+    let lab = Lab::new(&mut args)?;
+    let mut wanted = Vec::new();
+    while let Some(word) = args.word() {
+        if !BENCHMARKS.iter().any(|(name, _)| *name == word) {
+            let names: Vec<_> = BENCHMARKS.iter().map(|(name, _)| *name).collect();
+            return fail(format!("no benchmark is called {word:?}; there are {}", names.join(", ")));
+        }
+        wanted.push(word);
+    }
+    for (name, benchmark) in BENCHMARKS {
+        if !wanted.is_empty() && !wanted.iter().any(|w| w == name) {
+            continue;
+        }
+        println!("== {name}");
+        let rows = benchmark(&lab, &mut args)?;
+        for row in &rows {
+            println!("{row}");
+        }
+        table::keep(&lab, name, &rows)?;
+    }
+    args.finish()?;
+    table::write(&lab, BENCHMARKS.iter().map(|(name, _)| *name))
+}

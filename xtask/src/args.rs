@@ -43,6 +43,11 @@ impl Args {
         Some(self.0.remove(at))
     }
 
+    /// Whatever is left, for somebody else.
+    pub fn into_rest(self) -> Vec<String> {
+        self.0
+    }
+
     /// Refuses whatever is left.
     pub fn finish(self) -> Outcome {
         match self.0.first() {

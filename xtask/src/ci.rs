@@ -22,6 +22,7 @@ const STEPS: &[(&str, &[&str])] = &[
     ("clippy", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
     ("tests", &["test", "--workspace"]),
     ("demo", &["xtask", "demo"]),
+    ("faults", &["xtask", "faults"]),
     ("torture", &["xtask", "torture", "--seconds", "60"]),
 ];
 

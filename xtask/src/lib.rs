@@ -5,13 +5,16 @@
 //! status other than 0 when anything differs from what it should be.
 
 pub mod args;
+mod bench;
 mod ci;
 mod demo;
 pub mod error;
+mod faults;
 mod oracle;
 pub mod process;
 mod rhyolite;
 pub mod rng;
+mod s3_server;
 pub mod scratch;
 mod tidy;
 mod torture;
@@ -25,8 +28,10 @@ usage: cargo xtask COMMAND
 
   ci        every check: format, tidy, clippy, tests, demo, torture; or only the steps named
   demo      replicate a database to a folder while it is written, kill, restore, compare
+  faults    disks that fill up and servers that hang, and back again
   torture   real processes, kill -9 and worse, restores compared: --minutes N | --seconds N, --cycles N,
             --seed S, --lanes N, --store dir|s3
+  bench     measure and rewrite the table in docs/benchmarks.md; or only the benchmarks named
   tidy      layering, purity, file sizes and other rules that the compiler does not check
 ";
 
@@ -36,7 +41,9 @@ pub fn run(command: &str, args: Args) -> Outcome {
         "ci" => ci::run(args),
         "tidy" => tidy::run(args),
         "demo" => demo::run(args),
+        "faults" => faults::run(args),
         "torture" => torture::run(args),
+        "bench" => bench::run(args),
         "writer" => writer::run(args),
         _ => {
             print!("{USAGE}");

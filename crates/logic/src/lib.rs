@@ -7,5 +7,6 @@ pub mod litestream_plan;
 pub mod log;
 pub mod reconcile;
 pub mod restore_plan;
+pub mod tail;
 
 pub use restore_plan::Target;

@@ -1,13 +1,19 @@
 //! The process: drivers that do what `rhyolite-logic` decides, and the one binary `rhyolite`.
 
+pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod exec;
+pub mod log_end;
+pub mod manifest_swap;
 pub mod observe;
 pub mod points;
 pub mod progress;
+pub mod random;
+pub mod replicate;
 pub mod restore;
 pub mod signals;
 pub mod status;
 pub mod time;
+pub mod upload;
 pub mod verify;

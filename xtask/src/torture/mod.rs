@@ -8,7 +8,6 @@
 mod cycle;
 mod mishap;
 mod report;
-mod server;
 mod trouble;
 mod verify;
 mod world;
@@ -20,8 +19,8 @@ use crate::args::Args;
 use crate::error::{Context, Outcome, fail};
 use crate::rhyolite::Rhyolite;
 use crate::rng::Rng;
+use crate::s3_server::Server;
 use report::{Counts, Fault, Report};
-use server::Server;
 use world::{Backing, World};
 
 /// Cycles before a lane starts over with new databases.

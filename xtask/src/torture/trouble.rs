@@ -5,9 +5,9 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use super::report::Report;
-use super::server::Server;
 use super::world::{Backing, World};
 use crate::error::{Context, Outcome};
+use crate::s3_server::Server;
 
 /// A failing store. It works again when this ends or is dropped.
 #[derive(Debug)]

@@ -7,12 +7,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::report::{Fault, Report};
-use super::server::Server;
 use crate::error::{Context, Outcome};
 use crate::oracle::Image;
 use crate::process::Process;
 use crate::rhyolite::{Point, Rhyolite};
 use crate::rng::Rng;
+use crate::s3_server::Server;
 use crate::scratch::Scratch;
 use crate::writer::schema::{self, Making};
 
@@ -68,7 +68,7 @@ pub(crate) struct World<'a> {
     pub(crate) clean: bool,
     writers_max: u64,
     pause_us: u64,
-    sync_interval: &'static str,
+    options: Vec<&'static str>,
     /// How writers treat the journal mode, as their command line says it.
     journal: &'static str,
     scratch: Scratch,
@@ -95,23 +95,11 @@ impl<'a> World<'a> {
         }
         let writers_max = rng.pick(&[1, 1, 2, 3]);
         let pause_us = rng.pick(&[0, 500, 2_000, 2_000, 10_000]);
-        let sync_interval = rng.pick(&["0", "20ms", "200ms"]);
+        let options = random_options(&mut rng);
         let journal = rng.weighted(&[(9, "wal"), (1, "delete")]);
         let writers = Vec::new();
         let clean = true;
-        Ok(Self {
-            rhyolite,
-            backing,
-            rng,
-            databases,
-            writers,
-            clean,
-            writers_max,
-            pause_us,
-            sync_interval,
-            journal,
-            scratch,
-        })
+        Ok(Self { rhyolite, backing, rng, databases, writers, clean, writers_max, pause_us, options, journal, scratch })
     }
 
     /// Where to look when something is wrong.
@@ -133,9 +121,8 @@ impl<'a> World<'a> {
     /// Starts the replicators that are not running.
     pub(crate) fn start_replicators(&mut self) -> Outcome {
         for database in self.databases.iter_mut().filter(|database| database.replicator.is_none()) {
-            let options = ["--sync-interval", self.sync_interval];
             let log = database.path.with_extension("replicate.log");
-            let process = self.rhyolite.replicate(&database.path, &database.store, &options, &log)?;
+            let process = self.rhyolite.replicate(&database.path, &database.store, &self.options, &log)?;
             database.replicator = Some(process);
         }
         Ok(())
@@ -243,7 +230,9 @@ impl<'a> World<'a> {
         for index in 0..self.databases.len() {
             let log = self.databases[index].path.with_extension("replicate.log");
             let text = fs::read_to_string(&log).unwrap_or_default();
-            if let Some(line) = text.lines().find(|line| line.contains("panicked at")) {
+            if let Some(line) =
+                text.lines().find(|line| line.contains("panicked at") || line.contains("internal error"))
+            {
                 self.fault(report, Fault::Failure, 1, line);
             }
         }
@@ -292,6 +281,19 @@ fn is_wal(path: &Path) -> bool {
     let mode = rusqlite::Connection::open(path)
         .and_then(|conn| conn.query_row("PRAGMA journal_mode", [], |row| row.get::<_, String>(0)));
     mode.is_ok_and(|mode| mode == "wal")
+}
+
+/// Settings of the replicators of a world. Every commit stays restorable under all of them.
+fn random_options(rng: &mut Rng) -> Vec<&'static str> {
+    let mut options = vec!["--sync-interval", rng.pick(&["0", "20ms", "200ms"])];
+    if rng.percent(40) {
+        // Bundles, merges and snapshots within the life of the world.
+        options.extend(["--bundle-interval", "200ms", "--merge-interval", "700ms", "--snapshot-interval", "2s"]);
+    }
+    if rng.percent(30) {
+        options.extend(["--min-checkpoint-page-count", rng.pick(&["1", "20", "200"])]);
+    }
+    options
 }
 
 /// Settings of a new database.

@@ -1,5 +1,6 @@
 //! Tests of the process as a library, on real databases and real stores. One binary, so that it links once.
 
+mod capture;
 mod history_builder;
 mod restore;
 mod verify;

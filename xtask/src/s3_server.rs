@@ -1,4 +1,4 @@
-//! A real S3 server for the torture test: moto, from PyPI, whose path is in `RHYOLITE_MOTO`.
+//! A real S3 server for torture and faults: moto, from PyPI, whose path is in `RHYOLITE_MOTO`.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

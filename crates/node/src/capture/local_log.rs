@@ -1,0 +1,438 @@
+//! The local log: captured transactions on disk, as the very segments that go to the store.
+//!
+//! A segment file grows at its end: header, then LTX files back to back. Sealing appends the index and the footer; from
+//! then on it never changes, and its bytes are the object in the store. Nothing here is synced: in sidecar mode the WAL is the
+//! durable copy, and what a power cut takes from these files is found again by the page diff.
+//!
+//! Invariants:
+//! 1. Sequence numbers are consecutive; only the newest segment can be open.
+//! 2. A segment is removed only after the store has it *and* the saved page table has gone beyond it.
+//! 3. After an error from [`LocalLog::flush`] the files hold what they held after the flush before, or are cut to that at
+//!    the next start.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rhyolite_format::ltx::Decoder;
+use rhyolite_format::segment::{self, Segment, SegmentEntry, SegmentHeader};
+use rhyolite_format::{Epoch, Lineage, Nonce, Pos, Seq, Timestamp, Txid};
+
+/// A segment up to this size is kept in memory until it is uploaded, so that it need not be read again.
+const IMAGE_BYTES_MAX: u64 = 4 << 20;
+/// A transaction is written out in pieces of this size while it is encoded.
+const SPILL_BYTES: usize = 1 << 20;
+
+/// A segment that never changes again.
+#[derive(Debug)]
+pub struct SealedSegment {
+    /// Its place in the log.
+    pub seq: Seq,
+    /// Its file.
+    pub path: PathBuf,
+    /// Its size in bytes.
+    pub len: u64,
+    /// What it holds.
+    pub entries: Vec<SegmentEntry>,
+    /// Its bytes, when it is small.
+    image: Option<Bytes>,
+}
+
+impl SealedSegment {
+    /// All its bytes, from memory or from the file.
+    pub fn bytes(&self) -> io::Result<Bytes> {
+        match &self.image {
+            Some(image) => Ok(image.clone()),
+            None => fs::read(&self.path).map(Bytes::from),
+        }
+    }
+
+    /// The position after its last transaction; `None` when it holds none.
+    pub fn end(&self) -> Option<Pos> {
+        self.entries.last().map(|e| Pos { txid: e.max_txid, checksum: e.post_apply })
+    }
+
+    /// When its first transaction was captured.
+    pub fn first_time(&self) -> Option<Timestamp> {
+        self.entries.first().map(|e| e.timestamp)
+    }
+}
+
+/// The segment that still grows.
+#[derive(Debug)]
+struct OpenSegment {
+    header: SegmentHeader,
+    path: PathBuf,
+    file: File,
+    entries: Vec<SegmentEntry>,
+    /// Bytes from `buffer_start` to the end of the segment; those before `written` are in the file.
+    buffer: Vec<u8>,
+    buffer_start: u64,
+    written: u64,
+    /// Where the transaction begins that is being written; the end of the last whole one.
+    committed: u64,
+}
+
+impl OpenSegment {
+    fn len(&self) -> u64 {
+        self.buffer_start + self.buffer.len() as u64
+    }
+
+    fn write_out(&mut self) -> io::Result<()> {
+        let from = usize::try_from(self.written - self.buffer_start).expect("buffer lies in memory");
+        if from < self.buffer.len() {
+            self.file.write_all_at(&self.buffer[from..], self.written)?;
+            self.written = self.len();
+        }
+        if self.len() > IMAGE_BYTES_MAX {
+            self.buffer_start = self.len();
+            self.buffer.clear();
+        }
+        Ok(())
+    }
+}
+
+/// Who writes the segments: what every header carries.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer {
+    /// The history.
+    pub lineage: Lineage,
+    /// The right to write.
+    pub epoch: Epoch,
+    /// This process's own mark, fresh at every start.
+    pub nonce: Nonce,
+}
+
+/// The local log of one database.
+#[derive(Debug)]
+pub struct LocalLog {
+    dir: PathBuf,
+    writer: Writer,
+    next_seq: Seq,
+    open: Option<OpenSegment>,
+    sealed: VecDeque<Arc<SealedSegment>>,
+    /// The last segment that the store has acknowledged.
+    uploaded: Option<Seq>,
+}
+
+impl LocalLog {
+    /// A log that goes on with `next_seq` after the `sealed` segments, which [`recover`] found.
+    pub fn new(dir: PathBuf, writer: Writer, next_seq: Seq, sealed: Vec<SealedSegment>) -> io::Result<Self> {
+        fs::create_dir_all(&dir)?;
+        let sealed = sealed.into_iter().map(Arc::new).collect();
+        Ok(Self { dir, writer, next_seq, open: None, sealed, uploaded: None })
+    }
+
+    /// The sequence number of the next segment.
+    pub fn next_seq(&self) -> Seq {
+        self.next_seq
+    }
+
+    /// Size in bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.sealed.iter().map(|s| s.len).sum::<u64>() + self.open.as_ref().map_or(0, OpenSegment::len)
+    }
+
+    /// Size in bytes of what the store does not have.
+    pub fn unsent_bytes(&self) -> u64 {
+        let unsent = self.sealed.iter().filter(|s| Some(s.seq) > self.uploaded);
+        unsent.map(|s| s.len).sum::<u64>() + self.open_bytes()
+    }
+
+    /// Size in bytes of the open segment; 0 when it holds no transaction.
+    pub fn open_bytes(&self) -> u64 {
+        self.open.as_ref().filter(|o| !o.entries.is_empty()).map_or(0, OpenSegment::len)
+    }
+
+    /// Size in bytes of the transaction that is being written.
+    pub fn transaction_bytes(&self) -> u64 {
+        self.open.as_ref().map_or(0, |o| o.len() - o.committed)
+    }
+
+    /// When the first transaction of the open segment was captured; `None` when there is none.
+    pub fn open_since(&self) -> Option<Timestamp> {
+        self.open.as_ref().and_then(|o| o.entries.first()).map(|e| e.timestamp)
+    }
+
+    /// The buffer to which the next transaction's LTX file is appended. Ends with [`LocalLog::commit`] or
+    /// [`LocalLog::abandon`].
+    pub fn begin(&mut self, now: Timestamp) -> io::Result<&mut Vec<u8>> {
+        if self.open.is_none() {
+            self.open = Some(self.create_segment(now)?);
+        }
+        let open = self.open.as_mut().expect("set above");
+        assert_eq!(open.committed, open.len(), "the transaction before this has ended");
+        Ok(&mut open.buffer)
+    }
+
+    /// The buffer of the transaction that was begun, written out first when it has grown large.
+    pub fn continue_with(&mut self) -> io::Result<&mut Vec<u8>> {
+        let open = self.open.as_mut().expect("a transaction was begun");
+        if open.buffer.len() > SPILL_BYTES && open.len() > IMAGE_BYTES_MAX {
+            open.write_out()?;
+        }
+        Ok(&mut open.buffer)
+    }
+
+    /// Ends a transaction whose LTX file was appended. `entry.offset` and `entry.len` are filled in here.
+    pub fn commit(&mut self, mut entry: SegmentEntry) {
+        let open = self.open.as_mut().expect("a transaction was begun");
+        entry.offset = open.committed;
+        entry.len = open.len() - open.committed;
+        assert!(entry.len > 0, "every transaction has an LTX file");
+        open.committed = open.len();
+        open.entries.push(entry);
+    }
+
+    /// Takes back the transaction that was begun.
+    pub fn abandon(&mut self) -> io::Result<()> {
+        let Some(open) = self.open.as_mut() else { return Ok(()) };
+        if open.committed < open.buffer_start {
+            open.buffer.clear();
+            open.buffer_start = open.committed;
+        } else {
+            let keep = usize::try_from(open.committed - open.buffer_start).expect("buffer lies in memory");
+            open.buffer.truncate(keep);
+        }
+        if open.written > open.committed {
+            open.file.set_len(open.committed)?;
+            open.written = open.committed;
+        }
+        Ok(())
+    }
+
+    /// Takes back every transaction of the open segment from the one with `first` on. Used when they could not be written.
+    pub fn drop_from(&mut self, first: Txid) -> io::Result<()> {
+        if let Some(open) = self.open.as_mut() {
+            let keep = open.entries.partition_point(|e| e.max_txid < first);
+            if let Some(entry) = open.entries.get(keep) {
+                open.committed = entry.offset;
+                open.entries.truncate(keep);
+            }
+        }
+        self.abandon()
+    }
+
+    /// Writes out what was committed.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.open.as_mut().map_or(Ok(()), OpenSegment::write_out)
+    }
+
+    /// Seals the open segment. `None` when it holds no transaction. With `keep_image` a small segment stays in memory until
+    /// it is uploaded.
+    pub fn seal(&mut self, keep_image: bool) -> io::Result<Option<Arc<SealedSegment>>> {
+        let Some(open) = self.open.as_mut().filter(|o| !o.entries.is_empty()) else { return Ok(None) };
+        assert_eq!(open.committed, open.len(), "no transaction is half written");
+        let index_offset = open.len();
+        let body = open.buffer.len();
+        segment::encode_index(&open.entries, &open.header, index_offset, &mut open.buffer);
+        let whole_in_memory = open.buffer_start == 0;
+        let len = open.len();
+        if let Err(error) = open.file.write_all_at(
+            &open.buffer[usize::try_from(open.written - open.buffer_start).expect("buffer lies in memory")..],
+            open.written,
+        ) {
+            open.buffer.truncate(body);
+            return Err(error);
+        }
+        let open = self.open.take().expect("checked above");
+        let image = (whole_in_memory && keep_image).then(|| Bytes::from(open.buffer));
+        let sealed =
+            Arc::new(SealedSegment { seq: open.header.seq, path: open.path, len, entries: open.entries, image });
+        self.next_seq = sealed.seq.next();
+        self.sealed.push_back(Arc::clone(&sealed));
+        Ok(Some(sealed))
+    }
+
+    /// Notes that the store has everything up to `seq`; its memory is given back.
+    pub fn mark_uploaded(&mut self, seq: Seq) {
+        self.uploaded = self.uploaded.max(Some(seq));
+        for segment in self.sealed.iter_mut().filter(|s| s.seq <= seq && s.image.is_some()) {
+            let SealedSegment { seq, path, len, entries, .. } = &**segment;
+            let (path, entries) = (path.clone(), entries.clone());
+            *segment = Arc::new(SealedSegment { seq: *seq, path, len: *len, entries, image: None });
+        }
+    }
+
+    /// Sealed segments that the store does not have, oldest first.
+    pub fn unsent(&self) -> impl Iterator<Item = &Arc<SealedSegment>> {
+        self.sealed.iter().filter(|s| Some(s.seq) > self.uploaded)
+    }
+
+    /// The last transaction that the store has and that is still here; what a table save must cover before trimming.
+    pub fn uploaded_end(&self) -> Option<Pos> {
+        self.sealed.iter().filter(|s| Some(s.seq) <= self.uploaded).filter_map(|s| s.end()).next_back()
+    }
+
+    /// Removes uploaded segments, oldest first, that end at or before `table_txid`, until at most `keep_bytes` of uploaded
+    /// ones remain.
+    pub fn trim(&mut self, table_txid: Txid, keep_bytes: u64) -> io::Result<()> {
+        loop {
+            let sent: u64 = self.sealed.iter().filter(|s| Some(s.seq) <= self.uploaded).map(|s| s.len).sum();
+            let Some(oldest) = self.sealed.front() else { return Ok(()) };
+            let covered = oldest.end().is_none_or(|end| end.txid <= table_txid);
+            if sent <= keep_bytes || Some(oldest.seq) > self.uploaded || !covered {
+                return Ok(());
+            }
+            fs::remove_file(&oldest.path)?;
+            self.sealed.pop_front();
+        }
+    }
+
+    fn create_segment(&self, now: Timestamp) -> io::Result<OpenSegment> {
+        let Writer { lineage, epoch, nonce } = self.writer;
+        let header = SegmentHeader::log(lineage, epoch, self.next_seq, nonce, now);
+        let path = segment_path(&self.dir, self.next_seq);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
+        let buffer = header.encode().to_vec();
+        let committed = buffer.len() as u64;
+        Ok(OpenSegment { header, path, file, entries: Vec::new(), buffer, buffer_start: 0, written: 0, committed })
+    }
+}
+
+fn segment_path(dir: &Path, seq: Seq) -> PathBuf {
+    dir.join(format!("{seq}.seg"))
+}
+
+/// What [`recover`] found in a log folder.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Whole segments with consecutive sequence numbers, oldest first. A segment that was still open was sealed.
+    pub segments: Vec<SealedSegment>,
+    /// What was thrown away, for the log.
+    pub damage: Vec<String>,
+}
+
+/// Reads the log folder after a stop of any kind: keeps the longest run of whole segments that ends with the newest, cuts a
+/// torn tail, and removes what cannot be read.
+pub fn recover(dir: &Path, lineage: Lineage) -> io::Result<Recovered> {
+    let mut recovered = Recovered::default();
+    let mut names: Vec<(Seq, PathBuf)> = Vec::new();
+    match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(recovered),
+        Err(error) => return Err(error),
+        Ok(entries) => {
+            for entry in entries {
+                let path = entry?.path();
+                let seq = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".seg"));
+                names.extend(seq.and_then(|s| s.parse().ok()).map(|seq: Seq| (seq, path.clone())));
+            }
+        }
+    }
+    names.sort();
+    for (seq, path) in names {
+        match recover_segment(seq, &path, lineage) {
+            Ok(Some(segment)) => {
+                let joins = recovered
+                    .segments
+                    .last()
+                    .is_none_or(|before| before.seq.next() == seq && follows(before, &segment));
+                if !joins {
+                    recovered.damage.push(format!("segment {seq} does not follow the one before it"));
+                    remove_all(&mut recovered.segments)?;
+                }
+                recovered.segments.push(segment);
+            }
+            Ok(None) => fs::remove_file(&path)?,
+            Err(reason) => {
+                recovered.damage.push(format!("segment {seq}: {reason}"));
+                remove_all(&mut recovered.segments)?;
+                fs::remove_file(&path)?;
+            }
+        }
+    }
+    Ok(recovered)
+}
+
+fn remove_all(segments: &mut Vec<SealedSegment>) -> io::Result<()> {
+    segments.drain(..).try_for_each(|s| fs::remove_file(s.path))
+}
+
+fn follows(before: &SealedSegment, segment: &SealedSegment) -> bool {
+    let (Some(end), Some(first)) = (before.end(), segment.entries.first()) else { return true };
+    match first.pre_apply {
+        Some(pre) => first.min_txid == end.txid.next() && pre == end.checksum,
+        None => first.max_txid > end.txid,
+    }
+}
+
+/// `None` for a segment without a transaction.
+fn recover_segment(seq: Seq, path: &Path, lineage: Lineage) -> Result<Option<SealedSegment>, String> {
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|mut f| f.read_to_end(&mut bytes)).map_err(|e| e.to_string())?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let header = SegmentHeader::decode(&bytes).map_err(|e| e.to_string())?;
+    if header.lineage != lineage || header.seq != seq {
+        return Err("belongs to another log".to_owned());
+    }
+    if let Ok(segment) = Segment::decode(&bytes) {
+        let len = bytes.len() as u64;
+        return Ok(Some(SealedSegment { seq, path: path.to_owned(), len, entries: segment.entries, image: None }));
+    }
+    let (entries, end) = whole_transactions(&bytes);
+    if entries.is_empty() {
+        return Ok(None);
+    }
+    bytes.truncate(end);
+    segment::encode_index(&entries, &header, end as u64, &mut bytes);
+    rewrite(path, &bytes).map_err(|e| e.to_string())?;
+    let len = bytes.len() as u64;
+    Ok(Some(SealedSegment { seq, path: path.to_owned(), len, entries, image: None }))
+}
+
+fn rewrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let temporary = path.with_extension("tmp");
+    File::create(&temporary)?.write_all(bytes)?;
+    fs::rename(&temporary, path)
+}
+
+/// The whole transactions at the start of an unsealed segment, and where they end.
+fn whole_transactions(bytes: &[u8]) -> (Vec<SegmentEntry>, usize) {
+    let mut entries: Vec<SegmentEntry> = Vec::new();
+    let mut end = segment::HEADER_SIZE;
+    let mut page = Vec::new();
+    while let Some((entry, len)) = whole_transaction(&bytes[end..], end as u64, &mut page) {
+        let joins = entries.last().is_none_or(|before: &SegmentEntry| {
+            entry.pre_apply.is_none()
+                || (entry.pre_apply == Some(before.post_apply) && entry.min_txid == before.max_txid.next())
+        });
+        if !joins {
+            break;
+        }
+        entries.push(entry);
+        end += len;
+    }
+    (entries, end)
+}
+
+fn whole_transaction(bytes: &[u8], offset: u64, page: &mut Vec<u8>) -> Option<(SegmentEntry, usize)> {
+    let mut rest = bytes;
+    let mut decoder = Decoder::new(&mut rest).ok()?;
+    let header = *decoder.header();
+    page.resize(header.page_size.bytes(), 0);
+    let mut pages = 0;
+    while decoder.next_page(page).ok()?.is_some() {
+        pages += 1;
+    }
+    let (trailer, _) = decoder.finish().ok()?;
+    let len = bytes.len() - rest.len();
+    let entry = SegmentEntry {
+        min_txid: header.min_txid,
+        max_txid: header.max_txid,
+        offset,
+        len: len as u64,
+        timestamp: header.timestamp,
+        page_size: header.page_size,
+        commit: header.commit,
+        pages,
+        pre_apply: header.pre_apply,
+        post_apply: trailer.post_apply?,
+    };
+    Some((entry, len))
+}

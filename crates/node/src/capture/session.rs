@@ -1,0 +1,579 @@
+//! One session with one database: from opening it to the moment when it must be opened again, or the end.
+//!
+//! ```text
+//!   open ──► establish ──────────► follow ──► checkpoint, seal, wait ─┐
+//!              │ same WAL, nothing lost: go on    ▲                  │
+//!              │ doubt: page diff                 └──────────────────┘
+//!              └ nothing in the log yet, or another page size: snapshot
+//! ```
+//!
+//! In WAL mode a read transaction is held from `establish` to the end of the session, by one of two connections in turn (see
+//! `logic::tail` for why nothing is missed). In rollback mode none is held between looks: it would keep the application from
+//! committing.
+
+use std::time::{Duration, Instant};
+
+use rhyolite_format::ltx::Packing;
+use rhyolite_format::sqlite::header::DatabaseHeader;
+use rhyolite_format::sqlite::wal::{FRAME_HEADER_SIZE, Salt, frame_offset, frame_size};
+use rhyolite_format::sqlite::wal_index::WalIndex;
+use rhyolite_format::state::WalPosition;
+use rhyolite_format::{PageCount, PageSize};
+use rhyolite_logic::tail::{self, Captured, Checkpoint, CheckpointPolicy, Live, Step, WalUse};
+
+use super::frames::{FrameReader, FrameRun};
+use super::handle::{CheckpointResult, Handle, HandleError};
+use super::recorder::RecordError;
+use super::thread::{CaptureThread, Stop};
+use super::view::View;
+use super::watch::FileWatch;
+use crate::status::{self, DiffReason, State};
+use crate::time;
+
+/// Longest wait for the write lock before a checkpoint is put off.
+const WRITE_LOCK_WAIT: Duration = Duration::from_millis(4);
+/// Longest time for which a wal-index may be unreadable before SQLite is asked to recover it.
+const INDEX_WAIT_MAX: Duration = Duration::from_millis(500);
+/// Time without a commit after which a database counts as idle.
+const IDLE_AFTER: Duration = Duration::from_secs(2);
+/// Shortest and longest time between looks at a database that is not idle.
+const NAP: (Duration, Duration) = (Duration::from_micros(250), Duration::from_millis(5));
+/// Shortest and longest time between checkpoints: the longest where readers keep them from completing.
+const CHECKPOINT_GAP: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(1));
+/// Above this many captured bytes per second pages are stored instead of compressed: LZ4 is four fifths of the cost.
+const PACK_BYTES_PER_SECOND: u64 = 16 << 20;
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(super) enum SessionEnd {
+    /// The process is stopping, and everything is captured.
+    Stopped,
+    /// Open again and compare all pages, because of this.
+    Compare(DiffReason, String),
+    /// Open again; nothing was lost.
+    Reopen,
+    /// There is nothing to open. Try again later.
+    Wait(String),
+    /// Something failed. Try again later, then compare.
+    Failed(DiffReason, String),
+}
+
+impl From<HandleError> for SessionEnd {
+    fn from(error: HandleError) -> Self {
+        match error {
+            HandleError::Missing => Self::Wait("the database file does not exist".to_owned()),
+            HandleError::Busy => {
+                Self::Wait("the database is locked by another connection (locking_mode=EXCLUSIVE?)".to_owned())
+            }
+            HandleError::NotADatabase(text) => Self::Failed(DiffReason::Replaced, text),
+            HandleError::Sqlite(text) => Self::Failed(DiffReason::Chain, text),
+        }
+    }
+}
+
+impl From<RecordError> for SessionEnd {
+    fn from(error: RecordError) -> Self {
+        let text = error.to_string();
+        match error {
+            RecordError::Database(HandleError::Sqlite(_)) => Self::Compare(DiffReason::Chain, text),
+            RecordError::Database(error) => error.into(),
+            RecordError::Log(_) | RecordError::TooLarge => Self::Failed(DiffReason::LogFull, text),
+        }
+    }
+}
+
+/// What the database looks like at one moment, with a read transaction open since before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    pub(super) page_size: PageSize,
+    pub(super) page_count: PageCount,
+    pub(super) salt: Salt,
+    pub(super) max_frame: u32,
+    backfill: u32,
+}
+
+impl Moment {
+    pub(super) fn view<'h>(&self, handle: &'h Handle) -> Result<View<'h>, HandleError> {
+        View::after_frame(handle, self.page_size, self.page_count, self.salt, self.max_frame, self.backfill)
+    }
+}
+
+/// Runs one session.
+pub(super) fn run(thread: &mut CaptureThread) -> SessionEnd {
+    match open(thread) {
+        Ok(end) | Err(end) => end,
+    }
+}
+
+fn open(thread: &mut CaptureThread) -> Result<SessionEnd, SessionEnd> {
+    let path = thread.config.path.clone();
+    let bytes = std::fs::metadata(&path).map_err(|_| HandleError::Missing)?.len();
+    if bytes == 0 && !super::watch::beside(&path, "-wal").exists() {
+        return Err(SessionEnd::Wait("the database is empty: nothing was ever committed".to_owned()));
+    }
+    let handle = Handle::open(&path, thread.config.busy_timeout)?;
+    if handle.is_wal()? || (thread.config.enable_wal && handle.switch_to_wal()?) {
+        let other = Handle::open(&path, thread.config.busy_timeout)?;
+        WalSession::begin(thread, handle, other)?.follow(thread)
+    } else {
+        follow_rollback(thread, &handle)
+    }
+}
+
+/// A session with a database in WAL mode.
+#[derive(Debug)]
+struct WalSession {
+    /// The connection that holds the read transaction.
+    pinned: Handle,
+    /// The connection that is free.
+    free: Handle,
+    page_size: PageSize,
+    captured: Captured,
+    reader: FrameReader,
+    policy: CheckpointPolicy,
+    /// The last look found a commit at this time.
+    active: Instant,
+    looked_safely: Instant,
+    checkpointed: Instant,
+    /// The wal-index has been unreadable since.
+    unreadable: Option<Instant>,
+    /// The pinned transaction may hold read mark 0, which keeps every checkpoint from working once there are new frames.
+    maybe_on_mark_zero: bool,
+    /// Least time until the next checkpoint; grows while readers keep checkpoints from completing.
+    checkpoint_gap: Duration,
+    watch: Option<FileWatch>,
+    load: Load,
+}
+
+/// Captured bytes per second, to choose how pages are packed.
+#[derive(Debug)]
+struct Load {
+    since: Instant,
+    bytes: u64,
+}
+
+impl WalSession {
+    fn begin(thread: &mut CaptureThread, pinned: Handle, free: Handle) -> Result<Self, SessionEnd> {
+        pinned.begin_read()?;
+        let moment = first_moment(&pinned)?;
+        let captured = Captured { salt: moment.salt, frame: moment.max_frame };
+        let captured = match thread.continues(&pinned, &moment) {
+            Some(frame) => Captured { frame, ..captured },
+            None => {
+                thread.establish(&moment.view(&pinned)?, moment.page_size, moment.page_count)?;
+                captured
+            }
+        };
+        let config = &thread.config.checkpoint;
+        let frame_bytes = frame_size(moment.page_size) as u64;
+        let policy = CheckpointPolicy {
+            passive_bytes: u64::from(config.pages_min) * frame_bytes,
+            locked_bytes: 2 * u64::from(config.pages_min) * frame_bytes,
+            truncate_bytes: u64::from(config.truncate_pages) * frame_bytes,
+        };
+        let now = Instant::now();
+        let session = Self {
+            pinned,
+            free,
+            page_size: moment.page_size,
+            captured,
+            reader: FrameReader::default(),
+            policy,
+            active: now,
+            looked_safely: now,
+            checkpointed: now,
+            unreadable: None,
+            maybe_on_mark_zero: true,
+            checkpoint_gap: CHECKPOINT_GAP.0,
+            watch: None,
+            load: Load { since: now, bytes: 0 },
+        };
+        session.save_state(thread)?;
+        thread.status.set_state(State::Replicating);
+        Ok(session)
+    }
+
+    fn follow(mut self, thread: &mut CaptureThread) -> Result<SessionEnd, SessionEnd> {
+        loop {
+            let stop = thread.take_messages();
+            let captured = self.capture(thread)?;
+            if captured {
+                self.active = Instant::now();
+                self.watch = None;
+            }
+            match stop {
+                Some(Stop::Shutdown) => {
+                    self.save_state(thread)?;
+                    return Ok(SessionEnd::Stopped);
+                }
+                Some(Stop::LogFull) => {
+                    let text = "the local log has reached its cap (max-log-size)".to_owned();
+                    return Ok(SessionEnd::Failed(DiffReason::LogFull, text));
+                }
+                None => {}
+            }
+            thread.pass_on()?;
+            self.checkpoint_if_due(thread)?;
+            self.look_safely(thread)?;
+            self.nap(thread);
+        }
+    }
+
+    /// Captures what was committed since the last look. `false` when nothing was.
+    fn capture(&mut self, thread: &mut CaptureThread) -> Result<bool, SessionEnd> {
+        let captured = self.capture_frames(thread)?;
+        if captured && self.maybe_on_mark_zero {
+            self.pin_again(thread)?;
+        }
+        Ok(captured)
+    }
+
+    fn capture_frames(&mut self, thread: &mut CaptureThread) -> Result<bool, SessionEnd> {
+        let Some(index) = self.live_index()? else { return Ok(false) };
+        let live = Live { salt: index.header.salt, max_frame: index.header.max_frame };
+        let (first, last) = match tail::next_step(self.captured, live) {
+            Step::Nothing => return Ok(false),
+            Step::Frames { first, last } => (first, last),
+            Step::Restarted { last } => (1, last),
+            Step::Doubt(doubt) => {
+                return Err(SessionEnd::Compare(
+                    DiffReason::WalReset,
+                    format!("the WAL lost committed frames ({doubt:?})"),
+                ));
+            }
+        };
+        if last > 0 {
+            self.record(thread, FrameRun { salt: live.salt, page_size: self.page_size, first, last })?;
+        }
+        self.captured = Captured { salt: live.salt, frame: last };
+        self.save_state(thread)?;
+        Ok(last > 0)
+    }
+
+    fn record(&mut self, thread: &mut CaptureThread, run: FrameRun) -> Result<(), SessionEnd> {
+        let bytes = u64::from(run.last - run.first + 1) * frame_size(self.page_size) as u64;
+        let recorder = thread.recorder();
+        recorder.packing = self.load.packing(bytes);
+        let recorded = self.reader.record(&self.pinned, recorder, run, time::now());
+        // What was recorded before an error is whole and stays.
+        recorder.flush().map_err(RecordError::Log)?;
+        thread.publish();
+        Ok(recorded?)
+    }
+
+    fn live_index(&mut self) -> Result<Option<WalIndex>, SessionEnd> {
+        let index = self.pinned.wal_index()?;
+        match (&index, self.unreadable) {
+            (Some(_), _) => self.unreadable = None,
+            (None, None) => self.unreadable = Some(Instant::now()),
+            (None, Some(since)) if since.elapsed() < INDEX_WAIT_MAX => {}
+            (None, Some(_)) => {
+                // A writer died while it changed the header: a new reader recovers it.
+                self.free.begin_read()?;
+                self.free.end_read();
+                self.unreadable = None;
+            }
+        }
+        Ok(index)
+    }
+
+    /// Lets the read transaction pass to the free connection, so that checkpoints can go on.
+    fn pin_again(&mut self, thread: &mut CaptureThread) -> Result<(), SessionEnd> {
+        self.free.begin_read()?;
+        self.capture_frames(thread)?;
+        self.pinned.end_read();
+        std::mem::swap(&mut self.pinned, &mut self.free);
+        self.maybe_on_mark_zero = self.is_backfilled()?;
+        Ok(())
+    }
+
+    fn is_backfilled(&self) -> Result<bool, HandleError> {
+        Ok(self.pinned.wal_index()?.is_some_and(|i| i.checkpoint.backfill >= i.header.max_frame))
+    }
+
+    fn wal_use(&self, thread: &CaptureThread) -> Result<Option<WalUse>, SessionEnd> {
+        let Some(index) = self.pinned.wal_index()? else { return Ok(None) };
+        let frame_bytes = frame_size(self.page_size) as u64;
+        let idle = self.active.elapsed() >= IDLE_AFTER;
+        let interval = thread.config.checkpoint.interval;
+        let overdue = !interval.is_zero() && self.checkpointed.elapsed() >= interval;
+        Ok(Some(WalUse {
+            committed_bytes: u64::from(index.header.max_frame) * frame_bytes,
+            file_bytes: if idle { self.pinned.wal_bytes()? } else { 0 },
+            backfilled: index.checkpoint.backfill >= index.header.max_frame,
+            idle: idle || overdue,
+        }))
+    }
+
+    fn checkpoint_if_due(&mut self, thread: &mut CaptureThread) -> Result<(), SessionEnd> {
+        if self.checkpointed.elapsed() < self.checkpoint_gap || self.watch.is_some() {
+            return Ok(());
+        }
+        let Some(wal) = self.wal_use(thread)? else { return Ok(()) };
+        match tail::checkpoint_due(&self.policy, &wal) {
+            Checkpoint::No => return Ok(()),
+            Checkpoint::Passive => self.checkpoint_passive(thread)?,
+            Checkpoint::Locked => {
+                self.checkpoint_passive(thread)?;
+                if !self.is_backfilled()? {
+                    self.checkpoint_locked(thread)?;
+                }
+            }
+            Checkpoint::Truncate => {
+                self.checkpoint_locked(thread)?;
+                let result = self.free.checkpoint_truncate();
+                self.count_checkpoint(thread, result, Duration::ZERO)?;
+                self.capture_frames(thread)?;
+            }
+        }
+        let complete = self.is_backfilled()?;
+        self.checkpoint_gap = if complete { CHECKPOINT_GAP.0 } else { (self.checkpoint_gap * 2).min(CHECKPOINT_GAP.1) };
+        self.checkpointed = Instant::now();
+        Ok(())
+    }
+
+    /// A checkpoint that takes nothing a writer waits for. If no commit came in between, the pinned transaction then holds
+    /// read mark 0, and the next writer resets the WAL.
+    fn checkpoint_passive(&mut self, thread: &mut CaptureThread) -> Result<(), SessionEnd> {
+        self.pin_again(thread)?;
+        self.count_checkpoint(thread, self.free.checkpoint_passive(), Duration::ZERO)?;
+        if self.is_backfilled()? {
+            self.pin_again(thread)?;
+        }
+        Ok(())
+    }
+
+    /// A checkpoint under the write lock: nobody commits between the capture of the last frame, its checkpoint, and the read
+    /// transaction on mark 0. Nothing is synced or uploaded in between but what the checkpoint itself syncs.
+    fn checkpoint_locked(&mut self, thread: &mut CaptureThread) -> Result<(), SessionEnd> {
+        let began = Instant::now();
+        self.free.set_busy_timeout(WRITE_LOCK_WAIT)?;
+        let locked = self.free.begin_immediate();
+        self.free.set_busy_timeout(thread.config.busy_timeout)?;
+        match locked {
+            Ok(()) => {}
+            Err(HandleError::Busy) => {
+                thread.status.update(|f| f.checkpoint(status::CheckpointResult::Busy, Duration::ZERO));
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        }
+        let locked_at = Instant::now();
+        let result = self.checkpoint_under_lock(thread);
+        self.free.end_read();
+        tracing::trace!(
+            waited_us = (locked_at - began).as_micros(),
+            held_us = locked_at.elapsed().as_micros(),
+            "checkpoint"
+        );
+        self.count_checkpoint(thread, result?, locked_at.elapsed())
+    }
+
+    /// The transaction of `free` holds the write lock and the newest read mark, so that of `pinned` can end and begin again.
+    fn checkpoint_under_lock(
+        &mut self,
+        thread: &mut CaptureThread,
+    ) -> Result<Result<CheckpointResult, HandleError>, SessionEnd> {
+        self.capture_frames(thread)?;
+        self.pinned.end_read();
+        let result = self.pinned.checkpoint_passive();
+        self.pinned.begin_read()?;
+        self.maybe_on_mark_zero = true;
+        Ok(result)
+    }
+
+    fn count_checkpoint(
+        &self,
+        thread: &CaptureThread,
+        result: Result<CheckpointResult, HandleError>,
+        stall: Duration,
+    ) -> Result<(), SessionEnd> {
+        let complete = self.is_backfilled()?;
+        let counted = match &result {
+            Ok(CheckpointResult::Busy) => status::CheckpointResult::Busy,
+            Ok(CheckpointResult::Done) if complete => status::CheckpointResult::Complete,
+            Ok(CheckpointResult::Done) => status::CheckpointResult::Partial,
+            Err(_) => status::CheckpointResult::Failed,
+        };
+        thread.status.update(|f| f.checkpoint(counted, stall));
+        if let Err(error) = result {
+            thread.status.error(format!("checkpoint of {}: {error}", thread.config.path.display()));
+        }
+        Ok(())
+    }
+
+    /// The slow look on another path than the wal-index: is this still the file at the path?
+    fn look_safely(&mut self, thread: &CaptureThread) -> Result<(), SessionEnd> {
+        if self.looked_safely.elapsed() < thread.config.monitor_interval {
+            return Ok(());
+        }
+        self.looked_safely = Instant::now();
+        if self.pinned.has_moved()? {
+            return Err(SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned()));
+        }
+        let bytes = self.pinned.wal_bytes()?;
+        thread.status.update(|f| f.wal_bytes = bytes);
+        Ok(())
+    }
+
+    fn nap(&mut self, thread: &CaptureThread) {
+        let quiet = self.active.elapsed();
+        if quiet < IDLE_AFTER || thread.has_unsent() {
+            thread.wait((quiet / 16).clamp(NAP.0, NAP.1));
+            return;
+        }
+        if self.watch.is_none() {
+            // Made first, looked after: a commit in between is seen by the look.
+            self.watch = FileWatch::new(&thread.config.path).ok();
+            return;
+        }
+        thread.wait_for_files(self.watch.as_ref(), thread.config.monitor_interval);
+        // A write is a sign of life, committed or not.
+        let index = self.pinned.wal_index().ok().flatten();
+        if index.is_none_or(|i| i.header.max_frame != self.captured.frame || i.header.salt != self.captured.salt) {
+            self.watch = None;
+        }
+    }
+
+    fn save_state(&self, thread: &mut CaptureThread) -> Result<(), SessionEnd> {
+        let position = if self.captured.frame == 0 {
+            None
+        } else {
+            let mut frame_header = [0; FRAME_HEADER_SIZE];
+            let offset = frame_offset(self.captured.frame, self.page_size);
+            let there = self.pinned.read_wal(&mut frame_header, offset)?;
+            there.then_some(WalPosition { salt: self.captured.salt, frame: self.captured.frame, frame_header })
+        };
+        thread.save_state(position).map_err(|e| RecordError::Log(e).into())
+    }
+}
+
+impl Load {
+    fn packing(&mut self, bytes: u64) -> Packing {
+        if self.since.elapsed() >= Duration::from_secs(1) {
+            *self = Self { since: Instant::now(), bytes: self.bytes / 2 };
+        }
+        self.bytes += bytes;
+        if self.bytes > PACK_BYTES_PER_SECOND { Packing::Stored } else { Packing::Lz4 }
+    }
+}
+
+/// The database as it is after a read transaction was begun.
+fn first_moment(handle: &Handle) -> Result<Moment, SessionEnd> {
+    let began = Instant::now();
+    let index = loop {
+        match handle.wal_index()? {
+            Some(index) => break index,
+            None if began.elapsed() < INDEX_WAIT_MAX => std::thread::sleep(NAP.0),
+            None => return Err(SessionEnd::Failed(DiffReason::Chain, "the wal-index cannot be read".to_owned())),
+        }
+    };
+    let header = &index.header;
+    let (page_size, page_count) = match header.page_size {
+        Some(page_size) if header.page_count > 0 => (page_size, header.size()),
+        // An empty WAL says nothing about the database: its file does.
+        _ => file_size(handle)?,
+    };
+    Ok(Moment {
+        page_size,
+        page_count,
+        salt: header.salt,
+        max_frame: header.max_frame,
+        backfill: index.checkpoint.backfill,
+    })
+}
+
+/// Page size and size in pages of a database file without a WAL, as SQLite takes them.
+fn file_size(handle: &Handle) -> Result<(PageSize, PageCount), SessionEnd> {
+    let header = read_header(handle)?;
+    Ok((header.page_size, header.page_count(handle.database_bytes()?)))
+}
+
+fn read_header(handle: &Handle) -> Result<DatabaseHeader, SessionEnd> {
+    let mut bytes = [0; 100];
+    handle.read_database(&mut bytes, 0)?;
+    DatabaseHeader::decode(&bytes).map_err(|e| HandleError::NotADatabase(e.to_string()).into())
+}
+
+/// What a commit in rollback mode changes.
+type RollbackMark = (u32, u64);
+
+/// Follows a database in rollback mode: compares all pages whenever the file change counter or the size moved.
+fn follow_rollback(thread: &mut CaptureThread, handle: &Handle) -> Result<SessionEnd, SessionEnd> {
+    let name = thread.config.path.display().to_string();
+    tracing::warn!(
+        database = name,
+        "in rollback mode: commits between two looks are folded into one; WAL mode captures each"
+    );
+    let mut seen: Option<RollbackMark> = None;
+    let mut watch = None;
+    let mut active = Instant::now();
+    loop {
+        let stop = thread.take_messages();
+        if handle.has_moved()? {
+            return Ok(SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned()));
+        }
+        match look_rollback(thread, handle, seen) {
+            Ok(Some(mark)) if seen != Some(mark) => {
+                seen = Some(mark);
+                active = Instant::now();
+                watch = None;
+                thread.status.set_state(State::Replicating);
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(SessionEnd::Reopen),
+            Err(SessionEnd::Wait(_)) if stop.is_none() => {}
+            Err(end) => return Err(end),
+        }
+        match stop {
+            Some(Stop::Shutdown) => return Ok(SessionEnd::Stopped),
+            Some(Stop::LogFull) => {
+                return Ok(SessionEnd::Failed(DiffReason::LogFull, "the local log is full".to_owned()));
+            }
+            None => {}
+        }
+        thread.pass_on()?;
+        if active.elapsed() < IDLE_AFTER || thread.has_unsent() {
+            thread.wait(Duration::from_millis(20));
+        } else if watch.is_none() {
+            watch = FileWatch::new(&thread.config.path).ok();
+        } else {
+            thread.wait_for_files(watch.as_ref(), thread.config.monitor_interval);
+        }
+    }
+}
+
+/// One look in rollback mode. `None` when the database is in WAL mode by now.
+fn look_rollback(
+    thread: &mut CaptureThread,
+    handle: &Handle,
+    seen: Option<RollbackMark>,
+) -> Result<Option<RollbackMark>, SessionEnd> {
+    handle.begin_read()?;
+    let looked = look_rollback_locked(thread, handle, seen);
+    handle.end_read();
+    looked
+}
+
+fn look_rollback_locked(
+    thread: &mut CaptureThread,
+    handle: &Handle,
+    seen: Option<RollbackMark>,
+) -> Result<Option<RollbackMark>, SessionEnd> {
+    let header = read_header(handle)?;
+    if header.is_wal() {
+        return Ok(None);
+    }
+    let bytes = handle.database_bytes()?;
+    let mark = (header.change_counter, bytes);
+    if seen != Some(mark) {
+        let page_count = header.page_count(bytes);
+        let view = View::of_file(handle, header.page_size, page_count);
+        if seen.is_some() {
+            thread.doubt(DiffReason::RollbackMode);
+        }
+        thread.establish(&view, header.page_size, page_count)?;
+        thread.save_state(None).map_err(RecordError::Log)?;
+    }
+    Ok(Some(mark))
+}

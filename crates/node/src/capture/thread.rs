@@ -1,0 +1,655 @@
+//! The capture thread of one database: what outlives a session.
+//!
+//! It owns the log, the table and the state folder, talks with the uploader through channels, and runs one session
+//! (`session`) after another until it is told to stop. All work on the user's database happens here, on a thread of its own:
+//! SQLite calls block.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rhyolite_format::state::{LocalState, WalPosition};
+use rhyolite_format::{Checksum, PageCount, PageSize, Pos, Seq, Txid};
+use tokio::sync::mpsc::Sender;
+
+use super::handle::Handle;
+use super::local_log::{LocalLog, SealedSegment, Writer};
+use super::recorder::{RecordError, Recorder};
+use super::restart::{self, STATE_FILE};
+use super::session::{self, Moment, SessionEnd};
+use super::snapshot::{self, SnapshotError, SnapshotSummary};
+use super::table::PageTable;
+use super::view::View;
+use super::watch::{FileWatch, Wake};
+use crate::config::DatabaseConfig;
+use crate::status::{DatabaseStatus, DiffReason, State};
+use crate::time;
+
+/// Segments that may be on their way to the store at a time: one is sent, the next is ready.
+const IN_FLIGHT_MAX: usize = 2;
+/// Time between tries to open a database that cannot be opened.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// From capture to the uploader, in the order in which the store must get it.
+#[derive(Debug)]
+pub enum ToUploader {
+    /// A segment of the log.
+    Segment(Arc<SealedSegment>),
+    /// A snapshot at this TXID begins; its pieces follow.
+    SnapshotBegin(Txid),
+    /// The next bytes of the snapshot.
+    SnapshotPiece(Bytes),
+    /// The snapshot is whole.
+    SnapshotEnd(SnapshotSummary),
+    /// The snapshot will not be finished.
+    SnapshotAbort,
+}
+
+/// From the uploader to capture. Ring the [`Wake`] after sending.
+#[derive(Debug)]
+pub enum ToCapture {
+    /// The store has this segment and all before it.
+    Uploaded(Seq),
+    /// The store has the snapshot, and the manifest names it.
+    SnapshotStored,
+    /// The snapshot did not get there.
+    SnapshotFailed(String),
+    /// Capture what there is, pass it on, and end.
+    Stop,
+}
+
+/// Gives the page table of a position from the store.
+pub type TableSource = Box<dyn Fn(Pos) -> Result<PageTable, String> + Send>;
+
+/// What is known when the thread starts.
+#[derive(Debug)]
+pub enum Start {
+    /// The store holds no snapshot that this log could build on: one is taken, at the TXID after `last`.
+    Fresh {
+        /// The last TXID that was ever given out, if any.
+        last: Option<Txid>,
+    },
+    /// The log goes on after `pos`, of which no table is at hand.
+    Adopt {
+        /// The end of the store's log.
+        pos: Pos,
+        /// Why the state folder could not be used.
+        reason: DiffReason,
+    },
+    /// The log goes on after `pos`, which `table` describes.
+    Continue {
+        /// The end of the local log.
+        pos: Pos,
+        /// Its page table.
+        table: PageTable,
+        /// Where in the WAL it ends, if that is known.
+        wal: Option<WalPosition>,
+        /// Segments of the local log that the store does not have come last.
+        segments: Vec<SealedSegment>,
+        /// The last segment that the store has.
+        uploaded: Option<Seq>,
+    },
+}
+
+/// Everything that the thread works with.
+#[derive(Debug)]
+pub struct CaptureThread {
+    pub(super) config: DatabaseConfig,
+    pub(super) status: Arc<DatabaseStatus>,
+    writer: Writer,
+    boot_id: [u8; 16],
+    known: Option<Known>,
+    /// Continuity is in doubt: the next session compares all pages.
+    doubt: Option<DiffReason>,
+    /// Where in the WAL the log ends.
+    position: Option<WalPosition>,
+    state_file: File,
+    channels: Channels,
+    in_flight: usize,
+    /// The last segment handed to the uploader.
+    sent: Option<Seq>,
+    next_unconfirmed: Seq,
+    durable: Option<Pos>,
+    /// The first transaction of the open segment was captured then.
+    open_since: Option<Instant>,
+    stopping: bool,
+    failures: u32,
+}
+
+/// How the thread is connected.
+pub struct Channels {
+    /// To the uploader.
+    pub out: Sender<ToUploader>,
+    /// From the uploader.
+    pub messages: Receiver<ToCapture>,
+    /// Ends a wait when there are messages.
+    pub wake: Wake,
+    /// Page tables from the store.
+    pub tables: TableSource,
+}
+
+impl std::fmt::Debug for Channels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Channels").finish_non_exhaustive()
+    }
+}
+
+/// What is known of the log's end.
+#[derive(Debug)]
+enum Known {
+    /// Nothing to build on.
+    Fresh { last: Option<Txid>, log: LocalLog },
+    /// The position, but not the pages.
+    Position { pos: Pos, log: LocalLog },
+    /// Everything.
+    Recorded(Box<Recorder>),
+}
+
+/// Why a session is to end.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Stop {
+    /// The process stops.
+    Shutdown,
+    /// The local log must not grow.
+    LogFull,
+}
+
+impl CaptureThread {
+    /// Prepares the thread; the state folder exists and belongs to this process.
+    pub fn new(
+        config: DatabaseConfig,
+        status: Arc<DatabaseStatus>,
+        writer: Writer,
+        next_seq: Seq,
+        start: Start,
+        channels: Channels,
+    ) -> io::Result<Self> {
+        let log_dir = config.meta_path.join(restart::LOG_FOLDER);
+        let mut position = None;
+        let mut doubt = None;
+        let mut durable = None;
+        let mut next_unconfirmed = next_seq;
+        let known = match start {
+            Start::Fresh { last } => {
+                restart::clear(&config.meta_path)?;
+                Known::Fresh { last, log: LocalLog::new(log_dir, writer, next_seq, Vec::new())? }
+            }
+            Start::Adopt { pos, reason } => {
+                restart::clear(&config.meta_path)?;
+                (doubt, durable) = (Some(reason), Some(pos));
+                Known::Position { pos, log: LocalLog::new(log_dir, writer, next_seq, Vec::new())? }
+            }
+            Start::Continue { pos, table, wal, segments, uploaded } => {
+                position = wal;
+                let next_local = segments.last().map_or(next_seq, |s| s.seq.next());
+                durable =
+                    match segments.iter().filter(|s| Some(s.seq) <= uploaded).filter_map(SealedSegment::end).last() {
+                        None if segments.is_empty() => Some(pos),
+                        end => end,
+                    };
+                let mut log = LocalLog::new(log_dir, writer, next_local, segments)?;
+                if let Some(seq) = uploaded {
+                    log.mark_uploaded(seq);
+                    next_unconfirmed = seq.next();
+                } else {
+                    next_unconfirmed = log.unsent().next().map_or(next_local, |s| s.seq);
+                }
+                let max = config.log_bytes_max;
+                Known::Recorded(Box::new(Recorder::new(table, pos, log, max)))
+            }
+        };
+        let state_path = config.meta_path.join(STATE_FILE);
+        let state_file = OpenOptions::new().create(true).truncate(false).write(true).open(state_path)?;
+        let sent = next_unconfirmed.previous();
+        Ok(Self {
+            config,
+            status,
+            writer,
+            boot_id: restart::boot_id(),
+            known: Some(known),
+            doubt,
+            position,
+            state_file,
+            channels,
+            in_flight: 0,
+            sent,
+            next_unconfirmed,
+            durable,
+            open_since: None,
+            stopping: false,
+            failures: 0,
+        })
+    }
+
+    /// Runs until [`ToCapture::Stop`], or until the uploader is gone.
+    pub fn run(mut self) {
+        self.publish();
+        loop {
+            let end = session::run(&mut self);
+            if self.handle_end(end) {
+                break;
+            }
+        }
+        self.drain();
+        if let Err(error) = self.save_all() {
+            self.complain(&format!("save the state folder: {error}"));
+        }
+    }
+
+    /// `true` when the thread is to end.
+    fn handle_end(&mut self, end: SessionEnd) -> bool {
+        match end {
+            SessionEnd::Stopped => return true,
+            SessionEnd::Reopen => {}
+            SessionEnd::Compare(reason, text) => {
+                tracing::warn!(database = %self.config.path.display(), reason = reason.name(), "{text}: comparing all pages");
+                self.doubt(reason);
+                self.failures += 1;
+                if self.failures > 1 {
+                    self.pause(RETRY);
+                }
+            }
+            SessionEnd::Wait(reason) => {
+                let state = State::Waiting { reason: reason.clone() };
+                if self.status.figures().state != state {
+                    tracing::warn!(database = %self.config.path.display(), "waiting: {reason}");
+                }
+                self.status.set_state(state);
+                self.pause(RETRY);
+            }
+            SessionEnd::Failed(reason, text) => {
+                self.doubt(reason);
+                self.complain(&text);
+                self.status.set_state(match reason {
+                    DiffReason::LogFull => State::NeedsPageDiff { reason: text },
+                    _ => State::Error { text },
+                });
+                self.pause(RETRY * 4);
+                self.wait_for_room();
+            }
+        }
+        self.stopping
+    }
+
+    /// Notes that the next session must compare all pages.
+    pub(super) fn doubt(&mut self, reason: DiffReason) {
+        self.doubt = Some(reason);
+        self.position = None;
+    }
+
+    fn complain(&self, text: &str) {
+        let path = self.config.path.display();
+        if self.status.figures().last_error.is_none_or(|last| last.text != text) {
+            tracing::error!(database = %path, "{text}");
+        }
+        self.status.error(text);
+    }
+
+    /// Waits, taking in messages; ends early when the process stops.
+    fn pause(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|_| !self.stopping) {
+            self.wait(left);
+            self.take_messages();
+            if let Err(error) = self.pass_on() {
+                tracing::debug!("pass on: {error:?}");
+            }
+        }
+    }
+
+    /// While the local log is full nothing can be recorded: waits until the store has taken half of it.
+    fn wait_for_room(&mut self) {
+        while !self.stopping && self.log_mut().is_some_and(|log| log.unsent_bytes() > 0) && self.is_log_full(2) {
+            self.pause(RETRY);
+        }
+    }
+
+    fn is_log_full(&mut self, part: u64) -> bool {
+        let max = self.config.log_bytes_max / part;
+        self.log_mut().is_some_and(|log| log.unsent_bytes() >= max)
+    }
+
+    pub(super) fn recorder(&mut self) -> &mut Recorder {
+        match self.known.as_mut() {
+            Some(Known::Recorded(recorder)) => recorder,
+            other => panic!("a session records only after it was established, not in {other:?}"),
+        }
+    }
+
+    fn log_mut(&mut self) -> Option<&mut LocalLog> {
+        match self.known.as_mut()? {
+            Known::Fresh { log, .. } | Known::Position { log, .. } => Some(log),
+            Known::Recorded(recorder) => Some(&mut recorder.log),
+        }
+    }
+
+    /// Whether the WAL still goes on where the log ends: then the captured frame, otherwise `None`, and the pages must be
+    /// compared.
+    ///
+    /// Equal salts and an equal frame header mean equal frames up to there: the header carries a checksum over all of them.
+    pub(super) fn continues(&mut self, handle: &Handle, moment: &Moment) -> Option<u32> {
+        let Some(Known::Recorded(recorder)) = &self.known else { return None };
+        let position = self.position.filter(|_| self.doubt.is_none())?;
+        if position.salt != moment.salt
+            || position.frame > moment.max_frame
+            || recorder.table().page_size() != moment.page_size
+        {
+            self.doubt(DiffReason::WalReset);
+            return None;
+        }
+        let mut header = [0; 24];
+        let offset = rhyolite_format::sqlite::wal::frame_offset(position.frame, moment.page_size);
+        let same = matches!(handle.read_wal(&mut header, offset), Ok(true)) && header == position.frame_header;
+        if !same {
+            self.doubt(DiffReason::WalReset);
+        }
+        same.then_some(position.frame)
+    }
+
+    /// Brings the log to what `view` shows: by page diff, or by a snapshot when there is nothing to compare with.
+    pub(super) fn establish(
+        &mut self,
+        view: &View<'_>,
+        page_size: PageSize,
+        commit: PageCount,
+    ) -> Result<(), SessionEnd> {
+        if let Some(Known::Position { pos, .. }) = &self.known {
+            let (pos, table) = (*pos, self.table_of(*pos, view, page_size, commit)?);
+            let Some(Known::Position { log, .. }) = self.known.take() else { unreachable!("seen above") };
+            self.known = Some(Known::Recorded(Box::new(Recorder::new(table, pos, log, self.config.log_bytes_max))));
+        }
+        let same_size = matches!(&self.known, Some(Known::Recorded(r)) if r.table().page_size() == page_size);
+        if !same_size {
+            return self.take_snapshot(view, page_size, commit);
+        }
+        let reason = self.doubt.unwrap_or(DiffReason::WalReset);
+        let recorder = self.recorder();
+        let before = recorder.pos();
+        let compared = recorder.diff(view, commit, time::now());
+        recorder.flush().map_err(RecordError::Log)?;
+        match compared {
+            Err(RecordError::TooLarge) => return self.take_snapshot(view, page_size, commit),
+            other => other?,
+        };
+        let changed = self.recorder().pos() != before;
+        tracing::info!(database = %self.config.path.display(), reason = reason.name(), changed, "compared all pages");
+        self.status.update(|f| f.page_diff(reason));
+        self.doubt = None;
+        self.failures = 0;
+        self.publish();
+        Ok(())
+    }
+
+    /// The table of `pos`: the database itself gives it when its checksum is the same, otherwise the store.
+    fn table_of(
+        &self,
+        pos: Pos,
+        view: &View<'_>,
+        page_size: PageSize,
+        commit: PageCount,
+    ) -> Result<PageTable, SessionEnd> {
+        let mut table = PageTable::empty(page_size);
+        view.each_page(|pgno, data| -> Result<(), SessionEnd> {
+            table.set(pgno, Checksum::of_page(pgno, data));
+            Ok(())
+        })?;
+        table.set_page_count(commit);
+        if table.checksum() == pos.checksum {
+            return Ok(table);
+        }
+        tracing::info!(database = %self.config.path.display(), "the database differs from the store: reading page checksums from there");
+        let table = (self.channels.tables)(pos).map_err(|text| SessionEnd::Failed(DiffReason::StateMissing, text))?;
+        assert_eq!(table.checksum(), pos.checksum, "the store gives the table of that position");
+        Ok(table)
+    }
+
+    fn take_snapshot(&mut self, view: &View<'_>, page_size: PageSize, commit: PageCount) -> Result<(), SessionEnd> {
+        self.seal_and_send_all()?;
+        self.status.set_state(State::Snapshotting);
+        let last = match self.known.as_ref() {
+            Some(Known::Fresh { last, .. }) => *last,
+            Some(Known::Recorded(recorder)) => Some(recorder.pos().txid),
+            other => panic!("a position alone is made a table first, not {other:?}"),
+        };
+        let txid = last.map_or(Txid::FIRST, Txid::next);
+        let written = self.send_snapshot(view, page_size, commit, txid)?;
+        let Some((summary, table)) = written else { return Err(SessionEnd::Reopen) };
+        let log = match self.known.take() {
+            Some(Known::Fresh { log, .. } | Known::Position { log, .. }) => log,
+            Some(Known::Recorded(recorder)) => recorder.log,
+            None => panic!("known is only taken to be replaced"),
+        };
+        self.known = Some(Known::Recorded(Box::new(Recorder::new(table, summary.pos, log, self.config.log_bytes_max))));
+        self.durable = Some(summary.pos);
+        self.doubt = None;
+        self.failures = 0;
+        self.save_table().map_err(RecordError::Log)?;
+        self.publish();
+        Ok(())
+    }
+
+    /// `None` when the process stops before the store has the snapshot.
+    fn send_snapshot(
+        &mut self,
+        view: &View<'_>,
+        page_size: PageSize,
+        commit: PageCount,
+        txid: Txid,
+    ) -> Result<Option<(SnapshotSummary, PageTable)>, SessionEnd> {
+        let out = self.channels.out.clone();
+        if out.blocking_send(ToUploader::SnapshotBegin(txid)).is_err() {
+            return Ok(None);
+        }
+        let sink = |piece| out.blocking_send(ToUploader::SnapshotPiece(piece)).is_ok();
+        let (summary, table) = match snapshot::write(view, page_size, commit, txid, time::now(), sink) {
+            Ok(written) => written,
+            Err(SnapshotError::Cancelled) => return Ok(None),
+            Err(SnapshotError::Database(error)) => {
+                // The uploader may be gone as well: then nothing is left to abort.
+                let _ = out.blocking_send(ToUploader::SnapshotAbort);
+                return Err(error.into());
+            }
+        };
+        if out.blocking_send(ToUploader::SnapshotEnd(summary.clone())).is_err() {
+            return Ok(None);
+        }
+        loop {
+            match self.channels.messages.recv_timeout(Duration::from_millis(100)) {
+                Ok(ToCapture::SnapshotStored) => return Ok(Some((summary, table))),
+                Ok(ToCapture::SnapshotFailed(text)) => {
+                    return Err(SessionEnd::Failed(DiffReason::StateMissing, format!("upload the snapshot: {text}")));
+                }
+                Ok(ToCapture::Uploaded(seq)) => self.note_uploaded(seq),
+                // The snapshot is what makes the backup usable: it may still get there within the time for stopping.
+                Ok(ToCapture::Stop) => self.stopping = true,
+                Err(RecvTimeoutError::Timeout) if !out.is_closed() => {}
+                Err(_) => return Ok(None),
+            }
+        }
+    }
+
+    /// Takes in what the uploader said. Tells when the session must end.
+    pub(super) fn take_messages(&mut self) -> Option<Stop> {
+        while let Ok(message) = self.channels.messages.try_recv() {
+            match message {
+                ToCapture::Uploaded(seq) => self.note_uploaded(seq),
+                ToCapture::Stop => self.stopping = true,
+                ToCapture::SnapshotStored | ToCapture::SnapshotFailed(_) => {
+                    tracing::debug!("a snapshot ended that nobody waits for: {message:?}");
+                }
+            }
+        }
+        if self.channels.out.is_closed() {
+            self.stopping = true;
+        }
+        if self.stopping {
+            Some(Stop::Shutdown)
+        } else if self.is_log_full(1) {
+            Some(Stop::LogFull)
+        } else {
+            None
+        }
+    }
+
+    fn note_uploaded(&mut self, seq: Seq) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.next_unconfirmed = seq.next();
+        let Some(log) = self.log_mut() else { return };
+        log.mark_uploaded(seq);
+        if let Some(end) = log.uploaded_end() {
+            self.durable = Some(end);
+        }
+        let keep = self.config.log_bytes_max / 2;
+        let large = self.log_mut().is_some_and(|log| log.bytes() - log.unsent_bytes() > keep);
+        if let Some(error) = large.then(|| self.trim(keep / 2)).and_then(Result::err) {
+            self.complain(&format!("trim the local log: {error}"));
+        }
+        self.publish();
+    }
+
+    fn trim(&mut self, keep: u64) -> io::Result<()> {
+        self.save_table()?;
+        let txid = self.recorder().pos().txid;
+        self.recorder().log.trim(txid, keep)
+    }
+
+    /// Seals what is due and hands it to the uploader.
+    pub(super) fn pass_on(&mut self) -> Result<(), SessionEnd> {
+        let Some(Known::Recorded(recorder)) = self.known.as_ref() else { return Ok(()) };
+        let open_bytes = recorder.log.open_bytes();
+        if open_bytes == 0 {
+            self.open_since = None;
+        } else if self.open_since.is_none() {
+            self.open_since = Some(Instant::now());
+        }
+        let due = self.open_since.is_some_and(|since| since.elapsed() >= self.config.sync_interval);
+        let seal = open_bytes > 0
+            && (open_bytes >= self.config.segment_bytes_max || ((due || self.stopping) && self.in_flight == 0));
+        if seal {
+            self.seal()?;
+        }
+        self.send_sealed();
+        Ok(())
+    }
+
+    fn seal(&mut self) -> Result<(), SessionEnd> {
+        let keep_image = self.in_flight < IN_FLIGHT_MAX;
+        self.recorder().log.seal(keep_image).map_err(RecordError::Log)?;
+        self.open_since = None;
+        Ok(())
+    }
+
+    fn send_sealed(&mut self) {
+        while self.in_flight < IN_FLIGHT_MAX {
+            let sent = self.sent;
+            let Some(next) = self.log_mut().and_then(|log| log.unsent().find(|s| Some(s.seq) > sent).cloned()) else {
+                return;
+            };
+            let seq = next.seq;
+            if self.channels.out.try_send(ToUploader::Segment(next)).is_err() {
+                return;
+            }
+            self.sent = Some(seq);
+            self.in_flight += 1;
+        }
+    }
+
+    /// Brings everything recorded to the store's door, waiting for it: what follows must come after it.
+    fn seal_and_send_all(&mut self) -> Result<(), SessionEnd> {
+        if matches!(self.known, Some(Known::Recorded(_))) {
+            self.seal()?;
+        }
+        while self.has_unsent() && !self.channels.out.is_closed() {
+            self.send_sealed();
+            self.wait(RETRY);
+            self.take_messages();
+        }
+        Ok(())
+    }
+
+    /// After the last session: passes on what is left and waits until the store has it, or the uploader has given up.
+    fn drain(&mut self) {
+        if let Err(end) = self.seal_and_send_all() {
+            self.complain(&format!("seal the last segment: {end:?}"));
+        }
+    }
+
+    /// Whether the store lacks anything that was recorded.
+    pub(super) fn has_unsent(&self) -> bool {
+        match &self.known {
+            Some(Known::Recorded(recorder)) => recorder.log.unsent_bytes() > 0,
+            _ => false,
+        }
+    }
+
+    pub(super) fn wait(&self, timeout: Duration) {
+        if let Err(error) = self.channels.wake.wait(timeout) {
+            tracing::warn!("wait: {error}");
+            std::thread::sleep(timeout);
+        }
+    }
+
+    pub(super) fn wait_for_files(&self, watch: Option<&FileWatch>, timeout: Duration) {
+        match watch.map(|w| w.wait(&self.channels.wake, timeout)) {
+            Some(Ok(())) => {}
+            _ => self.wait(timeout.min(RETRY)),
+        }
+    }
+
+    /// Puts the figures where others see them.
+    pub(super) fn publish(&mut self) {
+        let durable = self.durable;
+        let writer = self.writer;
+        let Some(Known::Recorded(recorder)) = self.known.as_mut() else { return };
+        let counts = recorder.take_counts();
+        let pos = recorder.pos();
+        let log = &recorder.log;
+        let oldest = log.unsent().next().and_then(|s| s.first_time()).or_else(|| log.open_since());
+        let (bytes, table) = (log.bytes(), recorder.table());
+        self.status.update(|f| {
+            f.lineage = Some(writer.lineage);
+            f.epoch = Some(writer.epoch);
+            f.local = Some(pos);
+            f.durable = durable;
+            f.pending_since = oldest;
+            f.page_size = Some(table.page_size());
+            f.page_count = table.page_count();
+            f.log_bytes = bytes;
+            f.captured.transactions += counts.transactions;
+            f.captured.pages += counts.pages;
+            f.captured.bytes += counts.bytes;
+        });
+    }
+
+    /// Notes that the log's end is at `position` in the WAL.
+    pub(super) fn save_state(&mut self, position: Option<WalPosition>) -> io::Result<()> {
+        self.position = position;
+        let Some(Known::Recorded(recorder)) = &self.known else { return Ok(()) };
+        let state = LocalState {
+            lineage: self.writer.lineage,
+            pos: Some(recorder.pos()),
+            durable: self.durable,
+            page_size: Some(recorder.table().page_size()),
+            commit: recorder.table().page_count(),
+            wal: position,
+            epoch: self.writer.epoch,
+            next_seq: self.next_unconfirmed,
+            boot_id: self.boot_id,
+        };
+        self.state_file.write_all_at(&state.encode(), 0)
+    }
+
+    fn save_table(&mut self) -> io::Result<()> {
+        let Some(Known::Recorded(recorder)) = &self.known else { return Ok(()) };
+        restart::save_table(&self.config.meta_path, self.writer.lineage, recorder.pos(), recorder.table())
+    }
+
+    fn save_all(&mut self) -> io::Result<()> {
+        self.save_table()?;
+        self.save_state(self.position)
+    }
+}

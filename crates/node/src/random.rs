@@ -1,0 +1,8 @@
+//! Random ids.
+
+/// Bytes from the system's generator.
+pub fn bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the system has a random generator");
+    bytes
+}

@@ -1,0 +1,463 @@
+//! Replication of any number of databases: for each one a capture thread and an uploader task.
+//!
+//! ```text
+//!   state folder ─┐
+//!                 ├─► where the log ends ─► capture thread ──segments, snapshots──► uploader task ─► store
+//!   store ────────┘                               ▲────────────acknowledged──────────────┘
+//! ```
+//!
+//! One sick database never stops another: its error is in its status, and it is tried again where that can help.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rhyolite_format::identity::Identity;
+use rhyolite_format::sqlite::header::DatabaseHeader;
+use rhyolite_format::{Epoch, Lineage, Nonce, PageSize, Seq, keys};
+use rhyolite_store::{Counted, Counters, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind, StoreOptions};
+use rustix::fs::{FlockOperation, flock};
+use tokio::sync::{mpsc, watch};
+
+use crate::capture::local_log::Writer;
+use crate::capture::restart::{self, LocalStart};
+use crate::capture::thread::{CaptureThread, Channels, Start, TableSource, ToCapture};
+use crate::capture::watch::Wake;
+use crate::config::DatabaseConfig;
+use crate::log_end::{self, LogEnd};
+use crate::manifest_swap::ManifestError;
+use crate::random;
+
+use crate::status::{DatabaseStatus, DiffReason, State, StatusBoard};
+use crate::time;
+use crate::upload::{UploadEnd, Uploader};
+
+/// The fixed right to write while there is no lease.
+const EPOCH: Epoch = Epoch::FIRST;
+/// Messages that may wait for an uploader: a snapshot's pieces at most.
+const QUEUE: usize = 4;
+/// Longest time between tries to reach the store at start.
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Stack of a capture thread in bytes: SQLite needs little.
+const STACK_BYTES: usize = 512 << 10;
+
+/// What to replicate.
+#[derive(Debug)]
+pub struct ReplicateOptions {
+    /// The databases.
+    pub databases: Vec<DatabaseConfig>,
+    /// How stores are opened.
+    pub store: StoreOptions,
+    /// Requests of all databases together.
+    pub counters: Arc<Counters>,
+    /// How long the last uploads may take after `stop`.
+    pub stop_timeout: Duration,
+}
+
+/// Why a database is not replicated (any more). Final: trying again cannot help.
+#[derive(Debug)]
+pub enum ReplicateError {
+    /// The file is no SQLite database.
+    NotADatabase(String),
+    /// The state folder belongs to another history than the store.
+    WrongLineage(String),
+    /// Another process writes to the same prefix, or works on the same database.
+    Conflict(String),
+    /// The store is set up wrong: no access, unknown scheme.
+    Store(String),
+    /// The state folder cannot be used.
+    Local(String),
+    /// Not everything was uploaded in time.
+    NotDurable(String),
+}
+
+impl std::fmt::Display for ReplicateError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::NotADatabase(text)
+            | Self::WrongLineage(text)
+            | Self::Conflict(text)
+            | Self::Store(text)
+            | Self::Local(text)
+            | Self::NotDurable(text) => f.write_str(text),
+        }
+    }
+}
+
+impl std::error::Error for ReplicateError {}
+
+/// Replicates until `stop` turns true, then uploads what is left. Ends earlier when every database has failed for good.
+/// Gives the errors of the databases that did.
+pub async fn run(
+    options: ReplicateOptions,
+    board: Arc<StatusBoard>,
+    stop: watch::Receiver<bool>,
+) -> Vec<ReplicateError> {
+    let options = Arc::new(options);
+    let mut tasks = tokio::task::JoinSet::new();
+    for config in options.databases.clone() {
+        let status = board.add(config.path.clone(), config.meta_path.clone(), config.store.clone());
+        let (options, stop) = (Arc::clone(&options), stop.clone());
+        tasks.spawn(async move {
+            let ended = Replication { config, status: Arc::clone(&status), options, stop }.run().await;
+            match &ended {
+                Ok(()) => status.set_state(State::Stopped),
+                Err(error) => {
+                    status.error(error.to_string());
+                    status.set_state(State::Error { text: error.to_string() });
+                }
+            }
+            ended
+        });
+    }
+    let mut errors = Vec::new();
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => errors.push(error),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+    errors
+}
+
+struct Replication {
+    config: DatabaseConfig,
+    status: Arc<DatabaseStatus>,
+    options: Arc<ReplicateOptions>,
+    stop: watch::Receiver<bool>,
+}
+
+/// What a start is made of.
+struct Opening {
+    writer: Writer,
+    next_seq: Seq,
+    start: Start,
+}
+
+impl Replication {
+    async fn run(mut self) -> Result<(), ReplicateError> {
+        let Some(page_size) = self.wait_for_database().await? else { return Ok(()) };
+        let store = self.open_store()?;
+        let meta_lock = lock_state_folder(&self.config.meta_path)?;
+        let meta_path = self.config.meta_path.clone();
+        let local =
+            tokio::task::spawn_blocking(move || restart::load(&meta_path)).await.expect("loading does not panic");
+        let mut local = local.map_err(|e| self.local_error("read", &e))?;
+        for problem in local.problems.drain(..) {
+            tracing::warn!(database = %self.config.path.display(), "state folder: {problem}");
+        }
+        let hint = local.state.as_ref().and_then(|s| Some((s.next_seq, s.durable?)));
+        let Some(end) = self.find_end(&store, hint).await? else { return Ok(()) };
+        let opening = self.decide(local, end)?;
+        if !self.ensure_identity(&store, opening.writer.lineage, page_size).await? {
+            return Ok(());
+        }
+        let ended = self.drive(store, opening).await;
+        drop(meta_lock);
+        ended
+    }
+
+    /// Waits for a database to replicate. `None` when stopped before. A file that is something else is refused, and
+    /// nothing is touched.
+    async fn wait_for_database(&mut self) -> Result<Option<PageSize>, ReplicateError> {
+        let path = self.config.path.display().to_string();
+        let mut told = false;
+        loop {
+            let reason = match read_header(&self.config.path) {
+                Ok(Some(header)) => return Ok(Some(header)),
+                Ok(None) => "the database is empty: nothing was ever committed",
+                Err(HeaderError::Missing) => "the database file does not exist",
+                Err(HeaderError::Refused(text)) => return Err(ReplicateError::NotADatabase(format!("{path}: {text}"))),
+            };
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(database = path, "waiting: {reason}");
+                self.status.set_state(State::Waiting { reason: reason.to_owned() });
+            }
+            if !self.sleep(Duration::from_millis(250)).await {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn open_store(&self) -> Result<Arc<dyn Store>, ReplicateError> {
+        let opened = rhyolite_store::open(&self.config.store, &self.options.store);
+        let store = opened.map_err(|e| ReplicateError::Store(e.to_string()))?;
+        let counted = Arc::new(Counted::new(store, Arc::clone(&self.options.counters)));
+        let policy = RetryPolicy { attempts_max: 3, deadline: Duration::from_secs(30), ..RetryPolicy::default() };
+        Ok(Arc::new(Retrying::new(counted, policy)))
+    }
+
+    /// `false` when stopped meanwhile.
+    async fn sleep(&mut self, time: Duration) -> bool {
+        if *self.stop.borrow() {
+            return false;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(time) => true,
+            _ = self.stop.wait_for(|stop| *stop) => false,
+        }
+    }
+
+    /// Where the store's log ends; tries until the store answers. `None` when stopped before.
+    async fn find_end(
+        &mut self,
+        store: &Arc<dyn Store>,
+        hint: Option<(Seq, rhyolite_format::Pos)>,
+    ) -> Result<Option<Option<LogEnd>>, ReplicateError> {
+        let mut delay = Duration::from_millis(100);
+        loop {
+            let found = tokio::select! {
+                found = log_end::find(store, hint) => found,
+                _ = self.stop.wait_for(|stop| *stop) => return Ok(None),
+            };
+            let error = match found {
+                Ok(end) => return Ok(Some(end)),
+                Err(error) => error,
+            };
+            match &error {
+                ManifestError::Store(e) if is_passing(e) => {}
+                ManifestError::Contended => {}
+                _ => return Err(ReplicateError::Store(error.to_string())),
+            }
+            self.complain(&error.to_string(), "the store cannot be reached");
+            if !self.sleep(delay).await {
+                return Ok(None);
+            }
+            delay = (delay * 2).min(RETRY_MAX);
+        }
+    }
+
+    fn complain(&self, text: &str, reason: &str) {
+        tracing::warn!(database = %self.config.path.display(), "{text}");
+        self.status.error(text);
+        self.status.set_state(State::Waiting { reason: format!("{reason}: {text}") });
+    }
+
+    fn local_error(&self, verb: &str, error: &io::Error) -> ReplicateError {
+        ReplicateError::Local(format!("{verb} the state folder {}: {error}", self.config.meta_path.display()))
+    }
+
+    /// How to go on: see the table of cases in `logic::reconcile`.
+    fn decide(&self, local: LocalStart, end: Option<LogEnd>) -> Result<Opening, ReplicateError> {
+        let known_lineage = local.state.as_ref().map(|s| s.lineage);
+        let nonce = Nonce(random::bytes());
+        let writer = |lineage| Writer { lineage, epoch: EPOCH, nonce };
+        let Some(end) = end else {
+            let lineage = known_lineage.unwrap_or_else(|| Lineage(random::bytes()));
+            let last = local.table.as_ref().map(|(_, pos)| pos.txid);
+            return Ok(Opening { writer: writer(lineage), next_seq: Seq::FIRST, start: Start::Fresh { last } });
+        };
+        let lineage = end.identity.lineage;
+        if let Some(ours) = known_lineage.filter(|ours| *ours != lineage) {
+            return Err(ReplicateError::WrongLineage(format!(
+                "{} was replicated as history {ours}, but {} holds history {lineage}: give it another store, or remove {} to go \
+                 on with what the store holds",
+                self.config.path.display(),
+                self.config.store,
+                self.config.meta_path.display(),
+            )));
+        }
+        let start = match end.pos {
+            None => Start::Fresh { last: None },
+            Some(pos) => continue_or_adopt(local, &end, pos),
+        };
+        Ok(Opening { writer: writer(lineage), next_seq: end.next_seq, start })
+    }
+
+    /// Writes `id.json` into an empty store. `false` when stopped before.
+    async fn ensure_identity(
+        &mut self,
+        store: &Arc<dyn Store>,
+        lineage: Lineage,
+        page_size: PageSize,
+    ) -> Result<bool, ReplicateError> {
+        let identity = Identity { format: rhyolite_format::Format1, lineage, created: time::now(), page_size };
+        let mut delay = Duration::from_millis(100);
+        loop {
+            let error = match store.get(keys::ID).await {
+                Ok(object) => match Identity::decode(&object.bytes) {
+                    Ok(found) if found.lineage == lineage => return Ok(true),
+                    Ok(found) => {
+                        let text = format!(
+                            "{} now holds history {}: another writer was faster",
+                            self.config.store, found.lineage
+                        );
+                        return Err(ReplicateError::Conflict(text));
+                    }
+                    Err(error) => {
+                        return Err(ReplicateError::Store(format!("{} in {}: {error}", keys::ID, self.config.store)));
+                    }
+                },
+                Err(error) if error.kind == StoreErrorKind::NotFound => {
+                    match store.create(keys::ID, Bytes::from(identity.encode())).await {
+                        Ok(_) => continue,
+                        Err(error) => error,
+                    }
+                }
+                Err(error) => error,
+            };
+            if !is_passing(&error) && error.kind != StoreErrorKind::Exists {
+                return Err(ReplicateError::Store(error.to_string()));
+            }
+            self.complain(&error.to_string(), "the store cannot be written");
+            if !self.sleep(delay).await {
+                return Ok(false);
+            }
+            delay = (delay * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Runs capture thread and uploader until both have ended.
+    async fn drive(&mut self, store: Arc<dyn Store>, opening: Opening) -> Result<(), ReplicateError> {
+        let Opening { writer, next_seq, start } = opening;
+        let wake = Wake::new().map_err(|e| self.local_error("watch", &e))?;
+        let (out, from_capture) = mpsc::channel(QUEUE);
+        let (answers, messages) = std::sync::mpsc::channel();
+        let tables = table_source(Arc::clone(&store));
+        let channels = Channels { out, messages, wake: wake.clone(), tables };
+        let (config, status) = (self.config.clone(), Arc::clone(&self.status));
+        let thread = CaptureThread::new(config, status, writer, next_seq, start, channels);
+        let thread = thread.map_err(|e| self.local_error("write", &e))?;
+        let name = self.config.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let (ended_sender, ended) = tokio::sync::oneshot::channel();
+        let builder = std::thread::Builder::new().name(name).stack_size(STACK_BYTES);
+        let spawned = builder.spawn(move || {
+            thread.run();
+            let _ = ended_sender.send(());
+        });
+        let spawned = spawned.map_err(|e| self.local_error("start a thread for", &e))?;
+        let uploader = Uploader {
+            store,
+            writer,
+            first_seq: next_seq,
+            status: Arc::clone(&self.status),
+            answers: answers.clone(),
+            wake: wake.clone(),
+        };
+        let uploaded = tokio::select! {
+            end = uploader.run(from_capture) => Some(end),
+            () = self.stop_within(&answers, &wake) => None,
+        };
+        // The uploader is gone: the thread sees its closed channel and ends by itself.
+        wake.ring();
+        let _ = ended.await;
+        if let Err(panic) = spawned.join() {
+            std::panic::resume_unwind(panic);
+        }
+        match uploaded {
+            Some(UploadEnd::Done) if self.is_all_durable() => Ok(()),
+            Some(UploadEnd::Conflict(text)) => Err(ReplicateError::Conflict(text)),
+            Some(UploadEnd::Done) | None => Err(ReplicateError::NotDurable(format!(
+                "{}: the last commits are not in {} yet; they are uploaded after the next start",
+                self.config.path.display(),
+                self.config.store
+            ))),
+        }
+    }
+
+    fn is_all_durable(&self) -> bool {
+        let figures = self.status.figures();
+        figures.pending_since.is_none()
+    }
+
+    /// Tells the capture thread to end once `stop` is there, and returns when its time is over.
+    async fn stop_within(&self, answers: &std::sync::mpsc::Sender<ToCapture>, wake: &Wake) {
+        let mut stop = self.stop.clone();
+        // The sender lives as long as the process.
+        let _ = stop.wait_for(|stop| *stop).await;
+        let _ = answers.send(ToCapture::Stop);
+        wake.ring();
+        tokio::time::sleep(self.options.stop_timeout).await;
+    }
+}
+
+/// The local log goes on if it joins the end of the store's; otherwise the store is believed.
+fn continue_or_adopt(local: LocalStart, end: &LogEnd, pos: rhyolite_format::Pos) -> Start {
+    let wal = local.wal_position(restart::boot_id());
+    let rebooted = local.state.as_ref().is_some_and(|s| s.boot_id != restart::boot_id());
+    let reason = match (&local.state, &local.table) {
+        (None, _) => DiffReason::StateMissing,
+        (Some(_), _) if rebooted => DiffReason::Rebooted,
+        (Some(_), _) => DiffReason::StateDamaged,
+    };
+    let Some((table, local_pos)) = local.table else { return Start::Adopt { pos, reason } };
+    let uploaded = end.next_seq.previous();
+    let unsent: Vec<_> = local.segments.iter().filter(|s| Some(s.seq) > uploaded).collect();
+    let joins = match unsent.first() {
+        None => local_pos == pos,
+        Some(first) => {
+            let entry = first.entries.first();
+            first.seq == end.next_seq
+                && entry.is_some_and(|e| e.pre_apply == Some(pos.checksum) && e.min_txid == pos.txid.next())
+        }
+    };
+    if joins {
+        Start::Continue { pos: local_pos, table, wal, segments: local.segments, uploaded }
+    } else {
+        Start::Adopt { pos, reason }
+    }
+}
+
+/// Page tables come from the store by the machinery of restores, on the caller's (capture) thread.
+fn table_source(store: Arc<dyn Store>) -> TableSource {
+    let runtime = tokio::runtime::Handle::current();
+    Box::new(move |pos| runtime.block_on(no_table(Arc::clone(&store), pos)))
+}
+
+fn is_passing(error: &StoreError) -> bool {
+    matches!(error.kind, StoreErrorKind::Unavailable | StoreErrorKind::Ambiguous | StoreErrorKind::Full)
+}
+
+/// Holds the state folder for this process: the lock goes with the returned file.
+fn lock_state_folder(meta_path: &Path) -> Result<File, ReplicateError> {
+    let error = |e: &dyn std::fmt::Display| ReplicateError::Local(format!("state folder {}: {e}", meta_path.display()));
+    std::fs::create_dir_all(meta_path).map_err(|e| error(&e))?;
+    let file =
+        File::options().create(true).truncate(false).write(true).open(meta_path.join("lock")).map_err(|e| error(&e))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(ReplicateError::Conflict(format!(
+            "state folder {}: another rhyolite on this machine replicates this database",
+            meta_path.display()
+        ))),
+        Err(e) => Err(error(&e)),
+    }
+}
+
+enum HeaderError {
+    Missing,
+    Refused(String),
+}
+
+/// The page size of the database at `path`; `None` when it is empty. Only called while this process has no connection to it:
+/// closing the file drops the process's locks on it.
+fn read_header(path: &Path) -> Result<Option<PageSize>, HeaderError> {
+    let refuse = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound => HeaderError::Missing,
+        _ => HeaderError::Refused(e.to_string()),
+    };
+    let metadata = std::fs::metadata(path).map_err(refuse)?;
+    if !metadata.is_file() {
+        return Err(HeaderError::Refused("is not a file".to_owned()));
+    }
+    let mut bytes = Vec::with_capacity(100);
+    File::open(path).and_then(|f| f.take(100).read_to_end(&mut bytes)).map_err(refuse)?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    match DatabaseHeader::decode(&bytes) {
+        Ok(header) => Ok(Some(header.page_size)),
+        Err(error) => Err(HeaderError::Refused(format!("is not an SQLite database ({error})"))),
+    }
+}
+
+async fn no_table(
+    _store: Arc<dyn Store>,
+    pos: rhyolite_format::Pos,
+) -> Result<crate::capture::table::PageTable, String> {
+    Err(format!("no table of {pos}"))
+}

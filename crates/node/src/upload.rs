@@ -1,0 +1,255 @@
+//! The uploader of one database: segments in sequence, one at a time, and snapshots.
+//!
+//! A segment is durable when the store has acknowledged its creation. Its key is taken once and for ever; "exists" is settled
+//! by reading back: the same bytes carry our nonce, so an earlier try had worked; others mean that somebody else writes to this
+//! prefix. Then this uploader stops for good: two writers must not mix.
+//!
+//! Every error but that is tried again, without end, until the process stops.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rhyolite_format::crc::Crc64;
+use rhyolite_format::manifest::{Crc64Hex, FileKind, Manifest, ManifestFile};
+use rhyolite_format::{Seq, Txid, keys};
+use rhyolite_store::{Store, StoreError, StoreErrorKind, Upload};
+use tokio::sync::mpsc::Receiver;
+
+use crate::capture::local_log::{SealedSegment, Writer};
+use crate::capture::snapshot::SnapshotSummary;
+use crate::capture::thread::{ToCapture, ToUploader};
+use crate::capture::watch::Wake;
+use crate::manifest_swap;
+use crate::random;
+use crate::status::{DatabaseStatus, State};
+use crate::time;
+
+/// Shortest and longest time between tries.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// So many creates of a session are checked with a `head`, and then every `CHECK_EVERY`-th: some stores have answered 200
+/// without storing.
+const CHECK_FIRST: u64 = 3;
+const CHECK_EVERY: u64 = 64;
+
+/// Uploads what one capture thread hands over.
+#[derive(Debug)]
+pub struct Uploader {
+    /// The database's prefix.
+    pub store: Arc<dyn Store>,
+    /// Who writes.
+    pub writer: Writer,
+    /// The first sequence number of this session's log, for a manifest that does not exist yet.
+    pub first_seq: Seq,
+    /// Figures.
+    pub status: Arc<DatabaseStatus>,
+    /// Answers to the capture thread.
+    pub answers: Sender<ToCapture>,
+    /// Rung after every answer.
+    pub wake: Wake,
+}
+
+/// Why an uploader ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum UploadEnd {
+    /// The capture thread has ended.
+    Done,
+    /// Somebody else writes to this prefix.
+    Conflict(String),
+}
+
+/// A snapshot on its way.
+struct SnapshotUpload {
+    key: String,
+    upload: Box<dyn Upload>,
+    crc: Crc64,
+}
+
+impl Uploader {
+    /// Uploads until the capture thread ends.
+    pub async fn run(self, mut from: Receiver<ToUploader>) -> UploadEnd {
+        let mut created: u64 = 0;
+        let mut snapshot: Option<Result<SnapshotUpload, StoreError>> = None;
+        while let Some(message) = from.recv().await {
+            match message {
+                ToUploader::Segment(segment) => {
+                    if let Err(text) = self.create_segment(&segment, created).await {
+                        self.status.error(text.clone());
+                        self.status.set_state(State::Error { text: text.clone() });
+                        return UploadEnd::Conflict(text);
+                    }
+                    created += 1;
+                    self.answer(ToCapture::Uploaded(segment.seq));
+                }
+                ToUploader::SnapshotBegin(txid) => snapshot = Some(self.begin_snapshot(txid).await),
+                ToUploader::SnapshotPiece(bytes) => snapshot = write_piece(snapshot, bytes).await,
+                ToUploader::SnapshotEnd(summary) => {
+                    let finished = self.finish_snapshot(snapshot.take(), &summary).await;
+                    self.answer(match finished {
+                        Ok(()) => ToCapture::SnapshotStored,
+                        Err(text) => ToCapture::SnapshotFailed(text),
+                    });
+                }
+                ToUploader::SnapshotAbort => {
+                    if let Some(Ok(started)) = snapshot.take() {
+                        // Nothing refers to it; what stays of it is the store's to clear.
+                        let _ = started.upload.abort().await;
+                    }
+                }
+            }
+        }
+        UploadEnd::Done
+    }
+
+    fn answer(&self, answer: ToCapture) {
+        // Without a receiver the capture thread has ended, which the loop sees next.
+        let _ = self.answers.send(answer);
+        self.wake.ring();
+    }
+
+    /// Creates the segment, however long that takes. An error is final.
+    async fn create_segment(&self, segment: &SealedSegment, created: u64) -> Result<(), String> {
+        let key = keys::segment(segment.seq);
+        let check = created < CHECK_FIRST || created.is_multiple_of(CHECK_EVERY);
+        let mut delay = RETRY.0;
+        loop {
+            let bytes = match segment.bytes() {
+                Ok(bytes) => bytes,
+                Err(error) => {
+                    self.status.error(format!("read {}: {error}", segment.path.display()));
+                    pause(&mut delay).await;
+                    continue;
+                }
+            };
+            match self.try_create(&key, bytes, check).await {
+                Ok(()) => {
+                    self.status.update(|f| {
+                        f.uploaded.segments += 1;
+                        f.uploaded.segment_bytes += segment.len;
+                        f.uploaded.last = Some(time::now());
+                    });
+                    return Ok(());
+                }
+                Err(TryError::Conflict) => {
+                    return Err(format!(
+                        "another writer is at work in {}: {key} is not ours; stop the other one, then start this again",
+                        self.store.describe()
+                    ));
+                }
+                Err(TryError::Store(error)) => {
+                    tracing::warn!(database = %self.status.path.display(), "upload {key}: {error}");
+                    self.status.error(format!("upload {key}: {error}"));
+                    pause(&mut delay).await;
+                }
+            }
+        }
+    }
+
+    async fn try_create(&self, key: &str, bytes: Bytes, check: bool) -> Result<(), TryError> {
+        match self.store.create(key, bytes.clone()).await {
+            Ok(version) if check => {
+                let size = bytes.len() as u64;
+                Ok(self.store.verify_created(key, &version, size).await?)
+            }
+            Ok(_) => Ok(()),
+            Err(error) if matches!(error.kind, StoreErrorKind::Exists | StoreErrorKind::Ambiguous) => {
+                match self.store.get(key).await {
+                    Ok(object) if object.bytes == bytes => Ok(()),
+                    Ok(_) => Err(TryError::Conflict),
+                    Err(_) => Err(TryError::Store(error)),
+                }
+            }
+            Err(error) => Err(TryError::Store(error)),
+        }
+    }
+
+    async fn begin_snapshot(&self, txid: Txid) -> Result<SnapshotUpload, StoreError> {
+        let key = keys::ltx(keys::SNAPSHOT_LEVEL, Txid::FIRST, txid, self.writer.epoch);
+        let upload = self.store.upload(&key).await?;
+        Ok(SnapshotUpload { key, upload, crc: Crc64::new() })
+    }
+
+    async fn finish_snapshot(
+        &self,
+        snapshot: Option<Result<SnapshotUpload, StoreError>>,
+        summary: &SnapshotSummary,
+    ) -> Result<(), String> {
+        let snapshot = snapshot.ok_or("no snapshot was begun")?.map_err(|e| e.to_string())?;
+        let SnapshotUpload { key, upload, crc } = snapshot;
+        let version = upload.finish().await.map_err(|e| e.to_string())?;
+        self.store.verify_created(&key, &version, summary.len).await.map_err(|e| e.to_string())?;
+        let file = ManifestFile {
+            kind: FileKind::Snapshot,
+            key,
+            level: keys::SNAPSHOT_LEVEL,
+            min_txid: Txid::FIRST,
+            max_txid: summary.pos.txid,
+            min_time: summary.time,
+            max_time: summary.time,
+            size: summary.len,
+            crc64: Crc64Hex(crc.sum()),
+            page_size: summary.page_size,
+            commit: summary.commit,
+            pre_apply: None,
+            post_apply: summary.pos.checksum,
+            pages: u64::from(summary.pages),
+            entries: 1,
+        };
+        let swapped =
+            manifest_swap::update(&*self.store, time::now(), |manifest| Some(self.with_snapshot(manifest, &file)))
+                .await;
+        swapped.map_err(|e| e.to_string())?;
+        self.status.update(|f| {
+            f.uploaded.files += 1;
+            f.uploaded.file_bytes += summary.len;
+            f.uploaded.last = Some(time::now());
+        });
+        Ok(())
+    }
+
+    /// The manifest with one more snapshot. The first one starts the log.
+    fn with_snapshot(&self, manifest: Option<Manifest>, file: &ManifestFile) -> Manifest {
+        let Writer { lineage, epoch, .. } = self.writer;
+        let nonce = rhyolite_format::Nonce(random::bytes());
+        let first = manifest.is_none();
+        let mut next = manifest.unwrap_or_else(|| Manifest::new(lineage, epoch, nonce, time::now(), self.first_seq));
+        if first {
+            next.log_start = Some(file.end());
+        }
+        next.files.retain(|f| f.key != file.key);
+        next.files.push(file.clone());
+        next.files.sort_by_key(|f| (f.level, f.min_txid, f.max_txid));
+        next
+    }
+}
+
+async fn write_piece(
+    snapshot: Option<Result<SnapshotUpload, StoreError>>,
+    bytes: Bytes,
+) -> Option<Result<SnapshotUpload, StoreError>> {
+    match snapshot {
+        Some(Ok(mut started)) => {
+            started.crc.update(&bytes);
+            let written = started.upload.write(bytes).await;
+            Some(written.map(|()| started))
+        }
+        failed => failed,
+    }
+}
+
+enum TryError {
+    Conflict,
+    Store(StoreError),
+}
+
+impl From<StoreError> for TryError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+async fn pause(delay: &mut Duration) {
+    tokio::time::sleep(*delay).await;
+    *delay = (*delay * 2).min(RETRY.1);
+}
