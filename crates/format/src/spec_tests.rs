@@ -11,7 +11,7 @@ const LEASE: &str = include_str!("../../../docs/spec/lease.md");
 const MANIFEST: &str = include_str!("../../../docs/spec/manifest.md");
 
 /// The rows of the table after `<!-- marker -->`, without the two header rows, cells trimmed.
-fn rows<'a>(document: &'a str, marker: &str) -> Vec<Vec<&'a str>> {
+pub(crate) fn rows<'a>(document: &'a str, marker: &str) -> Vec<Vec<&'a str>> {
     let (_, rest) = document.split_once(&format!("<!-- {marker} -->")).expect("the marker is in the document");
     let lines = rest.lines().skip_while(|l| !l.starts_with('|')).take_while(|l| l.starts_with('|'));
     lines.skip(2).map(|l| l.trim_matches('|').split('|').map(str::trim).collect()).collect()

@@ -75,3 +75,45 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> u32 {
 pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_be_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec_tests::rows;
+
+    const DOCUMENT: &str = include_str!("../../../../docs/spec/ltx.md");
+
+    /// Compares the offsets here with the table, and its sizes with the distance to the next offset.
+    fn check(table: &str, offsets: &[(usize, &str)], end: usize) {
+        let next = offsets.iter().skip(1).map(|o| o.0).chain([end]);
+        let is: Vec<_> = offsets.iter().zip(next).map(|((at, name), next)| (*at, next - at, *name)).collect();
+        let rows = rows(DOCUMENT, &format!("table: {table}"));
+        let said: Vec<_> = rows.iter().map(|row| (row[0].parse().unwrap(), row[1].parse().unwrap(), row[2])).collect();
+        assert_eq!(said, is, "{table}");
+    }
+
+    #[test]
+    fn the_specification_says_the_same() {
+        let header = [
+            (MAGIC_AT, "magic"),
+            (FLAGS_AT, "flags"),
+            (PAGE_SIZE_AT, "page_size"),
+            (COMMIT_AT, "commit"),
+            (MIN_TXID_AT, "min_txid"),
+            (MAX_TXID_AT, "max_txid"),
+            (TIMESTAMP_AT, "timestamp"),
+            (PRE_APPLY_AT, "pre_apply"),
+            (WAL_OFFSET_AT, "wal_offset"),
+            (WAL_SIZE_AT, "wal_size"),
+            (WAL_SALT_1_AT, "wal_salt_1"),
+            (WAL_SALT_2_AT, "wal_salt_2"),
+            (NODE_ID_AT, "node_id"),
+            (RESERVED_AT, "reserved"),
+        ];
+        check("ltx_header", &header, HEADER_SIZE);
+        let page = [(0, "pgno"), (PAGE_FLAGS_AT, "flags"), (PAGE_HEADER_SIZE, "block_size")];
+        check("ltx_page", &page, BLOCK_HEADER_SIZE);
+        let trailer = [(POST_APPLY_AT, "post_apply"), (FILE_CHECKSUM_AT, "file_checksum")];
+        check("ltx_trailer", &trailer, TRAILER_SIZE);
+    }
+}
