@@ -3,8 +3,11 @@
 //! Nothing here does I/O, reads a clock or draws a random number: listings and times are arguments, plans are values. So every
 //! rule can be tested with a list.
 
+pub mod history_plan;
 pub mod litestream_plan;
 pub mod log;
+#[cfg(test)]
+mod model;
 pub mod reconcile;
 pub mod restore_plan;
 pub mod tail;

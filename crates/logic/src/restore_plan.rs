@@ -387,6 +387,9 @@ impl<'a> History<'a> {
         items.sort_by_key(|i| (i.min, i.end.txid));
         let reached = self.reach(base..base + 1, &items, target);
         let Some(mut at) = reached.get(&target).copied() else {
+            if let Some(file) = self.closed_around(target) {
+                return Err(PlanError::NeedIndex { key: file.key.clone() });
+            }
             let last = reached.values().next_back().expect("the snapshot at least");
             return Err(self.what_is_missing(last.pos, target));
         };
@@ -415,6 +418,11 @@ impl<'a> History<'a> {
         let item = Item::of_entry(&entries[at], Source::InBundle(file));
         let bytes: u64 = entries[..=at].iter().map(|e| e.len).fold(0, u64::saturating_add);
         Some(Item { min: file.min_txid, pre: file.pre_apply, cost: bytes.saturating_add(REQUEST_COST), ..item })
+    }
+
+    /// The bundle inside which `txid` lies, when its index is not known.
+    fn closed_around(&self, txid: Txid) -> Option<&'a ManifestFile> {
+        self.closed.iter().copied().find(|f| f.min_txid <= txid && txid < f.max_txid)
     }
 
     fn what_is_missing(&self, last: Pos, target: Txid) -> PlanError {
@@ -467,7 +475,7 @@ impl<'a> History<'a> {
                 std::cmp::Ordering::Greater => above = Some(above.map_or(known, |a: Txid| a.min(known))),
             }
         }
-        if let Some(file) = self.closed.iter().find(|f| f.min_txid <= txid && txid < f.max_txid) {
+        if let Some(file) = self.closed_around(txid) {
             return Err(PlanError::NeedIndex { key: file.key.clone() });
         }
         let above = starts.filter(|start| *start > txid).chain(above).min();
@@ -564,3 +572,6 @@ fn steps(start: Item<'_>, path: &[(Txid, Item<'_>)]) -> Vec<PlanStep> {
     }
     steps
 }
+
+#[cfg(test)]
+mod tests;
