@@ -105,6 +105,10 @@ impl World {
             }
             Step::Expire { .. } => (),
             Step::Delete { files, segments } => {
+                let due = Timestamp(self.now - millis(self.policy.grace));
+                let retired = &self.manifest.retired_files;
+                assert!(retired.iter().filter(|f| files.contains(&f.key)).all(|f| f.since <= due));
+                assert!(segments.iter().all(|s| s.since <= due));
                 for key in files {
                     assert!(self.objects.remove(key).is_some(), "{key} is deleted once");
                     deleted += 1;
