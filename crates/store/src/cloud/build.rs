@@ -26,6 +26,10 @@ const READ_STALL_TIMEOUT: Duration = Duration::from_secs(20);
 /// Connections that nobody uses are closed after this.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The same for conditional writes: before a server closes it (Node's do after 5 s), for a request that meets a closing
+/// connection cannot be told from one that was applied.
+const POOL_IDLE_TIMEOUT_CONDITIONAL: Duration = Duration::from_secs(4);
+
 const RETRIES_READ: usize = 2;
 const RETRIES_PART: usize = 3;
 
@@ -85,7 +89,9 @@ impl Common {
         }
         match handle {
             Handle::Read => options.with_timeout_disabled().with_read_timeout(READ_STALL_TIMEOUT),
-            Handle::Conditional => options.with_timeout_disabled(),
+            Handle::Conditional => {
+                options.with_timeout_disabled().with_pool_idle_timeout(POOL_IDLE_TIMEOUT_CONDITIONAL)
+            }
             Handle::Part => options.with_timeout(part_time(self.part_bytes)),
         }
     }

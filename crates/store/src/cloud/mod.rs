@@ -54,6 +54,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// Slowest line that is waited for, in bytes per second.
 const BYTES_PER_SECOND_MIN: u64 = 64 << 10;
 
+/// How often the end of an object that keeps being replaced is asked for.
+const TAIL_TRIES_MAX: usize = 5;
+
 /// Largest buffer that is set aside before its bytes have come.
 const READ_AHEAD_MAX: u64 = 64 << 20;
 
@@ -125,11 +128,12 @@ impl Cloud {
         }
     }
 
-    async fn fetch(&self, operation: Operation, key: &str, options: GetOptions) -> Result<GetResult, StoreError> {
+    async fn fetch(&self, operation: Operation, key: &str, options: GetOptions) -> Result<GetResult, Refusal> {
         let path = self.path(operation, key)?;
         let status = StatusCell::default();
         let options = GetOptions { extensions: status.extensions(), ..options };
-        self.read(operation, key, &status, self.handles.read.get_opts(&path, options)).await
+        let result = self.read(operation, key, &status, self.handles.read.get_opts(&path, options)).await;
+        result.map_err(|error| Refusal { status: status.get(), error })
     }
 
     /// Reads a body to its end: exactly `len` bytes.
@@ -171,6 +175,30 @@ impl Cloud {
         let result = self.fetch(operation, key, GetOptions { head: true, ..GetOptions::default() }).await?;
         let version = self.version_of(operation, key, &result.meta)?;
         Ok(Meta { size: result.meta.size, version, modified: Some(modified(&result.meta)) })
+    }
+
+    /// The end of an object in two steps, for Azure, which knows no ranges that count from the end: look at the size, then read
+    /// that version's bytes. Begins again if the object is replaced in between.
+    async fn tail_by_size(&self, key: &str, len: u64) -> Result<Object, StoreError> {
+        let operation = Operation::GetTail;
+        for _ in 0..TAIL_TRIES_MAX {
+            let Meta { size, version, .. } = self.meta(operation, key).await?;
+            let range = size.saturating_sub(len)..size;
+            if range.is_empty() {
+                return Ok(Object { bytes: Bytes::new(), version, size });
+            }
+            let if_match = Some(version.as_str().to_owned());
+            let options = GetOptions { range: Some(GetRange::Bounded(range)), if_match, ..GetOptions::default() };
+            match self.fetch(operation, key, options).await {
+                Ok(result) => {
+                    let bytes = self.body(operation, key, len.min(size), result).await?;
+                    return Ok(Object { bytes, version, size });
+                }
+                Err(refused) if refused.status == Some(412) => {}
+                Err(refused) => return Err(refused.error),
+            }
+        }
+        Err(self.error(Kind::Unavailable, operation, key, "the object is replaced faster than it can be read"))
     }
 
     /// One conditional write, sent once. 412 and 409 come back as errors with their status.
@@ -218,11 +246,24 @@ impl Cloud {
     }
 }
 
-/// A write that failed, with the status if there was an answer.
+/// A request that failed, with the status if there was an answer.
 #[derive(Debug)]
 struct Refusal {
     status: Option<u16>,
     error: StoreError,
+}
+
+impl Refusal {
+    /// Did the store refuse the range, or answer with another one?
+    fn is_about_the_range(&self) -> bool {
+        matches!(self.status, Some(200 | 206 | 416))
+    }
+}
+
+impl From<Refusal> for StoreError {
+    fn from(refusal: Refusal) -> Self {
+        refusal.error
+    }
 }
 
 impl From<StoreError> for Refusal {
@@ -262,58 +303,54 @@ impl Store for Cloud {
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
         assert!(range.start <= range.end, "ranges do not run backwards");
-        let too_long = |size: &str| {
-            let reason = format!("bytes {}..{} were asked for, the object {size}", range.start, range.end);
-            self.error(Kind::Corrupt, Operation::GetRange, key, reason)
+        let operation = Operation::GetRange;
+        let too_long = |size: u64| {
+            let reason = format!("bytes {}..{} were asked for, the object has {size}", range.start, range.end);
+            self.error(Kind::Corrupt, operation, key, reason)
         };
         if range.is_empty() {
-            let size = self.meta(Operation::GetRange, key).await?.size;
-            return if range.end <= size { Ok(Bytes::new()) } else { Err(too_long(&format!("has {size}"))) };
+            let size = self.meta(operation, key).await?.size;
+            return if range.end <= size { Ok(Bytes::new()) } else { Err(too_long(size)) };
         }
         let options = GetOptions { range: Some(GetRange::Bounded(range.clone())), ..GetOptions::default() };
-        let result = match self.fetch(Operation::GetRange, key, options).await {
-            Err(e) if e.kind == Kind::Corrupt => return Err(too_long("ends before them")),
-            result => result?,
+        let result = match self.fetch(operation, key, options).await {
+            Ok(result) => result,
+            // Stores and the client library differ in how they refuse a range that the object does not have.
+            Err(refused) if refused.is_about_the_range() => {
+                let size = self.meta(operation, key).await?.size;
+                return Err(if range.end > size { too_long(size) } else { refused.error });
+            }
+            Err(refused) => return Err(refused.error),
         };
         if result.range != range {
-            return Err(too_long(&format!("has {}", result.meta.size)));
+            return Err(too_long(result.meta.size));
         }
-        self.body(Operation::GetRange, key, range.end - range.start, result).await
+        self.body(operation, key, range.end - range.start, result).await
     }
 
     async fn get_tail(&self, key: &str, len: u64) -> Result<Object, StoreError> {
+        if len == 0 || self.flavour == Flavour::Azure {
+            return self.tail_by_size(key, len).await;
+        }
         let operation = Operation::GetTail;
-        let range = if len == 0 || self.flavour == Flavour::Azure {
-            // Azure knows no ranges that count from the end.
-            let meta = self.meta(operation, key).await?;
-            if len == 0 || meta.size == 0 {
-                return Ok(Object { bytes: Bytes::new(), version: meta.version, size: meta.size });
-            }
-            GetRange::Bounded(meta.size.saturating_sub(len)..meta.size)
-        } else {
-            GetRange::Suffix(len)
-        };
-        let result = match self.fetch(operation, key, GetOptions { range: Some(range), ..GetOptions::default() }).await
-        {
+        let options = GetOptions { range: Some(GetRange::Suffix(len)), ..GetOptions::default() };
+        let result = match self.fetch(operation, key, options).await {
+            Ok(result) => result,
             // No range of an empty object can be satisfied.
-            Err(e) if e.kind == Kind::Corrupt => {
-                let meta = self.meta(operation, key).await?;
-                if meta.size == 0 {
-                    return Ok(Object { bytes: Bytes::new(), version: meta.version, size: 0 });
-                }
-                return Err(e);
+            Err(refused) if refused.is_about_the_range() => {
+                let Meta { size, version, .. } = self.meta(operation, key).await?;
+                let empty = Object { bytes: Bytes::new(), version, size };
+                return if size == 0 { Ok(empty) } else { Err(refused.error) };
             }
-            result => result?,
+            Err(refused) => return Err(refused.error),
         };
         let version = self.version_of(operation, key, &result.meta)?;
         let size = result.meta.size;
-        if result.range.end != size {
+        if result.range != (size.saturating_sub(len)..size) {
             return Err(self.error(Kind::Corrupt, operation, key, "the store sent another part than the end"));
         }
-        // A store that ignores the range sends everything.
-        let sent = size - result.range.start;
-        let bytes = self.body(operation, key, sent, result).await?;
-        Ok(Object { bytes: bytes.slice(bytes.len().saturating_sub(len.min(sent) as usize)..), version, size })
+        let bytes = self.body(operation, key, len.min(size), result).await?;
+        Ok(Object { bytes, version, size })
     }
 
     async fn head(&self, key: &str) -> Result<Meta, StoreError> {

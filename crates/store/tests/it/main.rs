@@ -2,3 +2,6 @@
 
 mod conformance;
 mod decorators;
+mod proxy;
+mod remote;
+mod servers;
