@@ -25,7 +25,7 @@ use std::io::{self, Read};
 use lz4_flex::block::{self, CompressTable};
 use twox_hash::XxHash32;
 
-use crate::{DecodeError, ErrorKind};
+use crate::ErrorKind;
 
 /// The first four bytes of every frame, as a little-endian number.
 pub const FRAME_MAGIC: u32 = 0x184D_2204;
@@ -314,15 +314,6 @@ fn take<R: Read>(input: &mut R, len: usize, out: &mut Vec<u8>) -> io::Result<()>
     let start = out.len();
     out.resize(start + len, 0);
     input.read_exact(&mut out[start..])
-}
-
-/// One frame that is all of `bytes` and unpacks to exactly `content`.
-pub fn decode_frame(bytes: &[u8], content: &mut [u8]) -> Result<(), DecodeError> {
-    let len = unpack_frame(bytes, content).map_err(|kind| DecodeError::new(kind, "LZ4 frame", 0))?;
-    if len < bytes.len() {
-        return Err(DecodeError::new(ErrorKind::Trailing, "LZ4 frame", len as u64));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

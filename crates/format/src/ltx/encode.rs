@@ -68,7 +68,7 @@ pub struct Encoder {
     /// CRC of what the file checksum covers so far.
     crc: u64,
     /// Bytes written so far.
-    len: u64,
+    position: u64,
 }
 
 impl Encoder {
@@ -93,7 +93,7 @@ impl Encoder {
         out.extend_from_slice(&bytes);
         buffers.frames.clear();
         let rules = PageRules::new(&header);
-        Ok(Self { header, packing, rules, buffers, crc: crc64(&bytes), len: HEADER_SIZE as u64 })
+        Ok(Self { header, packing, rules, buffers, crc: crc64(&bytes), position: HEADER_SIZE as u64 })
     }
 
     /// The header that was written.
@@ -101,14 +101,14 @@ impl Encoder {
         &self.header
     }
 
-    /// Bytes written so far.
-    pub fn len(&self) -> u64 {
-        self.len
+    /// Bytes of the file written so far.
+    pub fn position(&self) -> u64 {
+        self.position
     }
 
-    /// Whether there is no page yet.
-    pub fn is_empty(&self) -> bool {
-        self.buffers.frames.pages() == 0
+    /// Number of pages written so far.
+    pub fn pages(&self) -> u32 {
+        self.buffers.frames.pages()
     }
 
     /// Checksum of the database made of the pages so far: for a snapshot with checksums, the only post-apply checksum
@@ -172,7 +172,7 @@ impl Encoder {
         let frame_len = (BLOCK_HEADER_SIZE + block_len) as u64;
         self.crc = join_page(update_by_table(self.crc, header), data_crc, page_bytes);
         self.buffers.frames.push(pgno, frame_len);
-        self.len += frame_len;
+        self.position += frame_len;
         let checksum = Checksum::from_page_crc(pgno, data_crc, page_bytes);
         if self.rules.wants_checksums() {
             self.rules.add_checksum(checksum);
@@ -188,34 +188,47 @@ impl Encoder {
 
     /// Like [`Encoder::finish`], and gives back the buffers for the next file.
     pub fn finish_reusing(
-        mut self,
+        self,
         post_apply: Option<Checksum>,
         out: &mut Vec<u8>,
     ) -> Result<(Encoded, EncoderBuffers), EncodeError> {
-        self.rules.check_complete()?;
-        self.rules.check_post_apply(post_apply)?;
+        self.finish_in_pieces(post_apply, out, |_| Ok(()))
+    }
+
+    /// Like [`Encoder::finish_reusing`], for files so large that the index should not be in memory at once: `piece`
+    /// may empty the buffer each time that some 16 KiB have been appended. What it has not taken stays in `out`.
+    pub fn finish_in_pieces<E: From<EncodeError>>(
+        mut self,
+        post_apply: Option<Checksum>,
+        out: &mut Vec<u8>,
+        mut piece: impl FnMut(&mut Vec<u8>) -> Result<(), E>,
+    ) -> Result<(Encoded, EncoderBuffers), E> {
+        self.rules.check_complete().map_err(EncodeError::from)?;
+        self.rules.check_post_apply(post_apply).map_err(EncodeError::from)?;
         self.put(&[0; PAGE_HEADER_SIZE], out);
-        let index_start = self.len;
+        let index_start = self.position;
         let (mut index, mut start) = (self.buffers.frames.stored(), out.len());
         while index.append(INDEX_CHUNK, out) {
             self.crc = resume(self.crc, &out[start..]);
-            self.len += (out.len() - start) as u64;
+            self.position += (out.len() - start) as u64;
+            piece(out)?;
             start = out.len();
         }
-        let index_len = self.len - index_start;
+        let index_len = self.position - index_start;
         self.put(&index_len.to_be_bytes(), out);
         self.put(&post_apply.map_or(0, Checksum::get).to_be_bytes(), out);
         let trailer = Trailer { post_apply, file_checksum: Checksum::from_crc(self.crc) };
         out.extend_from_slice(&trailer.file_checksum.get().to_be_bytes());
-        self.len += 8;
-        Ok((Encoded { len: self.len, pages: self.buffers.frames.pages(), trailer }, self.buffers))
+        self.position += 8;
+        piece(out)?;
+        Ok((Encoded { len: self.position, pages: self.buffers.frames.pages(), trailer }, self.buffers))
     }
 
     /// Appends bytes that the file checksum covers as they are.
     fn put(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
         out.extend_from_slice(bytes);
         self.crc = resume(self.crc, bytes);
-        self.len += bytes.len() as u64;
+        self.position += bytes.len() as u64;
     }
 }
 

@@ -97,17 +97,25 @@ pub fn merge<R: Read>(
         if header.commit.contains(pgno) {
             cursor.write_page(pgno, packing, &mut encoder, &mut out)?;
         }
-        if out.len() >= OUTPUT_CHUNK {
-            sink(&mut out).map_err(MergeError::Sink)?;
-        }
+        hand_over(&mut out, OUTPUT_CHUNK, sink)?;
         cursors.pass(pgno)?;
     }
     let trailers = cursors.trailers();
     check_joints(&headers, &trailers)?;
     let post_apply = trailers.last().and_then(|trailer| trailer.post_apply).filter(|_| !no_checksum);
-    let encoded = encoder.finish(post_apply, &mut out)?;
-    sink(&mut out).map_err(MergeError::Sink)?;
+    let piece = |out: &mut Vec<u8>| hand_over(out, OUTPUT_CHUNK, sink);
+    let (encoded, _) = encoder.finish_in_pieces(post_apply, &mut out, piece)?;
+    hand_over(&mut out, 0, sink)?;
     Ok(MergeSummary { header, encoded })
+}
+
+/// Gives `out` to the sink if at least `len` bytes are in it.
+fn hand_over(
+    out: &mut Vec<u8>,
+    len: usize,
+    sink: &mut dyn FnMut(&mut Vec<u8>) -> io::Result<()>,
+) -> Result<(), MergeError> {
+    if out.len() >= len { sink(out).map_err(MergeError::Sink) } else { Ok(()) }
 }
 
 /// The header of the output.

@@ -26,7 +26,7 @@ pub(crate) fn encode(file: &LtxFile, packing: Packing) -> Vec<u8> {
         let checksum = encoder.page(page.pgno, &page.data, &mut out).unwrap();
         assert_eq!(checksum, Checksum::of_page(page.pgno, &page.data));
     }
-    assert_eq!(encoder.is_empty(), file.pages.is_empty());
+    assert_eq!((encoder.pages() as usize, encoder.position()), (file.pages.len(), out.len() as u64));
     let encoded = encoder.finish(file.trailer.post_apply, &mut out).unwrap();
     assert_eq!((encoded.len, encoded.pages as usize), (out.len() as u64, file.pages.len()));
     out
