@@ -3,6 +3,7 @@
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod exec;
 pub mod log_end;
 pub mod manifest_swap;

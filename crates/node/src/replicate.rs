@@ -18,7 +18,7 @@ use bytes::Bytes;
 use rhyolite_format::identity::Identity;
 use rhyolite_format::sqlite::header::DatabaseHeader;
 use rhyolite_format::{Epoch, Lineage, Nonce, PageSize, Seq, keys};
-use rhyolite_store::{Counted, Counters, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind, StoreOptions};
+use rhyolite_store::{Counted, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind, StoreOptions};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, watch};
 
@@ -51,8 +51,6 @@ pub struct ReplicateOptions {
     pub databases: Vec<DatabaseConfig>,
     /// How stores are opened.
     pub store: StoreOptions,
-    /// Requests of all databases together.
-    pub counters: Arc<Counters>,
     /// How long the last uploads may take after `stop`.
     pub stop_timeout: Duration,
 }
@@ -186,7 +184,7 @@ impl Replication {
     fn open_store(&self) -> Result<Arc<dyn Store>, ReplicateError> {
         let opened = rhyolite_store::open(&self.config.store, &self.options.store);
         let store = opened.map_err(|e| ReplicateError::Store(e.to_string()))?;
-        let counted = Arc::new(Counted::new(store, Arc::clone(&self.options.counters)));
+        let counted = Arc::new(Counted::new(store, Arc::clone(&self.status.requests)));
         let policy = RetryPolicy { attempts_max: 3, deadline: Duration::from_secs(30), ..RetryPolicy::default() };
         Ok(Arc::new(Retrying::new(counted, policy)))
     }

@@ -14,6 +14,9 @@ pub mod exit;
 mod info;
 mod ltx;
 pub mod output;
+mod replicate;
+mod status;
+mod store;
 pub mod when;
 
 use exit::{Failure, Status};
@@ -32,6 +35,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Replicate(Box<replicate::ReplicateArgs>),
+    Status(status::StatusArgs),
     /// Look into LTX files, check them, apply them
     #[command(subcommand)]
     Ltx(ltx::LtxCommand),
@@ -61,6 +66,8 @@ pub fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
+        Command::Replicate(args) => return replicate::run(&args),
+        Command::Status(args) => status::run(&args)?,
         Command::Ltx(command) => ltx::run(command)?,
         Command::Version(args) => info::version(&args)?,
         Command::Completions(args) => info::completions(&args, &mut Cli::command())?,

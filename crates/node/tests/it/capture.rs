@@ -13,7 +13,7 @@ use rhyolite_format::{Checksum, PageNumber, Pos, Seq, keys};
 use rhyolite_node::config::DatabaseConfig;
 use rhyolite_node::replicate::{self, ReplicateError, ReplicateOptions};
 use rhyolite_node::status::{Figures, State, StatusBoard};
-use rhyolite_store::{Counters, StoreOptions};
+use rhyolite_store::StoreOptions;
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -70,7 +70,6 @@ impl Rig {
         let options = ReplicateOptions {
             databases: vec![config],
             store: StoreOptions::default(),
-            counters: Arc::new(Counters::default()),
             stop_timeout: Duration::from_secs(20),
         };
         let shown = Arc::clone(&board);
