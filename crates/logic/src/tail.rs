@@ -65,9 +65,9 @@ pub enum Step {
         /// The last frame to capture.
         last: u32,
     },
-    /// The live generation is another one; capture all of it. `last` is 0 when it is still empty.
+    /// The live generation is another one; capture all of it.
     Restarted {
-        /// The last frame to capture.
+        /// The last frame to capture, at least 1.
         last: u32,
     },
     /// Continuity cannot be shown: compare all pages.
@@ -85,13 +85,27 @@ pub enum Doubt {
 /// that gave `captured`.
 pub fn next_step(captured: Captured, live: Live) -> Step {
     if live.salt != captured.salt {
-        return Step::Restarted { last: live.max_frame };
+        // A generation without a frame is in shared memory only. If whoever resets it dies half-way, a recovery brings back
+        // the one before from the file, so that one stays what is captured.
+        return if live.max_frame == 0 { Step::Nothing } else { Step::Restarted { last: live.max_frame } };
     }
     match live.max_frame.cmp(&captured.frame) {
         std::cmp::Ordering::Equal => Step::Nothing,
         std::cmp::Ordering::Greater => Step::Frames { first: captured.frame + 1, last: live.max_frame },
         std::cmp::Ordering::Less => Step::Doubt(Doubt::WentBackwards),
     }
+}
+
+/// Whether capture can go on after `captured` in a read transaction that was just begun, with none held since the look that
+/// gave `captured`. The caller has read `live`, then `backfill` (the frames that are in the database file), then `live` again,
+/// unchanged, and found the header of the last captured frame as it was.
+///
+/// With every frame backfilled the transaction may hold READ(0), and the WAL may be reset before its frames are read. So then
+/// there must be none left to capture. With a frame that is not, nothing is reset: under READ(0) it cannot be backfilled.
+pub fn continues(captured: Captured, live: Live, backfill: u32) -> bool {
+    live.salt == captured.salt
+        && captured.frame <= live.max_frame
+        && (captured.frame == live.max_frame || backfill < live.max_frame)
 }
 
 /// When to checkpoint the user's database. Sizes are in bytes of WAL.
@@ -172,9 +186,21 @@ mod tests {
     #[test]
     fn another_generation_is_new_from_its_first_frame() {
         let captured = Captured { salt: salt(1), frame: 10 };
-        for max_frame in [0, 3, 10, 40] {
+        for max_frame in [1, 3, 10, 40] {
             assert_eq!(next_step(captured, Live { salt: salt(2), max_frame }), Step::Restarted { last: max_frame });
         }
+        assert_eq!(next_step(captured, Live { salt: salt(2), max_frame: 0 }), Step::Nothing, "nothing to capture");
+    }
+
+    #[test]
+    fn after_a_start_capture_goes_on_only_where_no_frame_can_be_gone() {
+        let captured = Captured { salt: salt(1), frame: 10 };
+        let continues =
+            |n, max_frame, backfill| super::continues(captured, Live { salt: salt(n), max_frame }, backfill);
+        assert!(continues(1, 10, 10) && continues(1, 10, 3), "nothing is left to capture");
+        assert!(continues(1, 12, 11) && continues(1, 12, 0), "a frame is left that keeps the WAL from being reset");
+        assert!(!continues(1, 12, 12), "everything is backfilled");
+        assert!(!continues(1, 9, 0) && !continues(2, 10, 0));
     }
 
     #[test]
