@@ -8,6 +8,7 @@
 use std::fmt::Debug;
 
 use rhyolite_format::crc::crc64;
+use rhyolite_format::follow::FollowState;
 use rhyolite_format::identity::Identity;
 use rhyolite_format::lease::LeaseRecord;
 use rhyolite_format::ltx::{
@@ -28,6 +29,7 @@ pub type Body = fn(&[u8]);
 /// Every body, by the name of its fuzz target and of its folder in `fuzz/corpus`.
 pub const BODIES: &[(&str, Body)] = &[
     ("database_header", database_header),
+    ("follow", follow),
     ("identity", identity),
     ("journal", journal),
     ("keys", key_names),
@@ -199,6 +201,17 @@ pub fn state(bytes: &[u8]) {
     sign(&mut signed);
     for bytes in [bytes, &signed] {
         if let Ok(state) = LocalState::decode(bytes) {
+            assert_eq!(state.encode(), bytes, "a state has one form only");
+        }
+    }
+}
+
+/// The state of a followed file, as it is, and with its CRC made right.
+pub fn follow(bytes: &[u8]) {
+    let mut signed = bytes.to_vec();
+    sign(&mut signed);
+    for bytes in [bytes, &signed] {
+        if let Ok(state) = FollowState::decode(bytes) {
             assert_eq!(state.encode(), bytes, "a state has one form only");
         }
     }
