@@ -10,13 +10,19 @@
 //!    at or below it and a contiguous chain. Bundles and merged files end at or before it.
 //! 5. Nothing is both live and retired.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DecodeError, ErrorKind};
 use crate::json::{self, Format1};
 use crate::keys;
 use crate::segment::ENTRIES_MAX;
-use crate::types::{Checksum, Epoch, Lineage, Nonce, PageCount, PageSize, Pos, Seq, Timestamp, Txid};
+use crate::types::{
+    Checksum, Epoch, Lineage, Nonce, PageCount, PageSize, ParseError, Pos, Seq, Timestamp, Txid, deserialize_text,
+    parse_hex64,
+};
 
 /// The most bytes that `manifest.json` may have.
 pub const SIZE_MAX: usize = 64 << 20;
@@ -119,18 +125,30 @@ pub struct ManifestFile {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Crc64Hex(pub u64);
 
+impl fmt::Display for Crc64Hex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for Crc64Hex {
+    type Err = ParseError;
+
+    /// Exactly 16 hex digits.
+    fn from_str(text: &str) -> Result<Self, ParseError> {
+        parse_hex64(text, "CRC of 16 hex digits").map(Self)
+    }
+}
+
 impl Serialize for Crc64Hex {
     fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        s.collect_str(&format_args!("{:016x}", self.0))
+        s.collect_str(self)
     }
 }
 
 impl<'de> Deserialize<'de> for Crc64Hex {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<'de, str>::deserialize(d)?;
-        let ok = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        let value = ok.then(|| u64::from_str_radix(&text, 16).ok()).flatten();
-        value.map(Self).ok_or_else(|| serde::de::Error::custom("expected a CRC of 16 hex digits"))
+        deserialize_text(d)
     }
 }
 
@@ -375,3 +393,6 @@ impl Manifest {
 fn error(kind: ErrorKind, detail: impl Into<String>) -> DecodeError {
     DecodeError::new(kind, WHAT, 0).detail(detail)
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ impl fmt::Display for ParseError {
 
 impl std::error::Error for ParseError {}
 
-fn parse_hex64(text: &str, expected: &'static str) -> Result<u64, ParseError> {
+pub(crate) fn parse_hex64(text: &str, expected: &'static str) -> Result<u64, ParseError> {
     let ok = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
     let value = ok.then(|| u64::from_str_radix(text, 16).ok()).flatten();
     value.ok_or_else(|| ParseError { expected, found: text.to_owned() })
@@ -94,6 +94,25 @@ macro_rules! nonzero_id {
     };
 }
 
+/// Parses a string without keeping a copy of it: a manifest holds tens of thousands.
+pub(crate) fn deserialize_text<'de, D: Deserializer<'de>, T: FromStr<Err = ParseError>>(d: D) -> Result<T, D::Error> {
+    struct Visitor<T>(std::marker::PhantomData<T>);
+
+    impl<T: FromStr<Err = ParseError>> serde::de::Visitor<'_> for Visitor<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a string")
+        }
+
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(E::custom)
+        }
+    }
+
+    d.deserialize_str(Visitor(std::marker::PhantomData))
+}
+
 /// JSON form = text form.
 macro_rules! text_serde {
     ($name:ident) => {
@@ -105,7 +124,7 @@ macro_rules! text_serde {
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-                String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+                deserialize_text(d)
             }
         }
     };

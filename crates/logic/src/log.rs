@@ -62,3 +62,39 @@ pub fn live<'a>(manifest: &Manifest, log: &'a [LogSegment]) -> Result<Vec<&'a Lo
     }
     Ok(live)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{self, Commits, Random};
+
+    /// Sequence numbers that count, of segments `SEQ/EPOCH` in a log that starts at 5 after epoch 2.
+    fn check(segments: &str, expected: &str) {
+        let mut commits = Commits::default();
+        commits.push(0, false, &mut Random(1));
+        let mut manifest = model::manifest();
+        manifest.first_seq = model::seq(5);
+        manifest.log_epoch = model::epoch(2);
+        let listing: Vec<LogSegment> = segments
+            .split_whitespace()
+            .map(|s| s.split_once('/').unwrap())
+            .map(|(seq, epoch)| commits.segment(seq.parse().unwrap(), epoch.parse().unwrap(), 1..1, 0))
+            .collect();
+        let said = match live(&manifest, &listing) {
+            Ok(live) => live.iter().map(|s| s.seq.get().to_string()).collect::<Vec<_>>().join(" "),
+            Err(missing) => missing.to_string(),
+        };
+        assert_eq!(said, expected, "{segments}");
+    }
+
+    #[test]
+    fn what_counts() {
+        check("", "");
+        check("5/2 6/2 7/3", "5 6 7");
+        check("3/1 4/1 5/2", "5");
+        check("5/1 6/2", "6");
+        check("5/2 6/3 7/2 8/2 9/3 10/4 11/3", "5 6 9 10");
+        check("4/2 6/2", "log segment 0000000000000005 is missing");
+        check("5/2 7/2", "log segment 0000000000000006 is missing");
+    }
+}
