@@ -16,13 +16,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rhyolite_format::identity::Identity;
+use rhyolite_format::segment::Segment;
 use rhyolite_format::sqlite::header::DatabaseHeader;
-use rhyolite_format::{Epoch, Lineage, Nonce, PageSize, Seq, keys};
+use rhyolite_format::{Epoch, Lineage, Nonce, PageSize, Pos, Seq, keys};
+use rhyolite_logic::reconcile::{Start as Decision, StoreEnd, reconcile};
 use rhyolite_store::{Counted, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind, StoreOptions};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, watch};
 
-use crate::capture::local_log::Writer;
+use crate::capture::local_log::{SealedSegment, Writer};
 use crate::capture::restart::{self, LocalStart};
 use crate::capture::thread::{CaptureThread, Channels, Start, TableSource, ToCapture};
 use crate::capture::watch::Wake;
@@ -239,31 +241,51 @@ impl Replication {
         ReplicateError::Local(format!("{verb} the state folder {}: {error}", self.config.meta_path.display()))
     }
 
-    /// How to go on: see the table of cases in `logic::reconcile`.
+    /// How to go on: `logic::reconcile` has the table of cases.
     fn decide(&self, local: LocalStart, end: Option<LogEnd>) -> Result<Opening, ReplicateError> {
-        let known_lineage = local.state.as_ref().map(|s| s.lineage);
-        let nonce = Nonce(random::bytes());
-        let writer = |lineage| Writer { lineage, epoch: EPOCH, nonce };
-        let Some(end) = end else {
-            let lineage = known_lineage.unwrap_or_else(|| Lineage(random::bytes()));
-            let last = local.table.as_ref().map(|(_, pos)| pos.txid);
-            return Ok(Opening { writer: writer(lineage), next_seq: Seq::FIRST, start: Start::Fresh { last } });
-        };
-        let lineage = end.identity.lineage;
-        if let Some(ours) = known_lineage.filter(|ours| *ours != lineage) {
-            return Err(ReplicateError::WrongLineage(format!(
-                "{} was replicated as history {ours}, but {} holds history {lineage}: give it another store, or remove {} to go \
-                 on with what the store holds",
-                self.config.path.display(),
-                self.config.store,
-                self.config.meta_path.display(),
-            )));
+        let local_log: Vec<Segment> = local.segments.iter().map(SealedSegment::index).collect();
+        let store_end = end.as_ref().map(|e| StoreEnd {
+            lineage: e.identity.lineage,
+            pos: e.pos,
+            next_seq: e.next_seq,
+            last_nonce: e.last_nonce,
+        });
+        let decided = reconcile(local.state.as_ref(), &local_log, store_end.as_ref());
+        let path = self.config.path.display().to_string();
+        if decided.is_loud() {
+            tracing::warn!(database = path, "{decided}");
+        } else {
+            tracing::info!(database = path, "{decided}");
         }
-        let start = match end.pos {
-            None => Start::Fresh { last: None },
-            Some(pos) => continue_or_adopt(local, &end, pos),
+        let known_lineage = local.state.as_ref().map(|s| s.lineage);
+        let last_local = local.table.as_ref().map(|(_, pos)| pos.txid);
+        let reason = self.doubt_of(&local);
+        let (lineage, next_seq, start) = match decided {
+            Decision::WrongLineage { .. } => {
+                return Err(ReplicateError::WrongLineage(format!("{path} and {}: {decided}", self.config.store)));
+            }
+            // The log of a fresh store begins with a snapshot in the manifest, so there is nothing else to upload first.
+            Decision::Fresh { .. } => (known_lineage, Seq::FIRST, Start::Fresh { last: last_local }),
+            Decision::Continue { next_seq, end: Some(end), .. } => {
+                let durable = store_end.as_ref().and_then(|e| e.pos).unwrap_or(end);
+                (known_lineage, next_seq, continue_local(local, end, durable, next_seq, reason))
+            }
+            Decision::Adopt { lineage, at, next_seq, .. } => (Some(lineage), next_seq, adopt(at, next_seq, reason)),
+            Decision::Conflict { at, next_seq, .. } => (known_lineage, next_seq, adopt(at, next_seq, reason)),
+            Decision::Continue { next_seq, end: None, .. } => (known_lineage, next_seq, Start::Fresh { last: None }),
         };
-        Ok(Opening { writer: writer(lineage), next_seq: end.next_seq, start })
+        let lineage = lineage.unwrap_or_else(|| Lineage(random::bytes()));
+        let writer = Writer { lineage, epoch: EPOCH, nonce: Nonce(random::bytes()) };
+        Ok(Opening { writer, next_seq, start })
+    }
+
+    fn doubt_of(&self, local: &LocalStart) -> DiffReason {
+        match &local.state {
+            None => DiffReason::StateMissing,
+            Some(state) if state.boot_id != restart::boot_id() => DiffReason::Rebooted,
+            Some(_) if local.table.is_none() => DiffReason::StateDamaged,
+            Some(_) => DiffReason::WalReset,
+        }
     }
 
     /// Writes `id.json` into an empty store. `false` when stopped before.
@@ -373,30 +395,27 @@ impl Replication {
     }
 }
 
-/// The local log goes on if it joins the end of the store's; otherwise the store is believed.
-fn continue_or_adopt(local: LocalStart, end: &LogEnd, pos: rhyolite_format::Pos) -> Start {
+/// The local log goes on to `end`; the store has everything before `next_seq`.
+fn continue_local(local: LocalStart, end: Pos, durable: Pos, next_seq: Seq, reason: DiffReason) -> Start {
     let wal = local.wal_position(restart::boot_id());
-    let rebooted = local.state.as_ref().is_some_and(|s| s.boot_id != restart::boot_id());
-    let reason = match (&local.state, &local.table) {
-        (None, _) => DiffReason::StateMissing,
-        (Some(_), _) if rebooted => DiffReason::Rebooted,
-        (Some(_), _) => DiffReason::StateDamaged,
-    };
-    let Some((table, local_pos)) = local.table else { return Start::Adopt { pos, reason } };
-    let uploaded = end.next_seq.previous();
-    let unsent: Vec<_> = local.segments.iter().filter(|s| Some(s.seq) > uploaded).collect();
-    let joins = match unsent.first() {
-        None => local_pos == pos,
-        Some(first) => {
-            let entry = first.entries.first();
-            first.seq == end.next_seq
-                && entry.is_some_and(|e| e.pre_apply == Some(pos.checksum) && e.min_txid == pos.txid.next())
-        }
-    };
-    if joins {
-        Start::Continue { pos: local_pos, table, wal, segments: local.segments, uploaded }
-    } else {
-        Start::Adopt { pos, reason }
+    let table = local.table.filter(|(_, pos)| *pos == end).map(|(table, _)| table);
+    let wal = wal.filter(|_| table.is_some());
+    Start::At { pos: end, durable, table, wal, segments: local.segments, uploaded: next_seq.previous(), reason }
+}
+
+/// The store's end is believed, whatever is here.
+fn adopt(at: Option<Pos>, next_seq: Seq, reason: DiffReason) -> Start {
+    match at {
+        None => Start::Fresh { last: None },
+        Some(pos) => Start::At {
+            pos,
+            durable: pos,
+            table: None,
+            wal: None,
+            segments: Vec::new(),
+            uploaded: next_seq.previous(),
+            reason,
+        },
     }
 }
 

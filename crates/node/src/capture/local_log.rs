@@ -32,6 +32,8 @@ const SPILL_BYTES: usize = 1 << 20;
 pub struct SealedSegment {
     /// Its place in the log.
     pub seq: Seq,
+    /// Who wrote it.
+    pub header: SegmentHeader,
     /// Its file.
     pub path: PathBuf,
     /// Its size in bytes.
@@ -49,6 +51,11 @@ impl SealedSegment {
             Some(image) => Ok(image.clone()),
             None => fs::read(&self.path).map(Bytes::from),
         }
+    }
+
+    /// Header and entries.
+    pub fn index(&self) -> Segment {
+        Segment { header: self.header.clone(), entries: self.entries.clone() }
     }
 
     /// The position after its last transaction; `None` when it holds none.
@@ -241,8 +248,14 @@ impl LocalLog {
         }
         let open = self.open.take().expect("checked above");
         let image = (whole_in_memory && keep_image).then(|| Bytes::from(open.buffer));
-        let sealed =
-            Arc::new(SealedSegment { seq: open.header.seq, path: open.path, len, entries: open.entries, image });
+        let sealed = Arc::new(SealedSegment {
+            seq: open.header.seq,
+            header: open.header,
+            path: open.path,
+            len,
+            entries: open.entries,
+            image,
+        });
         self.next_seq = sealed.seq.next();
         self.sealed.push_back(Arc::clone(&sealed));
         Ok(Some(sealed))
@@ -252,9 +265,9 @@ impl LocalLog {
     pub fn mark_uploaded(&mut self, seq: Seq) {
         self.uploaded = self.uploaded.max(Some(seq));
         for segment in self.sealed.iter_mut().filter(|s| s.seq <= seq && s.image.is_some()) {
-            let SealedSegment { seq, path, len, entries, .. } = &**segment;
-            let (path, entries) = (path.clone(), entries.clone());
-            *segment = Arc::new(SealedSegment { seq: *seq, path, len: *len, entries, image: None });
+            let SealedSegment { seq, header, path, len, entries, .. } = &**segment;
+            let (header, path, entries) = (header.clone(), path.clone(), entries.clone());
+            *segment = Arc::new(SealedSegment { seq: *seq, header, path, len: *len, entries, image: None });
         }
     }
 
@@ -373,7 +386,8 @@ fn recover_segment(seq: Seq, path: &Path, lineage: Lineage) -> Result<Option<Sea
     }
     if let Ok(segment) = Segment::decode(&bytes) {
         let len = bytes.len() as u64;
-        return Ok(Some(SealedSegment { seq, path: path.to_owned(), len, entries: segment.entries, image: None }));
+        let path = path.to_owned();
+        return Ok(Some(SealedSegment { seq, header, path, len, entries: segment.entries, image: None }));
     }
     let (entries, end) = whole_transactions(&bytes);
     if entries.is_empty() {
@@ -383,7 +397,7 @@ fn recover_segment(seq: Seq, path: &Path, lineage: Lineage) -> Result<Option<Sea
     segment::encode_index(&entries, &header, end as u64, &mut bytes);
     rewrite(path, &bytes).map_err(|e| e.to_string())?;
     let len = bytes.len() as u64;
-    Ok(Some(SealedSegment { seq, path: path.to_owned(), len, entries, image: None }))
+    Ok(Some(SealedSegment { seq, header, path: path.to_owned(), len, entries, image: None }))
 }
 
 fn rewrite(path: &Path, bytes: &[u8]) -> io::Result<()> {

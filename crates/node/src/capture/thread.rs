@@ -73,25 +73,22 @@ pub enum Start {
         /// The last TXID that was ever given out, if any.
         last: Option<Txid>,
     },
-    /// The log goes on after `pos`, of which no table is at hand.
-    Adopt {
+    /// The log goes on after `pos`.
+    At {
+        /// The end of the log: of the local one when that goes beyond the store's.
+        pos: Pos,
         /// The end of the store's log.
-        pos: Pos,
-        /// Why the state folder could not be used.
-        reason: DiffReason,
-    },
-    /// The log goes on after `pos`, which `table` describes.
-    Continue {
-        /// The end of the local log.
-        pos: Pos,
-        /// Its page table.
-        table: PageTable,
-        /// Where in the WAL it ends, if that is known.
+        durable: Pos,
+        /// The page table of `pos`, if it is at hand.
+        table: Option<PageTable>,
+        /// Where in the WAL `pos` is, if that is known.
         wal: Option<WalPosition>,
-        /// Segments of the local log that the store does not have come last.
+        /// The local log. What the store does not have comes last.
         segments: Vec<SealedSegment>,
         /// The last segment that the store has.
         uploaded: Option<Seq>,
+        /// Why pages must be compared when `wal` does not lead on.
+        reason: DiffReason,
     },
 }
 
@@ -138,6 +135,14 @@ impl std::fmt::Debug for Channels {
     }
 }
 
+/// What a start says beside what is known.
+#[derive(Default)]
+struct Opened {
+    position: Option<WalPosition>,
+    doubt: Option<DiffReason>,
+    durable: Option<Pos>,
+}
+
 /// What is known of the log's end.
 #[derive(Debug)]
 enum Known {
@@ -169,39 +174,30 @@ impl CaptureThread {
         channels: Channels,
     ) -> io::Result<Self> {
         let log_dir = config.meta_path.join(restart::LOG_FOLDER);
-        let mut position = None;
-        let mut doubt = None;
-        let mut durable = None;
-        let mut next_unconfirmed = next_seq;
+        let mut opened = Opened::default();
         let known = match start {
             Start::Fresh { last } => {
                 restart::clear(&config.meta_path)?;
                 Known::Fresh { last, log: LocalLog::new(log_dir, writer, next_seq, Vec::new())? }
             }
-            Start::Adopt { pos, reason } => {
-                restart::clear(&config.meta_path)?;
-                (doubt, durable) = (Some(reason), Some(pos));
-                Known::Position { pos, log: LocalLog::new(log_dir, writer, next_seq, Vec::new())? }
-            }
-            Start::Continue { pos, table, wal, segments, uploaded } => {
-                position = wal;
-                let next_local = segments.last().map_or(next_seq, |s| s.seq.next());
-                durable =
-                    match segments.iter().filter(|s| Some(s.seq) <= uploaded).filter_map(SealedSegment::end).last() {
-                        None if segments.is_empty() => Some(pos),
-                        end => end,
-                    };
+            Start::At { pos, durable, table, wal, segments, uploaded, reason } => {
+                if segments.is_empty() && table.is_none() {
+                    restart::clear(&config.meta_path)?;
+                }
+                let next_local = segments.last().map_or(next_seq, |s| s.seq.next()).max(next_seq);
                 let mut log = LocalLog::new(log_dir, writer, next_local, segments)?;
                 if let Some(seq) = uploaded {
                     log.mark_uploaded(seq);
-                    next_unconfirmed = seq.next();
-                } else {
-                    next_unconfirmed = log.unsent().next().map_or(next_local, |s| s.seq);
                 }
-                let max = config.log_bytes_max;
-                Known::Recorded(Box::new(Recorder::new(table, pos, log, max)))
+                opened = Opened { doubt: wal.is_none().then_some(reason), position: wal, durable: Some(durable) };
+                match table {
+                    Some(table) => Known::Recorded(Box::new(Recorder::new(table, pos, log, config.log_bytes_max))),
+                    None => Known::Position { pos, log },
+                }
             }
         };
+        let Opened { position, doubt, durable } = opened;
+        let next_unconfirmed = next_seq;
         let state_path = config.meta_path.join(STATE_FILE);
         let state_file = OpenOptions::new().create(true).truncate(false).write(true).open(state_path)?;
         let sent = next_unconfirmed.previous();
@@ -386,7 +382,7 @@ impl CaptureThread {
 
     /// The table of `pos`: the database itself gives it when its checksum is the same, otherwise the store.
     fn table_of(
-        &self,
+        &mut self,
         pos: Pos,
         view: &View<'_>,
         page_size: PageSize,
@@ -402,6 +398,8 @@ impl CaptureThread {
             return Ok(table);
         }
         tracing::info!(database = %self.config.path.display(), "the database differs from the store: reading page checksums from there");
+        // What is here and not there must be there first.
+        self.seal_and_send_all()?;
         let table = (self.channels.tables)(pos).map_err(|text| SessionEnd::Failed(DiffReason::StateMissing, text))?;
         assert_eq!(table.checksum(), pos.checksum, "the store gives the table of that position");
         Ok(table)
@@ -582,7 +580,8 @@ impl CaptureThread {
     pub(super) fn has_unsent(&self) -> bool {
         match &self.known {
             Some(Known::Recorded(recorder)) => recorder.log.unsent_bytes() > 0,
-            _ => false,
+            Some(Known::Position { log, .. } | Known::Fresh { log, .. }) => log.unsent_bytes() > 0,
+            None => false,
         }
     }
 

@@ -375,3 +375,53 @@ fn another_file_at_the_path_is_compared_with_the_old_one() {
     rig.wait_durable();
     rig.check();
 }
+
+#[test]
+fn a_lost_state_folder_costs_a_comparison_and_no_upload() {
+    let mut rig = Rig::new();
+    let app = rig.open_wal(4096);
+    app.execute_batch("CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    rig.start();
+    rig.wait_durable();
+    insert(&app, 0..50);
+    rig.wait_durable();
+    assert!(rig.stop().is_empty());
+    std::fs::remove_dir_all(rig.folder.path().join(".app.db-rhyolite")).unwrap();
+    rig.start();
+    rig.wait_durable();
+    insert(&app, 50..60);
+    rig.wait_durable();
+    let history = rig.check();
+    assert_eq!((history.positions.len(), history.snapshots), (1 + 50 + 10, 1));
+}
+
+#[test]
+fn another_history_in_the_store_is_refused() {
+    let mut rig = Rig::new();
+    let app = rig.open_wal(4096);
+    app.execute_batch("CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    rig.start();
+    rig.wait_durable();
+    rig.stop();
+    std::fs::rename(rig.store(), rig.folder.path().join("first")).unwrap();
+    std::fs::rename(rig.folder.path().join(".app.db-rhyolite"), rig.folder.path().join("kept")).unwrap();
+    rig.start();
+    rig.wait_durable();
+    rig.stop();
+    std::fs::remove_dir_all(rig.folder.path().join(".app.db-rhyolite")).unwrap();
+    std::fs::rename(rig.folder.path().join("kept"), rig.folder.path().join(".app.db-rhyolite")).unwrap();
+    rig.start();
+    let errors = std::mem::take(&mut rig.running).unwrap().thread.join().unwrap();
+    assert!(matches!(&errors[..], [ReplicateError::WrongLineage(_)]), "{errors:?}");
+}
+
+#[test]
+fn what_is_no_database_is_refused_and_nothing_is_touched() {
+    let mut rig = Rig::new();
+    std::fs::write(rig.path(), "this is a text, and a long enough one to be looked at as a database header").unwrap();
+    rig.start();
+    let errors = std::mem::take(&mut rig.running).unwrap().thread.join().unwrap();
+    assert!(matches!(&errors[..], [ReplicateError::NotADatabase(_)]), "{errors:?}");
+    let names: Vec<_> = std::fs::read_dir(rig.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["app.db"]);
+}
