@@ -32,6 +32,7 @@ use crate::config::DatabaseConfig;
 use crate::log_end::{self, LogEnd};
 use crate::manifest_swap::ManifestError;
 use crate::random;
+use crate::restore;
 
 use crate::status::{DatabaseStatus, DiffReason, State, StatusBoard};
 use crate::time;
@@ -422,7 +423,7 @@ fn adopt(at: Option<Pos>, next_seq: Seq, reason: DiffReason) -> Start {
 /// Page tables come from the store by the machinery of restores, on the caller's (capture) thread.
 fn table_source(store: Arc<dyn Store>) -> TableSource {
     let runtime = tokio::runtime::Handle::current();
-    Box::new(move |pos| runtime.block_on(no_table(Arc::clone(&store), pos)))
+    Box::new(move |pos| runtime.block_on(restore::page_table(Arc::clone(&store), pos)).map_err(|e| e.to_string()))
 }
 
 fn is_passing(error: &StoreError) -> bool {
@@ -470,11 +471,4 @@ fn read_header(path: &Path) -> Result<Option<PageSize>, HeaderError> {
         Ok(header) => Ok(Some(header.page_size)),
         Err(error) => Err(HeaderError::Refused(format!("is not an SQLite database ({error})"))),
     }
-}
-
-async fn no_table(
-    _store: Arc<dyn Store>,
-    pos: rhyolite_format::Pos,
-) -> Result<crate::capture::table::PageTable, String> {
-    Err(format!("no table of {pos}"))
 }

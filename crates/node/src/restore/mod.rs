@@ -16,6 +16,7 @@ pub(crate) mod catalog;
 pub(crate) mod draft;
 mod error;
 mod index;
+mod page_table;
 pub(crate) mod pool;
 pub(crate) mod reader;
 pub(crate) mod sink;
@@ -35,6 +36,7 @@ use rhyolite_logic::restore_plan::{BundleIndex, PlanError, RestorePlan, plan};
 use rhyolite_store::Store;
 
 pub use error::RestoreError;
+pub use page_table::page_table;
 
 use crate::progress::{Progress, Stage};
 use assemble::assemble;

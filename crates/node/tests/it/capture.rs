@@ -425,3 +425,24 @@ fn what_is_no_database_is_refused_and_nothing_is_touched() {
     let names: Vec<_> = std::fs::read_dir(rig.folder.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(names, ["app.db"]);
 }
+
+#[test]
+fn a_lost_state_folder_and_a_changed_database_cost_an_upload_of_the_changed_pages() {
+    let mut rig = Rig::new();
+    let app = rig.open_wal(4096);
+    app.execute_batch("CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    insert(&app, 0..3000);
+    rig.start();
+    rig.wait_durable();
+    insert(&app, 3000..3050);
+    rig.wait_durable();
+    assert!(rig.stop().is_empty());
+    std::fs::remove_dir_all(rig.folder.path().join(".app.db-rhyolite")).unwrap();
+    insert(&app, 3050..3060);
+    app.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    rig.start();
+    rig.wait_durable();
+    let history = rig.check();
+    assert_eq!((history.positions.len(), history.snapshots), (1 + 50 + 1, 1));
+    assert!(history.sizes[51] < 10, "only changed pages: {:?}", history.sizes);
+}
