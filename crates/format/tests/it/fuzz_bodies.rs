@@ -18,8 +18,10 @@ use rhyolite_format::manifest::Manifest;
 use rhyolite_format::segment::{self, Segment, SegmentHeader};
 use rhyolite_format::sqlite::header::DatabaseHeader;
 use rhyolite_format::sqlite::journal::{self, Journal};
-use rhyolite_format::sqlite::wal::{ValidFrames, WAL_HEADER_SIZE, WalHeader, WalScan};
-use rhyolite_format::sqlite::wal_index::{self, Block, WAL_INDEX_BLOCK_SIZE};
+use rhyolite_format::sqlite::wal::{
+    FRAME_HEADER_SIZE, FrameHeader, Frames, ValidFrames, WAL_HEADER_SIZE, WalHeader, WalScan, checksum, frame_size,
+};
+use rhyolite_format::sqlite::wal_index::{self, Block, WAL_INDEX_BLOCK_SIZE, WAL_INDEX_SNAPSHOT_SIZE};
 use rhyolite_format::state::{LocalState, page_table};
 use rhyolite_format::{PageNumber, PageSize, keys, lz4};
 
@@ -276,27 +278,61 @@ pub fn database_header(bytes: &[u8]) {
     }
 }
 
-/// A WAL, as it is, and with the checksum of its header made right.
+/// A WAL, as it is, with the checksum of its header made right, and with salts and checksums of its frames too.
 pub fn wal(bytes: &[u8]) {
+    check_wal(bytes);
     let mut signed = bytes.to_vec();
-    if let Some(head) = signed.first_chunk_mut::<WAL_HEADER_SIZE>() {
-        let sum = rhyolite_format::sqlite::wal::checksum((0, 0), &head[..24], head[3] & 1 == 1);
-        head[24..28].copy_from_slice(&sum.0.to_be_bytes());
-        head[28..].copy_from_slice(&sum.1.to_be_bytes());
+    let Some(head) = signed.first_chunk_mut::<WAL_HEADER_SIZE>() else { return };
+    let big_endian = head[3] & 1 == 1;
+    let mut sum = checksum((0, 0), &head[..24], big_endian);
+    head[24..28].copy_from_slice(&sum.0.to_be_bytes());
+    head[28..].copy_from_slice(&sum.1.to_be_bytes());
+    check_wal(&signed);
+    let Ok(header) = WalHeader::decode(&signed) else { return };
+    for frame in signed[WAL_HEADER_SIZE..].chunks_exact_mut(frame_size(header.page_size)) {
+        let (head, page) = frame.split_first_chunk_mut::<FRAME_HEADER_SIZE>().expect("a frame has a header");
+        let Ok(decoded) = FrameHeader::decode(head) else { break };
+        sum = decoded.expected_checksum(sum, page, big_endian);
+        *head = FrameHeader { salt: header.salt, checksum: sum, ..decoded }.encode();
     }
-    for bytes in [bytes, &signed] {
-        let Ok(mut scan) = WalScan::new(bytes) else { continue };
-        let Some(header) = scan.header().copied() else { continue };
-        let valid = ValidFrames::new(header, &bytes[WAL_HEADER_SIZE..]).last().map_or(0, |frame| frame.number);
-        let committed = scan.by_ref().inspect(|t| assert!(t.commit.get() > 0)).last().map_or(0, |t| t.last_frame);
-        assert!(committed <= valid, "{committed} of {valid} frames");
-        assert_eq!(WalHeader::decode(bytes).expect("it was scanned"), header);
-    }
+    check_wal(&signed);
 }
 
-/// The start of a wal-index, and a block of which the bytes are repeated to its full length.
+fn check_wal(bytes: &[u8]) {
+    for frame in Frames::new(bytes, u32::MAX - 3, PageSize::MIN) {
+        let _ = frame.map(|frame| (frame.is_intact((1, 2), true), frame.repeats(&frame)));
+    }
+    let Ok(mut scan) = WalScan::new(bytes) else { return };
+    let Some(header) = scan.header().copied() else { return };
+    let frames: Vec<_> = ValidFrames::new(header, &bytes[WAL_HEADER_SIZE..]).collect();
+    let mut next = 1;
+    for transaction in &mut scan {
+        assert_eq!(transaction.first_frame, next, "transactions follow each other");
+        assert!(transaction.pages.is_sorted_by(|a, b| a.header.pgno < b.header.pgno), "each page once");
+        for frame in &transaction.pages {
+            assert!((transaction.first_frame..=transaction.last_frame).contains(&frame.number));
+            assert!(transaction.commit.contains(frame.header.pgno));
+            assert_eq!(frames[frame.number as usize - 1], *frame);
+        }
+        assert_eq!(frames[transaction.last_frame as usize - 1].header.commit_size(), Some(transaction.commit));
+        next = transaction.last_frame + 1;
+    }
+    assert!(frames[next as usize - 1..].iter().all(|frame| frame.header.commit == 0), "a transaction is left out");
+}
+
+/// The start of a wal-index, as it is and with two equal headers whose checksum is right, and a block of which the bytes are
+/// repeated to its full length.
 pub fn wal_index_file(bytes: &[u8]) {
     let _ = wal_index::decode(bytes);
+    let mut signed = bytes.to_vec();
+    if let Some(head) = signed.first_chunk_mut::<WAL_INDEX_SNAPSHOT_SIZE>() {
+        let sum = checksum((0, 0), &head[..40], cfg!(target_endian = "big"));
+        head[40..44].copy_from_slice(&sum.0.to_ne_bytes());
+        head[44..48].copy_from_slice(&sum.1.to_ne_bytes());
+        head.copy_within(..48, 48);
+        let initialised = head[12] != 0;
+        assert!(!matches!(wal_index::decode(&signed), Ok(None) if initialised), "nothing is wrong with it");
+    }
     if bytes.is_empty() {
         return;
     }
@@ -305,7 +341,8 @@ pub fn wal_index_file(bytes: &[u8]) {
         let Ok(block) = Block::new(&block, number) else { continue };
         for frame in [1, 4062, 4063, u32::MAX] {
             let Some(pgno) = block.page_of(frame) else { continue };
-            let _ = block.find(pgno, frame);
+            let found = block.find(pgno, frame).unwrap_or_default();
+            assert!(found.is_none_or(|found| found <= frame && block.page_of(found) == Some(pgno)));
         }
     }
     let _ = wal_index::find_frame(PageNumber::FIRST, 1..=9000, |_| Ok(&block));
