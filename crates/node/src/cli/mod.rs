@@ -12,11 +12,14 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 pub mod exit;
 mod info;
+mod log;
 mod ltx;
 pub mod output;
 mod replicate;
+mod restore;
 mod status;
 mod store;
+mod verify;
 pub mod when;
 
 use exit::{Failure, Status};
@@ -36,7 +39,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Replicate(Box<replicate::ReplicateArgs>),
+    Restore(restore::RestoreArgs),
     Status(status::StatusArgs),
+    Log(log::LogArgs),
+    Verify(verify::VerifyArgs),
     /// Look into LTX files, check them, apply them
     #[command(subcommand)]
     Ltx(ltx::LtxCommand),
@@ -67,7 +73,10 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Command::Replicate(args) => return replicate::run(&args),
+        Command::Restore(args) => restore::run(&args)?,
         Command::Status(args) => status::run(&args)?,
+        Command::Log(args) => log::run(&args)?,
+        Command::Verify(args) => verify::run(&args)?,
         Command::Ltx(command) => ltx::run(command)?,
         Command::Version(args) => info::version(&args)?,
         Command::Completions(args) => info::completions(&args, &mut Cli::command())?,

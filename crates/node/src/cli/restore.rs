@@ -1,0 +1,139 @@
+//! `restore`: a database out of a store, proved.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use rhyolite_format::{Checksum, Lineage, PageCount, PageSize, Timestamp, Txid};
+use serde::Serialize;
+
+use super::exit::Failure;
+use super::output;
+use super::store::{self, TargetArgs};
+use crate::config::units::format_size;
+use crate::restore::{Existing, Output, RestoreError, RestoreOptions, RestoreReport, restore};
+use crate::time;
+
+/// Restore a database from its store, and prove it.
+///
+/// The output appears under its name only when the checksum of every page adds up to the one that was recorded when the
+/// transaction was committed. Until then nothing that exists is touched. An interrupted restore goes on when it is started
+/// again.
+#[derive(Debug, Args)]
+#[command(after_help = "Times without a zone are in this machine's zone. `rhyolite log` shows what can be \
+restored.\n\nExit statuses: 0 restored and proved, or nothing to do; 3 damage found; 5 no such backup or restore \
+point.\n\nExamples:\n  rhyolite restore s3://bucket/app -o copy.db\n  rhyolite restore ./backup -o copy.db --at \"10m \
+ago\"\n  rhyolite restore ./backup -o copy.db --txid 42\n  rhyolite restore ./backup -o - | ssh host 'cat > \
+copy.db'\n  rhyolite restore s3://bucket/app -o app.db --if-missing --if-backup-exists")]
+pub(super) struct RestoreArgs {
+    /// Store of one database
+    #[arg(value_name = "STORE")]
+    store: String,
+    /// Database to write, or - for standard output
+    #[arg(short, long, value_name = "PATH")]
+    output: PathBuf,
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Replace the output if it exists
+    #[arg(long, conflicts_with = "if_missing")]
+    force: bool,
+    /// Do nothing, successfully, when the output exists
+    #[arg(long)]
+    if_missing: bool,
+    /// Do nothing, successfully, when the store holds no backup
+    #[arg(long)]
+    if_backup_exists: bool,
+    /// Threads that unpack (one per processor)
+    #[arg(long, value_name = "N")]
+    threads: Option<std::num::NonZeroUsize>,
+    /// Print one JSON object about what was restored
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct RestoreLine<'a> {
+    store: &'a str,
+    output: &'a Path,
+    restored: bool,
+    #[serde(flatten)]
+    report: Option<ReportLine>,
+}
+
+#[derive(Serialize)]
+struct ReportLine {
+    lineage: Lineage,
+    txid: Txid,
+    #[serde(with = "time::rfc3339")]
+    time: Timestamp,
+    checksum: Checksum,
+    page_size: PageSize,
+    page_count: PageCount,
+    bytes_fetched: u64,
+    requests: u64,
+    elapsed_ms: u128,
+}
+
+pub(super) fn run(args: &RestoreArgs) -> Result<(), Failure> {
+    let to_stdout = args.output == Path::new("-");
+    if to_stdout && (args.json || args.if_missing || args.force) {
+        return Err(Failure::usage(
+            "-o - writes the database to standard output: --json, --if-missing and --force do not go with it",
+        ));
+    }
+    let store = store::open(&args.store)?;
+    if args.if_missing && args.output.symlink_metadata().is_ok() {
+        return nothing_done(args, &format!("{} exists: nothing to restore", args.output.display()));
+    }
+    let options = RestoreOptions {
+        store,
+        output: if to_stdout { Output::Stdout } else { Output::File(args.output.clone()) },
+        target: args.target.target(),
+        existing: if args.force { Existing::Replace } else { Existing::Refuse },
+        threads: args.threads.map_or_else(store::default_threads, std::num::NonZeroUsize::get),
+        spool: None,
+        progress: store::progress("restore"),
+    };
+    let result = store::block_on(async { Ok(restore(options).await) })?;
+    match result {
+        Ok(_) if to_stdout => Ok(()),
+        Ok(report) => print(args, &report),
+        Err(RestoreError::NoDatabase { store }) if args.if_backup_exists => {
+            nothing_done(args, &format!("{store} holds no backup: nothing to restore"))
+        }
+        Err(error) => Err(store::failure(&format!("restore {}", args.store), &error)),
+    }
+}
+
+fn nothing_done(args: &RestoreArgs, text: &str) -> Result<(), Failure> {
+    let mut out = output::Output::new();
+    if args.json {
+        out.json(&RestoreLine { store: &args.store, output: &args.output, restored: false, report: None })?;
+    } else {
+        out.line(text)?;
+    }
+    out.finish()
+}
+
+fn print(args: &RestoreArgs, report: &RestoreReport) -> Result<(), Failure> {
+    let mut out = output::Output::new();
+    if args.json {
+        let report = ReportLine {
+            lineage: report.lineage,
+            txid: report.pos.txid,
+            time: report.time,
+            checksum: report.pos.checksum,
+            page_size: report.page_size,
+            page_count: report.pages,
+            bytes_fetched: report.bytes_fetched,
+            requests: report.requests,
+            elapsed_ms: report.elapsed.as_millis(),
+        };
+        out.json(&RestoreLine { store: &args.store, output: &args.output, restored: true, report: Some(report) })?;
+    } else {
+        let (path, txid, time) = (args.output.display(), report.pos.txid, time::format_utc(report.time));
+        let size = format_size(report.pages.bytes(report.page_size));
+        let seconds = report.elapsed.as_secs_f64();
+        out.line(format!("{path}: TXID {txid} of {time}, {size}, proved, in {seconds:.1} s"))?;
+    }
+    out.finish()
+}
