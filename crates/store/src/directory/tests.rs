@@ -124,3 +124,39 @@ async fn a_folder_whose_sync_failed_is_synced_before_it_is_read() {
     assert_eq!(store.get("c/d").await.unwrap_err().kind, StoreErrorKind::Unavailable);
     assert_eq!(store.get("a/b").await.unwrap().bytes, "1");
 }
+
+/// Prints what a create costs, by method, size, and with or without the blocking pool. Run alone, on the disk that matters:
+/// `TMPDIR=/on/that/disk cargo test -p rhyolite-store --lib create_latency -- --ignored --nocapture`
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn create_latency() {
+    const CREATES: usize = 1000;
+    let report = |what: String, mut us: Vec<u128>| {
+        us.sort_unstable();
+        let at = |percent: usize| us[us.len() * percent / 100];
+        println!("{what:40} p10 {:5} µs, p50 {:5} µs, p99 {:5} µs", at(10), at(50), at(99));
+    };
+    for len in [4 << 10, 256 << 10] {
+        for method in 0..=3 {
+            let dir = tempfile::tempdir().unwrap();
+            let bytes = Bytes::from(vec![7; len]);
+            let store = with_method(dir.path(), method.max(1));
+            let mut us = Vec::new();
+            for i in 0..CREATES {
+                let start = std::time::Instant::now();
+                if method == 0 {
+                    store.folder.create(&format!("log/{i:016x}.seg"), &bytes).unwrap();
+                } else {
+                    // As a task would: from a worker thread.
+                    let (store, bytes) = (store.clone(), bytes.clone());
+                    tokio::spawn(async move { store.create(&format!("log/{i:016x}.seg"), bytes).await.unwrap() })
+                        .await
+                        .unwrap();
+                }
+                us.push(start.elapsed().as_micros());
+            }
+            let how = ["anonymous, called directly", "anonymous", "linked", "renamed"][method as usize];
+            report(format!("{} KiB, {how}", len >> 10), us);
+        }
+    }
+}
