@@ -33,6 +33,28 @@ const POOL_IDLE_TIMEOUT_CONDITIONAL: Duration = Duration::from_secs(4);
 const RETRIES_READ: usize = 2;
 const RETRIES_PART: usize = 3;
 
+/// Environment variables that the client library understands by itself, by their lower-case names.
+const AWS_SERVICES: [&str; 6] = [
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN",
+    "AWS_ROLE_SESSION_NAME",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+];
+const GOOGLE_CREDENTIALS: [&str; 3] =
+    ["GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_APPLICATION_CREDENTIALS"];
+const AZURE_CREDENTIALS: [&str; 8] = [
+    "AZURE_STORAGE_SAS_TOKEN",
+    "AZURE_CLIENT_ID",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_TENANT_ID",
+    "AZURE_AUTHORITY_HOST",
+    "AZURE_FEDERATED_TOKEN_FILE",
+    "AZURE_IDENTITY_ENDPOINT",
+    "AZURE_USE_AZURE_CLI",
+];
+
 /// What a client is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Handle {
@@ -215,19 +237,11 @@ fn s3_credentials(
             format!("put the output of `aws configure export-credentials --profile {name}` into the environment");
         return Err(url.invalid(format!("the AWS profile {name:?} uses {foreign}, which is not supported: {hint}")));
     }
-    let services = [
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_ROLE_ARN",
-        "AWS_ROLE_SESSION_NAME",
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-        "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
-    ];
     let set = |builder: AmazonS3Builder, name: &str| match environment.get(name) {
         Some(value) => builder.with_config(config_key::<AmazonS3ConfigKey>(name), value),
         None => builder,
     };
-    Ok((services.into_iter().fold(builder, set), region))
+    Ok((AWS_SERVICES.into_iter().fold(builder, set), region))
 }
 
 /// The library's name of a setting that is also an environment variable.
@@ -246,7 +260,7 @@ fn gcs(url: &mut StoreUrl, environment: &Environment) -> Result<Cloud, StoreErro
     if let Some(endpoint) = &endpoint {
         builder = builder.with_base_url(endpoint);
     }
-    for name in ["GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_APPLICATION_CREDENTIALS"] {
+    for name in GOOGLE_CREDENTIALS {
         if let Some(value) = environment.get(name) {
             builder = builder.with_config(config_key::<GoogleConfigKey>(name), value);
         }
@@ -285,16 +299,7 @@ fn azure(url: &mut StoreUrl, environment: &Environment) -> Result<Cloud, StoreEr
     if let Some(key) = keys.iter().find_map(|name| environment.get(name)) {
         builder = builder.with_access_key(key);
     }
-    for name in [
-        "AZURE_STORAGE_SAS_TOKEN",
-        "AZURE_CLIENT_ID",
-        "AZURE_CLIENT_SECRET",
-        "AZURE_TENANT_ID",
-        "AZURE_AUTHORITY_HOST",
-        "AZURE_FEDERATED_TOKEN_FILE",
-        "AZURE_IDENTITY_ENDPOINT",
-        "AZURE_USE_AZURE_CLI",
-    ] {
+    for name in AZURE_CREDENTIALS {
         if let Some(value) = environment.get(name) {
             builder = builder.with_config(config_key::<AzureConfigKey>(name), value);
         }
@@ -305,4 +310,16 @@ fn azure(url: &mut StoreUrl, environment: &Environment) -> Result<Cloud, StoreEr
         Ok(Arc::new(builder.build()?))
     })?;
     Ok(Cloud::new(format!("az://{}", url.host), Flavour::Azure, handles, common.part_bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_library_knows_the_variables() {
+        let _ = AWS_SERVICES.map(config_key::<AmazonS3ConfigKey>);
+        let _ = GOOGLE_CREDENTIALS.map(config_key::<GoogleConfigKey>);
+        let _ = AZURE_CREDENTIALS.map(config_key::<AzureConfigKey>);
+    }
 }

@@ -19,15 +19,19 @@ pub(super) enum Doing {
     Writing,
 }
 
+/// Hosts that give credentials to machines of a cloud.
+const METADATA_SERVICES: [&str; 2] = ["169.254.169.254", "metadata.google.internal"];
+
 /// The kind and a readable reason. `status` is that of the last response, if there was one.
 pub(super) fn classify(doing: Doing, status: Option<u16>, error: &Error) -> (Kind, String) {
     let text = error.to_string();
-    let status = status.or_else(|| status_in(&text)).or_else(|| status_of(error));
-    if status.is_none() && text.contains("169.254.169.254") {
+    // The store itself has not been asked: the library looks for credentials.
+    if status.is_none() && METADATA_SERVICES.iter().any(|host| text.contains(host)) {
         let reason = "no credentials were found: not in the environment, not in a profile, and this machine has no metadata \
                       service that gives them";
         return (Kind::Denied, reason.to_owned());
     }
+    let status = status.or_else(|| status_in(&text)).or_else(|| status_of(error));
     let kind = match status {
         Some(status) => of_status(doing, status, &text),
         None => match error {

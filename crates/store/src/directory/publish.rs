@@ -130,15 +130,14 @@ impl Folder {
         if found != *expected {
             return Err(conflict(format!("the object is version {found}, not {expected}")));
         }
-        let draft_path = folder.join(SWAP_NAME);
-        let mut file =
-            new_file().truncate(true).create(true).open(&draft_path).map_err(|e| failed("open the draft", &e))?;
-        file.write_all(bytes).map_err(|e| failed("write", &e))?;
-        set_later_time(&file, modified_ns(&old)).map_err(|e| failed("set the time", &e))?;
-        file.sync_all().map_err(|e| failed("sync", &e))?;
-        let version = meta_of(&file.metadata().map_err(|e| failed("stat", &e))?).version;
+        let draft = folder.join(SWAP_NAME);
+        let replaced = replace(&draft, &path, modified_ns(&old), bytes);
+        let version = replaced.map_err(|(verb, e)| {
+            // It may be what fills the disk. If this fails too, the next swap overwrites it.
+            let _ = std::fs::remove_file(&draft);
+            failed(verb, &e)
+        })?;
         assert_ne!(version, found, "a swap makes a new version");
-        std::fs::rename(&draft_path, &path).map_err(|e| failed("rename", &e))?;
         self.sync_folder(Operation::Swap, key, &folder)?;
         Ok(version)
     }
@@ -258,6 +257,17 @@ impl Folder {
         }
         Ok(())
     }
+}
+
+/// Writes and syncs the draft, then gives it the name of the file that was modified at `old_ns`. What failed is said with the error.
+fn replace(draft: &Path, path: &Path, old_ns: i128, bytes: &[u8]) -> Result<Version, (&'static str, io::Error)> {
+    let mut file = new_file().truncate(true).create(true).open(draft).map_err(|e| ("open the draft", e))?;
+    file.write_all(bytes).map_err(|e| ("write", e))?;
+    set_later_time(&file, old_ns).map_err(|e| ("set the time", e))?;
+    file.sync_all().map_err(|e| ("sync", e))?;
+    let version = meta_of(&file.metadata().map_err(|e| ("stat", e))?).version;
+    std::fs::rename(draft, path).map_err(|e| ("rename", e))?;
+    Ok(version)
 }
 
 fn new_file() -> OpenOptions {

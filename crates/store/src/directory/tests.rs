@@ -160,3 +160,31 @@ async fn create_latency() {
         }
     }
 }
+
+/// On a file system of 256 KiB, if this process may mount one.
+#[tokio::test]
+async fn a_full_disk_is_full_and_shows_nothing_half_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mount =
+        |arguments: &[&str]| std::process::Command::new(arguments[0]).args(&arguments[1..]).arg(dir.path()).status();
+    if !mount(&["mount", "-t", "tmpfs", "-o", "size=256k", "none"]).is_ok_and(|s| s.success()) {
+        eprintln!("skipped: mounting a small file system is not allowed here");
+        return;
+    }
+    for method in 1..=3 {
+        let store = with_method(dir.path(), method);
+        let version = store.create("small", bytes("1")).await.unwrap();
+        let big = Bytes::from(vec![7; 300 << 10]);
+        assert_eq!(store.create("big", big.clone()).await.unwrap_err().kind, StoreErrorKind::Full);
+        assert_eq!(store.swap_if("small", Some(&version), big.clone()).await.unwrap_err().kind, StoreErrorKind::Full);
+        let mut upload = store.upload("big").await.unwrap();
+        assert_eq!(upload.write(big).await.unwrap_err().kind, StoreErrorKind::Full);
+        assert_eq!(upload.write(bytes("x")).await.unwrap_err().kind, StoreErrorKind::Invalid);
+        drop(upload);
+        assert_eq!(store.list_all("").await.unwrap().len(), 1);
+        assert_eq!(store.get("small").await.unwrap().bytes, "1");
+        // Space that was freed can be used again.
+        store.create("fits", Bytes::from(vec![7; 100 << 10])).await.unwrap();
+        store.delete(&["fits".to_owned(), "small".to_owned()]).await.unwrap();
+    }
+}

@@ -2,6 +2,7 @@
 
 mod conformance;
 mod decorators;
+mod processes;
 mod proxy;
 mod remote;
 mod servers;
