@@ -447,7 +447,8 @@ impl<'a> History<'a> {
                 let points = self.points();
                 let first = points.iter().map(|p| p.time).min().ok_or(PlanError::NoSnapshot { txid: latest })?;
                 let first = self.closed.iter().map(|f| f.min_time).fold(first, Timestamp::min);
-                // What cannot be reached may be newer: then the plan will say what is missing.
+                // What cannot be reached may be newer: then the plan will say what is missing. Of bundles only the ends count,
+                // so that the answer does not depend on which indexes are known.
                 let last = ends().map(|i| i.time).max().expect("not empty");
                 match self.at_or_before(time, &points)? {
                     Some(txid) if time <= last => Ok(txid),
