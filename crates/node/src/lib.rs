@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod exec;
+pub mod history;
 pub mod log_end;
 pub mod manifest_swap;
 pub mod observe;

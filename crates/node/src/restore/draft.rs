@@ -16,6 +16,7 @@ use rhyolite_format::PageNumber;
 
 use super::RestoreError;
 use super::sink::PageSink;
+use crate::random;
 
 /// Appended to the output's name while the file is under construction.
 const DRAFT_SUFFIX: &str = "-rhyolite-restoring";
@@ -27,6 +28,13 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     PathBuf::from(name)
+}
+
+/// Where spool files go: what is spooled may be far larger than memory, and `/tmp` often is memory.
+pub(crate) fn spool_folder(wanted: Option<PathBuf>) -> PathBuf {
+    let from_environment = || std::env::var_os("TMPDIR").map(PathBuf::from);
+    let folder = wanted.or_else(from_environment).unwrap_or_else(|| PathBuf::from("/var/tmp"));
+    if folder.is_dir() { folder } else { std::env::temp_dir() }
 }
 
 /// A file under construction, locked for as long as this lives.
@@ -52,11 +60,16 @@ impl Draft {
 
     /// A draft without a name in `folder`, which vanishes with this value.
     pub(crate) fn unnamed(folder: &Path) -> Result<Self, RestoreError> {
-        let path = folder.join(format!("rhyolite-spool-{}", std::process::id()));
+        let path = folder.join(format!("rhyolite-spool-{:032x}", u128::from_be_bytes(random::bytes())));
         let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path);
         let file = file.map_err(|e| RestoreError::io("create", &path, e))?;
         std::fs::remove_file(&path).map_err(|e| RestoreError::io("unlink", &path, e))?;
         Ok(Self { file, paths: None })
+    }
+
+    /// The file. It stays locked while it is open.
+    pub(crate) fn into_file(self) -> File {
+        self.file
     }
 
     /// Where it lies, for messages.

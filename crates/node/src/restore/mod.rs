@@ -21,7 +21,7 @@ pub(crate) mod pool;
 pub(crate) mod reader;
 pub(crate) mod sink;
 pub(crate) mod stream;
-mod visit;
+pub(crate) mod visit;
 mod wanted;
 
 use std::collections::HashMap;
@@ -41,7 +41,7 @@ pub use page_table::page_table;
 use crate::progress::{Progress, Stage};
 use assemble::assemble;
 use catalog::{Catalog, OnDamage};
-use draft::{Draft, FileSink, refuse_companions};
+use draft::{Draft, FileSink, refuse_companions, spool_folder};
 use pool::{Bench, Pool};
 use reader::Reader;
 use sink::PageSink;
@@ -155,13 +155,6 @@ fn refuse_existing(path: &Path, existing: Existing) -> Result<(), RestoreError> 
         Existing::Refuse if exists => Err(RestoreError::Exists { path: path.to_owned() }),
         Existing::Refuse | Existing::Replace => Ok(()),
     }
-}
-
-/// Standard output may be fed from far more than fits in memory, and `/tmp` often is memory.
-fn spool_folder(wanted: Option<PathBuf>) -> PathBuf {
-    let from_environment = || std::env::var_os("TMPDIR").map(PathBuf::from);
-    let folder = wanted.or_else(from_environment).unwrap_or_else(|| PathBuf::from("/var/tmp"));
-    if folder.is_dir() { folder } else { std::env::temp_dir() }
 }
 
 /// Plans and fills the draft. An object that has just been compacted away makes it plan once more.

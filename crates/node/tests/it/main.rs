@@ -1,6 +1,7 @@
 //! Tests of the process as a library, on real databases and real stores. One binary, so that it links once.
 
 mod capture;
+mod history;
 mod history_builder;
 mod restore;
 mod verify;

@@ -25,10 +25,10 @@ pub(crate) fn options(store: &Arc<dyn Store>, output: &Path, target: Target) -> 
     }
 }
 
-struct Outputs(tempfile::TempDir);
+pub(crate) struct Outputs(tempfile::TempDir);
 
 impl Outputs {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
@@ -37,7 +37,11 @@ impl Outputs {
     }
 
     /// Restores to a fresh file, and gives what it holds.
-    async fn restore(&self, store: &Arc<dyn Store>, target: Target) -> Result<(RestoreReport, Vec<u8>), RestoreError> {
+    pub(crate) async fn restore(
+        &self,
+        store: &Arc<dyn Store>,
+        target: Target,
+    ) -> Result<(RestoreReport, Vec<u8>), RestoreError> {
         let path = self.path();
         let report = restore(options(store, &path, target)).await;
         if report.is_err() {
@@ -52,7 +56,7 @@ impl Outputs {
 }
 
 /// Every state comes out as it went in.
-async fn check_every_point(history: &History) {
+pub(crate) async fn check_every_point(history: &History) {
     let outputs = Outputs::new();
     for (txid, state) in &history.states {
         let (report, bytes) = outputs.restore(&history.store, Target::Txid(*txid)).await.unwrap();

@@ -1,0 +1,311 @@
+//! Carries out what `rhyolite_logic::history_plan` decides: bundles, merges, snapshots, expiry, deletion.
+//!
+//! Order, for every step: write the new objects and look that they are there; swap the manifest; delete nothing that the
+//! manifest does not list as retired. What a lost swap leaves behind is an object that nobody names.
+//!
+//! Everything that is rewritten is decoded and checked on the way: a history never goes from good objects into damaged ones.
+//! Memory is bounded by [`merge`]'s limits whatever the size of the files.
+
+mod merge;
+mod write;
+
+use std::fs::File;
+use std::sync::Arc;
+
+use rhyolite_format::manifest::{Manifest, ManifestFile, RetiredSegments};
+use rhyolite_format::{Epoch, Nonce, Seq, Timestamp, Txid, keys};
+use rhyolite_logic::Target;
+use rhyolite_logic::history_plan::{Policy, Step, Update, apply, plan};
+use rhyolite_logic::log::live;
+use rhyolite_store::{Store, StoreError};
+
+use crate::manifest_swap::{self, ManifestError};
+use crate::random;
+use crate::restore::catalog::{Catalog, OnDamage};
+use crate::restore::reader::Reader;
+use crate::restore::{RestoreError, plan_in};
+use merge::Inputs;
+use write::Workshop;
+
+/// Plans that are made in one call, each from the manifest that the one before left.
+const ROUNDS_MAX: usize = 16;
+
+/// Log segments on this machine, which need not be fetched.
+pub trait SegmentSource: Send + Sync + std::fmt::Debug {
+    /// The finished segment, exactly as the store has it. `None` when it is not here any more.
+    fn open(&self, seq: Seq) -> Option<File>;
+}
+
+/// Who writes snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Snapshots {
+    /// This driver, by merging what is in the store.
+    ByMerging,
+    /// The caller, from the live database: the report says when.
+    ByCaller,
+}
+
+/// What to look after, and how.
+#[derive(Clone, Debug)]
+pub struct HistoryOptions {
+    /// The part of a store that belongs to one database.
+    pub store: Arc<dyn Store>,
+    /// When to do what, and what to keep.
+    pub policy: Policy,
+    /// The right to write under which this happens.
+    pub epoch: Epoch,
+    /// The time.
+    pub now: Timestamp,
+    /// Who writes snapshots.
+    pub snapshots: Snapshots,
+    /// Where to look for segments first.
+    pub segments: Option<Arc<dyn SegmentSource>>,
+}
+
+/// What was done.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HistoryReport {
+    /// Bundles that were written, and snapshots that were moved out of the log.
+    pub bundled: u64,
+    /// Merged files that were written.
+    pub merged: u64,
+    /// Snapshots that were written.
+    pub snapshots: u64,
+    /// Files that were retired because nothing that is kept needs them.
+    pub expired: u64,
+    /// Objects that were deleted.
+    pub deleted: u64,
+    /// Bytes that were written.
+    pub bytes_written: u64,
+    /// A snapshot of the database at this transaction or later is due, and the caller writes it.
+    pub snapshot_due: Option<Txid>,
+}
+
+/// Why the history could not be looked after.
+#[derive(Debug)]
+pub enum HistoryError {
+    /// What is to be rewritten cannot be read, or is damaged. Nothing was retired or deleted for it.
+    Read(RestoreError),
+    /// An object could not be written.
+    Write(StoreError),
+    /// The manifest could not be changed.
+    Manifest(ManifestError),
+    /// The manifest is of a later epoch: this process may not write any more.
+    Fenced {
+        /// The epoch of this process.
+        ours: Epoch,
+        /// The epoch of the manifest.
+        theirs: Epoch,
+    },
+    /// There is no manifest yet.
+    NoManifest,
+}
+
+impl std::fmt::Display for HistoryError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Read(e) => e.fmt(f),
+            Self::Write(e) => e.fmt(f),
+            Self::Manifest(e) => e.fmt(f),
+            Self::Fenced { ours, theirs } => {
+                write!(f, "another process writes under epoch {theirs}, this one had {ours}")
+            }
+            Self::NoManifest => f.write_str("there is no manifest yet"),
+        }
+    }
+}
+
+impl std::error::Error for HistoryError {}
+
+impl From<RestoreError> for HistoryError {
+    fn from(error: RestoreError) -> Self {
+        Self::Read(error)
+    }
+}
+
+impl From<StoreError> for HistoryError {
+    fn from(error: StoreError) -> Self {
+        Self::Write(error)
+    }
+}
+
+impl From<ManifestError> for HistoryError {
+    fn from(error: ManifestError) -> Self {
+        Self::Manifest(error)
+    }
+}
+
+/// Does everything that is due. Must run in a Tokio runtime with more than one thread.
+///
+/// # Errors
+/// The first step that fails. Steps before it are done.
+pub async fn maintain(options: HistoryOptions) -> Result<HistoryReport, HistoryError> {
+    let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
+    let mut report = HistoryReport::default();
+    for _ in 0..ROUNDS_MAX {
+        let catalog = Catalog::load(&reader, None, OnDamage::Refuse).await?;
+        check_epoch(&catalog.manifest, options.epoch)?;
+        let steps = plan(&catalog.manifest, &catalog.log, &options.policy, options.now);
+        let mut steps = steps.expect("the catalog has no holes");
+        if options.snapshots == Snapshots::ByCaller {
+            report.snapshot_due = steps.iter().find_map(|step| match step {
+                Step::Snapshot { from, .. } => Some(*from),
+                _ => None,
+            });
+            steps.retain(|step| !matches!(step, Step::Snapshot { .. }));
+        }
+        if steps.is_empty() {
+            break;
+        }
+        let round = Round::new(&options, &reader, &catalog);
+        for step in &steps {
+            if !round.carry_out(step, &mut report).await? {
+                // Somebody else changed what the plan was made from: plan again.
+                break;
+            }
+        }
+    }
+    Ok(report)
+}
+
+/// Writes a snapshot of the newest state by merging what is in the store, and enters it in the manifest.
+///
+/// # Errors
+/// Any; the manifest is as it was then.
+pub async fn snapshot(options: HistoryOptions) -> Result<HistoryReport, HistoryError> {
+    let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
+    let catalog = Catalog::load(&reader, None, OnDamage::Refuse).await?;
+    check_epoch(&catalog.manifest, options.epoch)?;
+    let mut report = HistoryReport::default();
+    let round = Round::new(&options, &reader, &catalog);
+    let reason = rhyolite_logic::history_plan::SnapshotReason::Interval;
+    round.carry_out(&Step::Snapshot { from: Txid::FIRST, reason }, &mut report).await?;
+    Ok(report)
+}
+
+fn check_epoch(manifest: &Manifest, ours: Epoch) -> Result<(), HistoryError> {
+    if manifest.epoch > ours { Err(HistoryError::Fenced { ours, theirs: manifest.epoch }) } else { Ok(()) }
+}
+
+/// One plan being carried out.
+struct Round<'a> {
+    options: &'a HistoryOptions,
+    workshop: Workshop,
+    catalog: &'a Catalog,
+}
+
+impl<'a> Round<'a> {
+    fn new(options: &'a HistoryOptions, reader: &Arc<Reader>, catalog: &'a Catalog) -> Self {
+        let (lineage, epoch, now) = (catalog.identity.lineage, options.epoch, options.now);
+        Self { options, workshop: Workshop { reader: Arc::clone(reader), lineage, epoch, now }, catalog }
+    }
+
+    /// Does one step; `false` when the manifest has changed so that it does not fit any more.
+    async fn carry_out(&self, step: &Step, report: &mut HistoryReport) -> Result<bool, HistoryError> {
+        let made = self.make(step).await?;
+        if let Step::Delete { files, segments } = step {
+            report.deleted += self.delete(files, segments).await?;
+        }
+        let written: u64 = made.iter().map(|file| file.size).sum();
+        let count = made.len() as u64;
+        let update = Update { epoch: self.options.epoch, nonce: Nonce(random::bytes()), now: self.options.now };
+        let change = |manifest: Option<Manifest>| {
+            let manifest = manifest.filter(|manifest| fits(manifest, step, self.options.epoch))?;
+            Some(apply(&manifest, step, made.clone(), update))
+        };
+        let store = &*self.options.store;
+        if manifest_swap::update(store, self.options.now, change).await?.is_none() {
+            return Ok(false);
+        }
+        report.bytes_written += written;
+        match step {
+            Step::Bundle { .. } => report.bundled += count,
+            Step::Merge { .. } => report.merged += count,
+            Step::Snapshot { .. } => report.snapshots += count,
+            Step::Expire { keys } => report.expired += keys.len() as u64,
+            Step::Delete { .. } => {}
+        }
+        Ok(true)
+    }
+
+    /// Writes the objects of a step.
+    async fn make(&self, step: &Step) -> Result<Vec<ManifestFile>, HistoryError> {
+        match step {
+            Step::Bundle { pieces, .. } => {
+                let mut made = Vec::new();
+                for piece in pieces {
+                    let cache = &self.catalog.cache;
+                    made.push(self.workshop.bundle(piece, cache, self.options.segments.as_ref()).await?);
+                }
+                Ok(made)
+            }
+            Step::Merge { level, inputs } => {
+                let mut sources = Inputs::default();
+                for file in inputs {
+                    sources.add_file(&self.workshop.reader, file).await?;
+                }
+                Ok(vec![self.workshop.merge(*level, inputs, sources).await?])
+            }
+            Step::Snapshot { .. } => {
+                let reader = &self.workshop.reader;
+                let plan = plan_in(reader, self.catalog, &mut Vec::new(), Target::Latest).await?;
+                let mut sources = Inputs::default();
+                for step in &plan.steps {
+                    sources.add_step(reader, step).await?;
+                }
+                Ok(vec![self.workshop.snapshot(&plan, self.oldest_time(), sources).await?])
+            }
+            Step::Expire { .. } | Step::Delete { .. } => Ok(Vec::new()),
+        }
+    }
+
+    /// The smallest time that the history knows.
+    fn oldest_time(&self) -> Timestamp {
+        let files = self.catalog.manifest.files.iter().map(|file| file.min_time);
+        let segments = live(&self.catalog.manifest, &self.catalog.log).expect("the catalog has no holes");
+        let commits = segments.iter().flat_map(|segment| segment.entries.iter().map(|entry| entry.timestamp));
+        files.chain(commits).min().unwrap_or(self.options.now)
+    }
+
+    /// Deletes what the manifest, read again, still lists as retired since before the grace period.
+    async fn delete(&self, files: &[String], segments: &[RetiredSegments]) -> Result<u64, HistoryError> {
+        let manifest = manifest_swap::read(&*self.options.store).await?;
+        let (manifest, _) = manifest.ok_or(HistoryError::NoManifest)?;
+        check_epoch(&manifest, self.options.epoch)?;
+        let grace = i64::try_from(self.options.policy.grace.as_millis()).unwrap_or(i64::MAX);
+        let due = |since: Timestamp| since.0 <= self.options.now.0.saturating_sub(grace);
+        let mut keys: Vec<String> = Vec::new();
+        for retired in manifest.retired_files.iter().filter(|retired| files.contains(&retired.key)) {
+            let is_live = manifest.files.iter().any(|file| file.key == retired.key);
+            assert!(!is_live, "nothing is both live and retired");
+            if due(retired.since) {
+                keys.push(retired.key.clone());
+            }
+        }
+        for range in manifest.retired_segments.iter().filter(|range| segments.contains(range)) {
+            assert!(range.last_seq < manifest.first_seq, "a live segment is not retired");
+            if due(range.since) {
+                let seqs = range.first_seq.get()..=range.last_seq.get();
+                keys.extend(seqs.map(|seq| keys::segment(Seq::new(seq).expect("not below the first"))));
+            }
+        }
+        let store = &self.options.store;
+        for some in keys.chunks(1000) {
+            store.delete(some).await?;
+        }
+        Ok(keys.len() as u64)
+    }
+}
+
+/// Whether a step that was planned from an earlier manifest may be applied to this one.
+fn fits(manifest: &Manifest, step: &Step, epoch: Epoch) -> bool {
+    let is_live = |key: &String| manifest.files.iter().any(|file| file.key == *key);
+    let fits = match step {
+        Step::Bundle { first_seq, .. } => manifest.first_seq == *first_seq,
+        Step::Merge { inputs, .. } => inputs.iter().all(|input| manifest.files.contains(input)),
+        Step::Snapshot { .. } => true,
+        Step::Expire { keys } => keys.iter().all(is_live),
+        Step::Delete { files, .. } => !files.iter().any(is_live),
+    };
+    fits && manifest.epoch <= epoch
+}
