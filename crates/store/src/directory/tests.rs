@@ -161,16 +161,28 @@ async fn create_latency() {
     }
 }
 
+/// A file system that goes away again also when the test fails.
+struct Mounted(tempfile::TempDir);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let unmounted = std::process::Command::new("umount").arg(self.0.path()).status();
+        eprintln!("umount: {unmounted:?}");
+    }
+}
+
 /// On a file system of 256 KiB, if this process may mount one.
 #[tokio::test]
 async fn a_full_disk_is_full_and_shows_nothing_half_written() {
     let dir = tempfile::tempdir().unwrap();
-    let mount =
-        |arguments: &[&str]| std::process::Command::new(arguments[0]).args(&arguments[1..]).arg(dir.path()).status();
-    if !mount(&["mount", "-t", "tmpfs", "-o", "size=256k", "none"]).is_ok_and(|s| s.success()) {
+    let mut mount = std::process::Command::new("mount");
+    let mount = mount.args(["-t", "tmpfs", "-o", "size=256k", "none"]).arg(dir.path());
+    if !mount.stderr(std::process::Stdio::null()).status().is_ok_and(|s| s.success()) {
         eprintln!("skipped: mounting a small file system is not allowed here");
         return;
     }
+    let mounted = Mounted(dir);
+    let dir = &mounted.0;
     for method in 1..=3 {
         let store = with_method(dir.path(), method);
         let version = store.create("small", bytes("1")).await.unwrap();
