@@ -20,7 +20,7 @@ use rhyolite_format::segment::Segment;
 use rhyolite_format::sqlite::header::DatabaseHeader;
 use rhyolite_format::{Epoch, Lineage, Nonce, PageSize, Pos, Seq, keys};
 use rhyolite_logic::reconcile::{Start as Decision, StoreEnd, reconcile};
-use rhyolite_store::{Counted, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind, StoreOptions};
+use rhyolite_store::{Counted, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind};
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::{mpsc, watch};
 
@@ -52,8 +52,6 @@ const STACK_BYTES: usize = 512 << 10;
 pub struct ReplicateOptions {
     /// The databases.
     pub databases: Vec<DatabaseConfig>,
-    /// How stores are opened.
-    pub store: StoreOptions,
     /// How long the last uploads may take after `stop`.
     pub stop_timeout: Duration,
 }
@@ -185,7 +183,7 @@ impl Replication {
     }
 
     fn open_store(&self) -> Result<Arc<dyn Store>, ReplicateError> {
-        let opened = rhyolite_store::open(&self.config.store, &self.options.store);
+        let opened = rhyolite_store::open(&self.config.store, &self.config.store_options());
         let store = opened.map_err(|e| ReplicateError::Store(e.to_string()))?;
         let counted = Arc::new(Counted::new(store, Arc::clone(&self.status.requests)));
         let policy = RetryPolicy { attempts_max: 3, deadline: Duration::from_secs(30), ..RetryPolicy::default() };

@@ -374,7 +374,12 @@ impl StatusBoard {
     }
 
     /// Adds a database, in state [`State::Starting`].
-    pub fn add(&self, path: PathBuf, meta_path: PathBuf, store: String) -> Arc<DatabaseStatus> {
+    ///
+    /// `store` is shown to everybody; what follows the `?` of a URL is not.
+    pub fn add(&self, path: PathBuf, meta_path: PathBuf, mut store: String) -> Arc<DatabaseStatus> {
+        if store.contains("://") {
+            store.truncate(store.find('?').unwrap_or(store.len()));
+        }
         let status = Arc::new(DatabaseStatus {
             path,
             meta_path,

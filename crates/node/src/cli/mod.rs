@@ -151,8 +151,8 @@ mod tests {
             "unexpected argument '--jsn' found; a similar argument exists: '--json' (--help shows how)",
         );
         check(
-            &["rhyolite", "verison"],
-            "unrecognized subcommand 'verison'; a similar subcommand exists: 'version' (--help shows how)",
+            &["rhyolite", "statsu"],
+            "unrecognized subcommand 'statsu'; a similar subcommand exists: 'status' (--help shows how)",
         );
         check(
             &["rhyolite", "ltx", "dump"],

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use clap::Args;
 use rhyolite_format::sqlite::header::{DATABASE_HEADER_SIZE, DatabaseHeader};
-use rhyolite_store::StoreOptions;
 
 use super::exit::{Failure, Status};
 use crate::config::settings::{self, Settings};
@@ -105,7 +104,7 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<u8, Failure> {
         let upload_timeout = stop_timeout + UPLOAD_MARGIN;
         let daemon =
             Daemon { board: board.clone(), addr: config.addr, stop_timeout, upload_timeout, application, stop };
-        let options = ReplicateOptions { databases: config.databases, store: StoreOptions::default(), stop_timeout };
+        let options = ReplicateOptions { databases: config.databases, stop_timeout };
         daemon.run(async |stop| ended(crate::replicate::run(options, board, stop).await)).await
     });
     // A store or a disk that hangs must not hold up the end.
@@ -177,7 +176,7 @@ fn from_file(args: &ReplicateArgs) -> Result<Config, Failure> {
 fn check_inputs(config: &Config) -> Result<(), Failure> {
     for database in &config.databases {
         check_database(&database.path)?;
-        let opened = rhyolite_store::open(&database.store, &StoreOptions::default());
+        let opened = rhyolite_store::open(&database.store, &database.store_options());
         opened.map_err(|e| Failure::usage(format!("cannot replicate {}: {e}", database.path.display())))?;
     }
     Ok(())

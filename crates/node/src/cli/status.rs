@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::Args;
 use rhyolite_format::state::LocalState;
 use rhyolite_format::{Checksum, Epoch, Lineage, Pos, Seq, Timestamp, Txid};
+use rhyolite_store::StoreOptions;
 use serde::Serialize;
 
 use super::exit::{Failure, Status};
@@ -127,14 +128,15 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
 struct Wanted {
     path: PathBuf,
     meta_path: PathBuf,
-    store: Option<String>,
+    store: Option<(String, StoreOptions)>,
 }
 
 fn wanted(args: &StatusArgs) -> Result<Vec<Wanted>, Failure> {
     if let Some(db) = &args.db {
         let path = std::path::absolute(db).map_err(|e| Failure::io("use", db, &e))?;
         let meta_path = args.meta_path.clone().unwrap_or_else(|| default_meta_path(&path));
-        return Ok(vec![Wanted { path, meta_path, store: args.store.clone() }]);
+        let store = args.store.clone().map(|url| (url, StoreOptions::default()));
+        return Ok(vec![Wanted { path, meta_path, store }]);
     }
     let config = args.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG));
     if args.config.is_none() && !config.exists() {
@@ -142,7 +144,10 @@ fn wanted(args: &StatusArgs) -> Result<Vec<Wanted>, Failure> {
         return Err(Failure::usage(message));
     }
     let config = file::load(config, !args.no_expand_env)?;
-    let wanted = |d: DatabaseConfig| Wanted { path: d.path, meta_path: d.meta_path, store: Some(d.store) };
+    let wanted = |d: DatabaseConfig| {
+        let options = d.store_options();
+        Wanted { path: d.path, meta_path: d.meta_path, store: Some((d.store, options)) }
+    };
     Ok(config.databases.into_iter().map(wanted).collect())
 }
 
@@ -165,8 +170,8 @@ fn look(wanted: &Wanted, now: Timestamp) -> Result<DatabaseLine, Failure> {
         return Ok(line);
     }
     let state = local_state(&wanted.meta_path)?;
-    if let Some(url) = &wanted.store {
-        line.store = Some(store_position(url, state.as_ref())?);
+    if let Some((url, options)) = &wanted.store {
+        line.store = Some(store_position(url, options, state.as_ref())?);
     }
     line.local = state.map(|state| LocalLine {
         lineage: state.lineage,
@@ -192,8 +197,8 @@ fn local_state(meta_path: &Path) -> Result<Option<LocalState>, Failure> {
     }
 }
 
-fn store_position(url: &str, state: Option<&LocalState>) -> Result<StoreLine, Failure> {
-    let opened = store::open(url)?;
+fn store_position(url: &str, options: &StoreOptions, state: Option<&LocalState>) -> Result<StoreLine, Failure> {
+    let opened = store::open_with(url, options)?;
     let hint = state.and_then(|s| Some((s.next_seq, s.durable?)));
     let end = store::block_on(async { Ok(log_end::find(&opened, hint).await) })?;
     let (end, error) = match end {

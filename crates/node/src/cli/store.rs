@@ -23,7 +23,12 @@ const BLOCKING_THREADS_MAX: usize = 16;
 
 /// Opens a store for reading, with the usual retries. No request is made yet.
 pub(super) fn open(url: &str) -> Result<Arc<dyn Store>, Failure> {
-    let store = rhyolite_store::open(url, &StoreOptions::default()).map_err(|e| Failure::usage(e.to_string()))?;
+    open_with(url, &StoreOptions::default())
+}
+
+/// The same, with keys that a configuration file gives.
+pub(super) fn open_with(url: &str, options: &StoreOptions) -> Result<Arc<dyn Store>, Failure> {
+    let store = rhyolite_store::open(url, options).map_err(|e| Failure::usage(e.to_string()))?;
     Ok(Arc::new(Retrying::new(store, RetryPolicy::default())))
 }
 

@@ -12,7 +12,7 @@ use serde_saphyr::Spanned;
 
 use super::settings::{self, Settings};
 use super::units::{DurationText, SizeText};
-use super::{Config, ConfigError, DatabaseConfig, LogFormat, LogLevel, expand, parse_addr, suggest};
+use super::{Config, ConfigError, Credentials, DatabaseConfig, LogFormat, LogLevel, expand, parse_addr, suggest};
 
 /// Most a configuration may hold: parsed values, which bounds what aliases can multiply.
 const NODES_MAX: usize = 20_000;
@@ -138,7 +138,7 @@ pub struct KeepFile {
 }
 
 /// `replica`: a URL, or its parts.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct ReplicaFile {
     /// The store as on the command line. Excludes the parts.
@@ -151,10 +151,29 @@ pub struct ReplicaFile {
     pub bucket: Option<String>,
     /// S3: region.
     pub region: Option<String>,
-    /// S3: URL of the service.
+    /// URL of another server.
     pub endpoint: Option<String>,
+    /// S3: bucket in the path of requests, not in the host name.
+    pub force_path_style: Option<bool>,
+    /// Trust any certificate.
+    pub skip_verify: Option<bool>,
+    /// Azure: the storage account.
+    pub account_name: Option<String>,
+    /// S3: id of the key, with or without a URL.
+    pub access_key_id: Option<String>,
+    /// S3: the key.
+    pub secret_access_key: Option<String>,
+    /// Azure: key of the account.
+    pub account_key: Option<String>,
     /// See [`Settings::sync_interval`].
     pub sync_interval: Option<DurationText>,
+}
+
+impl std::fmt::Debug for ReplicaFile {
+    /// Without secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReplicaFile").field("type", &self.r#type).field("bucket", &self.bucket).finish_non_exhaustive()
+    }
 }
 
 /// `replica.type`.
@@ -261,7 +280,8 @@ fn resolve_database(file: &DatabaseFile, defaults: &Settings) -> Result<Database
     }
     let path = absolute(&file.path)?;
     let store = file.replica.store().map_err(|m| format!("database {}: {m}", file.path))?;
-    let mut config = DatabaseConfig::new(path, store);
+    let credentials = file.replica.credentials(&store).map_err(|m| format!("database {}: {m}", file.path))?;
+    let mut config = DatabaseConfig { credentials, ..DatabaseConfig::new(path, store) };
     if let Some(meta_path) = &file.meta_path {
         config.meta_path = absolute(meta_path)?;
     }
@@ -301,52 +321,76 @@ fn check_distinct(databases: &[DatabaseConfig], file: &ConfigFile) -> Result<(),
 }
 
 impl ReplicaFile {
+    /// Names of the parts of a URL that are given, with their values.
+    fn options(&self) -> Vec<(&'static str, String)> {
+        let flag = |value: Option<bool>| value.map(|v| v.to_string());
+        let options = [
+            ("region", self.region.clone()),
+            ("endpoint", self.endpoint.clone()),
+            ("force-path-style", flag(self.force_path_style)),
+            ("skip-verify", flag(self.skip_verify)),
+            ("account", self.account_name.clone()),
+        ];
+        options.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
     /// The store's URL, from `url` or from the parts.
     fn store(&self) -> Result<String, String> {
-        let parts = [
-            ("type", self.r#type.is_some()),
-            ("path", self.path.is_some()),
-            ("bucket", self.bucket.is_some()),
-            ("region", self.region.is_some()),
-            ("endpoint", self.endpoint.is_some()),
-        ];
-        if let Some(url) = &self.url {
-            return match parts.iter().find(|(_, given)| *given) {
-                Some((name, _)) => Err(format!("replica.url excludes replica.{name}: put it into the URL")),
-                None => Ok(url.clone()),
-            };
+        let parts = [("type", self.r#type.is_some()), ("path", self.path.is_some()), ("bucket", self.bucket.is_some())];
+        let part = parts.iter().find(|(_, given)| *given).map(|(name, _)| *name);
+        let part = part.or_else(|| self.options().first().map(|(name, _)| *name));
+        match (&self.url, part) {
+            (Some(_), Some(part)) => Err(format!("replica.url excludes replica.{part}: put it into the URL")),
+            (Some(url), None) => Ok(url.clone()),
+            (None, _) => self.url_of_parts(),
         }
+    }
+
+    fn url_of_parts(&self) -> Result<String, String> {
         let kind = self.r#type.ok_or("a database needs `replica.url`, or `replica.type` with `path` or `bucket`")?;
-        match kind {
-            ReplicaType::File => self.file_store(),
-            ReplicaType::S3 => self.bucket_store("s3", true),
-            ReplicaType::Gs => self.bucket_store("gs", false),
-            ReplicaType::Abs => self.bucket_store("abs", false),
-        }
-    }
-
-    fn file_store(&self) -> Result<String, String> {
-        if self.bucket.is_some() || self.region.is_some() || self.endpoint.is_some() {
-            return Err("replica.type file takes only `path`".to_owned());
-        }
-        let path = self.path.as_ref().ok_or("replica.type file needs `path`")?;
-        Ok(absolute(path)?.display().to_string())
-    }
-
-    fn bucket_store(&self, scheme: &str, s3: bool) -> Result<String, String> {
-        let bucket = self.bucket.as_ref().ok_or_else(|| format!("replica.type {scheme} needs `bucket`"))?;
-        let mut url = format!("{scheme}://{bucket}/{}", self.path.as_deref().unwrap_or("").trim_start_matches('/'));
-        let mut separator = '?';
-        for (name, value) in [("region", &self.region), ("endpoint", &self.endpoint)] {
-            if let Some(value) = value {
-                if !s3 {
-                    return Err(format!("replica.type {scheme} takes no `{name}`"));
-                }
-                url.push_str(&format!("{separator}{name}={}", query_value(value)));
-                separator = '&';
+        let scheme = match kind {
+            ReplicaType::File if self.bucket.is_some() || !self.options().is_empty() => {
+                return Err("replica.type file takes only `path`".to_owned());
             }
+            ReplicaType::File => {
+                let path = self.path.as_ref().ok_or("replica.type file needs `path`")?;
+                return Ok(absolute(path)?.display().to_string());
+            }
+            ReplicaType::S3 => "s3",
+            ReplicaType::Gs => "gs",
+            ReplicaType::Abs => "abs",
+        };
+        let bucket = self.bucket.as_ref().ok_or_else(|| format!("replica.type {scheme} needs `bucket`"))?;
+        let mut url = format!("{scheme}://{bucket}/{}", self.path.as_deref().unwrap_or("").trim_matches('/'));
+        for (index, (name, value)) in self.options().iter().enumerate() {
+            let separator = if index == 0 { '?' } else { '&' };
+            url.push_str(&format!("{separator}{name}={}", query_value(value)));
         }
         Ok(url)
+    }
+
+    /// The environment variables that carry the keys. A key for another kind of store would have no effect.
+    fn credentials(&self, store: &str) -> Result<Credentials, String> {
+        let s3 = [
+            ("access-key-id", "AWS_ACCESS_KEY_ID", &self.access_key_id),
+            ("secret-access-key", "AWS_SECRET_ACCESS_KEY", &self.secret_access_key),
+        ];
+        let azure = [("account-key", "AZURE_STORAGE_ACCOUNT_KEY", &self.account_key)];
+        let mut credentials = Credentials::default();
+        let kinds = [(&s3[..], &["s3"][..], "S3"), (&azure[..], &["abs", "az"][..], "Azure")];
+        for (keys, schemes, kind) in kinds {
+            for (key, variable, value) in keys {
+                let Some(value) = value else { continue };
+                if !schemes.iter().any(|scheme| store.starts_with(&format!("{scheme}://"))) {
+                    return Err(format!("replica.{key} is for {kind}, but the store is another kind"));
+                }
+                credentials.0.insert((*variable).to_owned(), value.clone());
+            }
+        }
+        if self.access_key_id.is_some() != self.secret_access_key.is_some() {
+            return Err("replica.access-key-id and replica.secret-access-key go together".to_owned());
+        }
+        Ok(credentials)
     }
 }
 

@@ -3,11 +3,13 @@
 //! Everything here is resolved: paths absolute, defaults filled in, ranges checked. Code that replicates reads
 //! [`DatabaseConfig`] and nothing else; every field of it has an effect.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rhyolite_store::{Environment, StoreOptions};
 use serde::Deserialize;
 
 mod expand;
@@ -152,6 +154,8 @@ pub struct DatabaseConfig {
     pub path: PathBuf,
     /// URL or path of the store, with the database's prefix (`replica.url`).
     pub store: String,
+    /// Keys of the store that stand in the configuration file. Open the store with [`Self::store_options`].
+    pub credentials: Credentials,
     /// State folder (`meta-path`).
     pub meta_path: PathBuf,
     /// How long commits are collected before they are uploaded; zero uploads each at once (`sync-interval`).
@@ -214,6 +218,7 @@ impl DatabaseConfig {
             path,
             store,
             meta_path,
+            credentials: Credentials::default(),
             sync_interval: SECOND,
             monitor_interval: SECOND,
             busy_timeout: SECOND,
@@ -223,6 +228,29 @@ impl DatabaseConfig {
             segment_bytes_max: 16 * MIB,
             history: HistoryConfig::default(),
         }
+    }
+}
+
+impl DatabaseConfig {
+    /// How to open the store: with the environment of the process, over which the keys of the file win.
+    pub fn store_options(&self) -> StoreOptions {
+        if self.credentials.0.is_empty() {
+            return StoreOptions::default();
+        }
+        let mut variables: BTreeMap<String, String> = std::env::vars().collect();
+        variables.extend(self.credentials.0.clone());
+        StoreOptions { environment: Environment::Fixed(variables) }
+    }
+}
+
+/// Environment variables of a store that the configuration file sets for one database.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credentials(pub BTreeMap<String, String>);
+
+impl fmt::Debug for Credentials {
+    /// Names only: values are secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
     }
 }
 

@@ -60,7 +60,17 @@ logging: {level: debug, type: json}
 dbs:
   - path: /data/app.db
     meta-path: /meta/app
-    replica: {type: s3, bucket: b, path: p/q, region: eu, endpoint: 'http://h:1', sync-interval: 250ms}
+    replica:
+      type: s3
+      bucket: b
+      path: p/q
+      region: eu
+      endpoint: http://h:1
+      force-path-style: true
+      skip-verify: false
+      access-key-id: A
+      secret-access-key: S
+      sync-interval: 250ms
     monitor-interval: 3s
     busy-timeout: 4s
     enable-wal: yes
@@ -82,7 +92,10 @@ dbs:
     assert_eq!(config.logging, LoggingConfig { level: LogLevel::Debug, format: LogFormat::Json });
     let expected = DatabaseConfig {
         path: "/data/app.db".into(),
-        store: "s3://b/p/q?region=eu&endpoint=http://h:1".to_owned(),
+        store: "s3://b/p/q?region=eu&endpoint=http://h:1&force-path-style=true&skip-verify=false".to_owned(),
+        credentials: Credentials(
+            [("AWS_ACCESS_KEY_ID", "A"), ("AWS_SECRET_ACCESS_KEY", "S")].map(|(k, v)| (k.into(), v.into())).into(),
+        ),
         meta_path: "/meta/app".into(),
         sync_interval: Duration::from_millis(250),
         monitor_interval: seconds(3),
@@ -152,6 +165,25 @@ fn what_cannot_go_together_is_an_error() {
     let small = format!("{ONE}    max-log-size: 1MiB\n");
     let expected = "max-log-size (1.0 MiB) must not be less than max-segment-size (16.0 MiB)";
     check_error(&small, &format!("line 2: database /data/app.db: {expected}"));
+}
+
+#[test]
+fn keys_of_stores() {
+    let file = |replica: &str| format!("dbs:\n  - path: /a.db\n    replica: {{{replica}}}\n");
+    let database = |replica: &str| parse(&file(replica)).map(|c| c.databases[0].clone());
+    let azure = database("type: abs, bucket: c, account-name: acc, account-key: k").unwrap();
+    assert_eq!(azure.store, "abs://c/?account=acc");
+    assert!(!format!("{azure:?}").contains("\"k\""), "secrets are not shown");
+    let StoreOptions { environment } = azure.store_options();
+    assert_eq!(environment.get("AZURE_STORAGE_ACCOUNT_KEY").as_deref(), Some("k"));
+    assert_eq!(environment.get("PATH"), std::env::var("PATH").ok());
+
+    let prefix = "line 2: database /a.db: ";
+    let other = "replica.access-key-id is for S3, but the store is another kind";
+    check_error(&file("url: ./b, access-key-id: a, secret-access-key: b"), &format!("{prefix}{other}"));
+    let half = "replica.access-key-id and replica.secret-access-key go together";
+    check_error(&file("url: 's3://b', access-key-id: a"), &format!("{prefix}{half}"));
+    check_error(&file("type: file, path: b, region: x"), &format!("{prefix}replica.type file takes only `path`"));
 }
 
 #[test]

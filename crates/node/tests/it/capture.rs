@@ -13,7 +13,6 @@ use rhyolite_format::{Checksum, PageNumber, Pos, Seq, keys};
 use rhyolite_node::config::DatabaseConfig;
 use rhyolite_node::replicate::{self, ReplicateError, ReplicateOptions};
 use rhyolite_node::status::{Figures, State, StatusBoard};
-use rhyolite_store::StoreOptions;
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -67,11 +66,7 @@ impl Rig {
         change(&mut config);
         let board = StatusBoard::new();
         let (stop, stopped) = watch::channel(false);
-        let options = ReplicateOptions {
-            databases: vec![config],
-            store: StoreOptions::default(),
-            stop_timeout: Duration::from_secs(20),
-        };
+        let options = ReplicateOptions { databases: vec![config], stop_timeout: Duration::from_secs(20) };
         let shown = Arc::clone(&board);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
