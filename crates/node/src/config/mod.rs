@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rhyolite_logic::history_plan::Policy;
 use rhyolite_store::{Environment, StoreOptions};
 use serde::Deserialize;
 
@@ -173,8 +174,8 @@ pub struct DatabaseConfig {
     pub log_bytes_max: u64,
     /// A segment is closed and uploaded when it holds this many bytes, before its interval ends (`max-segment-size`).
     pub segment_bytes_max: u64,
-    /// What the store keeps and for how long.
-    pub history: HistoryConfig,
+    /// What the store keeps and for how long (`bundle`, `merge`, `snapshot`, `keep`).
+    pub history: Policy,
 }
 
 /// When the WAL is checkpointed by us. The application's own automatic checkpoints stay as they are.
@@ -188,26 +189,7 @@ pub struct CheckpointConfig {
     pub truncate_pages: u32,
 }
 
-/// What the store keeps and for how long.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HistoryConfig {
-    /// Segments are bundled this often (`bundle.interval`).
-    pub bundle_interval: Duration,
-    /// Bundles are merged by page this often (`merge.interval`).
-    pub merge_interval: Duration,
-    /// A snapshot is written this often (`snapshot.interval`).
-    pub snapshot_interval: Duration,
-    /// Every commit of this time stays restorable (`keep.every-commit`).
-    pub keep_every_commit: Duration,
-    /// One restore point per hour of this time stays (`keep.hourly`).
-    pub keep_hourly: Duration,
-    /// One restore point per day of this time stays (`keep.daily`).
-    pub keep_daily: Duration,
-}
-
 const SECOND: Duration = Duration::from_secs(1);
-const HOUR: Duration = Duration::from_secs(3_600);
-const DAY: Duration = Duration::from_secs(86_400);
 const MIB: u64 = 1 << 20;
 
 impl DatabaseConfig {
@@ -226,7 +208,7 @@ impl DatabaseConfig {
             checkpoint: CheckpointConfig::default(),
             log_bytes_max: 256 * MIB,
             segment_bytes_max: 16 * MIB,
-            history: HistoryConfig::default(),
+            history: Policy::default(),
         }
     }
 }
@@ -257,19 +239,6 @@ impl fmt::Debug for Credentials {
 impl Default for CheckpointConfig {
     fn default() -> Self {
         Self { pages_min: 1_000, interval: 60 * SECOND, truncate_pages: 121_359 }
-    }
-}
-
-impl Default for HistoryConfig {
-    fn default() -> Self {
-        Self {
-            bundle_interval: 300 * SECOND,
-            merge_interval: HOUR,
-            snapshot_interval: DAY,
-            keep_every_commit: DAY,
-            keep_hourly: 7 * DAY,
-            keep_daily: 30 * DAY,
-        }
     }
 }
 

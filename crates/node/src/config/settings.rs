@@ -90,8 +90,9 @@ impl Settings {
 
 /// The smallest segment and local log that make sense: one page of the largest size and what goes around it.
 const BYTES_MIN: u64 = 128 << 10;
-/// Below this, looking would cost more than it finds.
-const INTERVAL_MIN: Duration = Duration::from_millis(10);
+/// Below these, looking would cost more than it finds, and rewriting more than it saves.
+const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(10);
+const HISTORY_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// Checks what no single value can show.
 ///
@@ -100,17 +101,13 @@ const INTERVAL_MIN: Duration = Duration::from_millis(10);
 pub fn validate(config: &DatabaseConfig) -> Result<(), String> {
     let history = &config.history;
     let durations = [
-        ("monitor-interval", config.monitor_interval),
-        ("bundle.interval", history.bundle_interval),
-        ("merge.interval", history.merge_interval),
-        ("snapshot.interval", history.snapshot_interval),
+        ("monitor-interval", config.monitor_interval, LOOK_INTERVAL_MIN),
+        ("bundle.interval", history.bundle_interval, HISTORY_INTERVAL_MIN),
+        ("merge.interval", history.merge_interval, HISTORY_INTERVAL_MIN),
+        ("snapshot.interval", history.snapshot_interval, HISTORY_INTERVAL_MIN),
     ];
-    if let Some((name, value)) = durations.iter().find(|(_, value)| *value < INTERVAL_MIN) {
-        return Err(format!(
-            "{name} is {}, but must be at least {}",
-            format_duration(*value),
-            format_duration(INTERVAL_MIN)
-        ));
+    if let Some((name, value, min)) = durations.iter().find(|(_, value, min)| value < min) {
+        return Err(format!("{name} is {}, but must be at least {}", format_duration(*value), format_duration(*min)));
     }
     let sizes = [("max-segment-size", config.segment_bytes_max), ("max-log-size", config.log_bytes_max)];
     if let Some((name, value)) = sizes.iter().find(|(_, value)| *value < BYTES_MIN) {
@@ -134,4 +131,56 @@ pub fn validate(config: &DatabaseConfig) -> Result<(), String> {
         return Err(format!("max-log-size ({log}) must not be less than max-segment-size ({segment})"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, Parser};
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Flags {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    /// The text in the last parentheses of a flag's help.
+    fn stated_default(help: &str) -> &str {
+        let inside =
+            help.rsplit_once('(').and_then(|(_, rest)| rest.strip_suffix(')')).expect("a default in parentheses");
+        inside.rsplit("; ").next().expect("split gives one")
+    }
+
+    #[test]
+    fn the_help_states_the_defaults() {
+        let command = Flags::command();
+        let flags = command.get_arguments().filter(|a| a.get_id() != "help").map(|argument| {
+            let help = argument.get_help().expect("every setting has help").to_string();
+            format!("--{}={}", argument.get_long().expect("settings are long"), stated_default(&help))
+        });
+        let flags: Vec<_> = std::iter::once("rhyolite".to_owned()).chain(flags).collect();
+        let settings = Flags::try_parse_from(&flags).expect("defaults parse").settings;
+        let default = DatabaseConfig::new("/a.db".into(), "./a".to_owned());
+        let hour = Duration::from_secs(3_600);
+        let mut config = DatabaseConfig {
+            sync_interval: hour,
+            monitor_interval: hour,
+            busy_timeout: hour,
+            enable_wal: true,
+            checkpoint: crate::config::CheckpointConfig { pages_min: 1, interval: hour, truncate_pages: 1 },
+            log_bytes_max: 0,
+            segment_bytes_max: 0,
+            ..default.clone()
+        };
+        config.history.bundle_interval = Duration::ZERO;
+        config.history.merge_interval = Duration::ZERO;
+        config.history.snapshot_interval = Duration::ZERO;
+        config.history.keep_every_commit = Duration::ZERO;
+        config.history.keep_hourly = Duration::ZERO;
+        config.history.keep_daily = Duration::ZERO;
+        settings.apply(&mut config);
+        assert_eq!(config, default);
+        assert_eq!(validate(&default), Ok(()));
+    }
 }

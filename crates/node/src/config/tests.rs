@@ -104,13 +104,14 @@ dbs:
         checkpoint: CheckpointConfig { pages_min: 10, interval: Duration::ZERO, truncate_pages: 20 },
         log_bytes_max: 32 << 20,
         segment_bytes_max: 1 << 20,
-        history: HistoryConfig {
+        history: Policy {
             bundle_interval: seconds(60),
             merge_interval: seconds(120),
             snapshot_interval: seconds(180),
             keep_every_commit: seconds(3_600),
             keep_hourly: seconds(7_200),
             keep_daily: seconds(10_800),
+            ..Policy::default()
         },
     };
     assert_eq!(config.databases, [expected]);
