@@ -424,8 +424,10 @@ fn table_source(store: Arc<dyn Store>) -> TableSource {
     Box::new(move |pos| runtime.block_on(restore::page_table(Arc::clone(&store), pos)).map_err(|e| e.to_string()))
 }
 
+/// Whether it may work later. A store that refuses is among them: permissions and credentials get mended while this runs.
 fn is_passing(error: &StoreError) -> bool {
-    matches!(error.kind, StoreErrorKind::Unavailable | StoreErrorKind::Ambiguous | StoreErrorKind::Full)
+    use StoreErrorKind::{Ambiguous, Denied, Full, Unavailable};
+    matches!(error.kind, Unavailable | Ambiguous | Full | Denied)
 }
 
 /// Holds the state folder for this process: the lock goes with the returned file.

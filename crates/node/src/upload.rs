@@ -14,14 +14,14 @@ use bytes::Bytes;
 use rhyolite_format::crc::Crc64;
 use rhyolite_format::manifest::{Crc64Hex, FileKind, Manifest, ManifestFile};
 use rhyolite_format::{Seq, Txid, keys};
-use rhyolite_store::{Store, StoreError, StoreErrorKind, Upload};
+use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind, Upload};
 use tokio::sync::mpsc::Receiver;
 
 use crate::capture::local_log::{SealedSegment, Writer};
 use crate::capture::snapshot::SnapshotSummary;
 use crate::capture::thread::{ToCapture, ToUploader};
 use crate::capture::watch::Wake;
-use crate::manifest_swap;
+use crate::manifest_swap::{self, ManifestError};
 use crate::random;
 use crate::status::{DatabaseStatus, State};
 use crate::time;
@@ -166,8 +166,27 @@ impl Uploader {
 
     async fn begin_snapshot(&self, txid: Txid) -> Result<SnapshotUpload, StoreError> {
         let key = keys::ltx(keys::SNAPSHOT_LEVEL, Txid::FIRST, txid, self.writer.epoch);
+        self.clear_unnamed(&key).await?;
         let upload = self.store.upload(&key).await?;
         Ok(SnapshotUpload { key, upload, crc: Crc64::new() })
+    }
+
+    /// Removes what an earlier try left under `key` before the manifest named it. A key that the manifest names is ours to keep.
+    async fn clear_unnamed(&self, key: &str) -> Result<(), StoreError> {
+        match self.store.head(key).await {
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(()),
+            found => found?,
+        };
+        let exists =
+            |text: String| StoreError::new(StoreErrorKind::Exists, Operation::Upload, key, self.store.describe(), text);
+        match manifest_swap::read(&*self.store).await {
+            Err(ManifestError::Store(error)) => Err(error),
+            Err(error) => Err(exists(error.to_string())),
+            Ok(Some((manifest, _))) if manifest.files.iter().any(|f| f.key == key) => {
+                Err(exists("the manifest names this snapshot already".to_owned()))
+            }
+            Ok(_) => self.store.delete(&[key.to_owned()]).await,
+        }
     }
 
     async fn finish_snapshot(

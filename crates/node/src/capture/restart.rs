@@ -50,6 +50,8 @@ impl LocalStart {
 pub fn load(meta_path: &Path) -> io::Result<LocalStart> {
     let mut start = LocalStart::default();
     let state = match fs::read(meta_path.join(STATE_FILE)) {
+        // A start that captured nothing yet leaves an empty file.
+        Ok(bytes) if bytes.is_empty() => return Ok(start),
         Ok(bytes) => LocalState::decode(&bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(start),
         Err(error) => return Err(error),

@@ -441,3 +441,20 @@ fn a_lost_state_folder_and_a_changed_database_cost_an_upload_of_the_changed_page
     assert_eq!((history.positions.len(), history.snapshots), (1 + 50 + 1, 1));
     assert!(history.sizes[51] < 10, "only changed pages: {:?}", history.sizes);
 }
+
+#[test]
+fn a_snapshot_that_no_manifest_names_is_written_again() {
+    let mut rig = Rig::new();
+    let app = rig.open_wal(4096);
+    app.execute_batch("CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    rig.start();
+    rig.wait_durable();
+    rig.stop();
+    // Killed after the snapshot and before the manifest.
+    std::fs::remove_file(rig.store().join(keys::MANIFEST)).unwrap();
+    std::fs::remove_dir_all(rig.folder.path().join(".app.db-rhyolite")).unwrap();
+    insert(&app, 0..10);
+    rig.start();
+    rig.wait_durable();
+    rig.check();
+}
