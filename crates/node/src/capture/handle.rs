@@ -176,6 +176,11 @@ impl Handle {
         );
     }
 
+    /// Whether a transaction is open.
+    pub fn is_in_transaction(&self) -> bool {
+        !self.connection.is_autocommit()
+    }
+
     /// Whether the database is in WAL mode. Needs no transaction.
     pub fn is_wal(&self) -> Result<bool, HandleError> {
         let mode: String = self.connection.query_row("PRAGMA journal_mode", [], |r| r.get(0))?;

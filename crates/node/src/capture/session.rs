@@ -89,7 +89,8 @@ pub(super) struct Moment {
     pub(super) page_count: PageCount,
     pub(super) salt: Salt,
     pub(super) max_frame: u32,
-    backfill: u32,
+    /// Frames in the database file, as of a time when this was the header.
+    pub(super) backfill: u32,
 }
 
 impl Moment {
@@ -143,6 +144,17 @@ struct WalSession {
     checkpoint_gap: Duration,
     watch: Option<FileWatch>,
     load: Load,
+}
+
+/// What a look at the wal-index found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// Nothing that can be believed: a writer is changing the header, or died while it did.
+    Unreadable,
+    /// Nothing was committed since the last look.
+    Nothing,
+    /// Commits, which are captured.
+    Frames,
 }
 
 /// Captured bytes per second, to choose how pages are packed.
@@ -221,18 +233,18 @@ impl WalSession {
 
     /// Captures what was committed since the last look. `false` when nothing was.
     fn capture(&mut self, thread: &mut CaptureThread) -> Result<bool, SessionEnd> {
-        let captured = self.capture_frames(thread)?;
+        let captured = self.capture_frames(thread)? == Look::Frames;
         if captured && self.maybe_on_mark_zero {
             self.pin_again(thread)?;
         }
         Ok(captured)
     }
 
-    fn capture_frames(&mut self, thread: &mut CaptureThread) -> Result<bool, SessionEnd> {
-        let Some(index) = self.live_index()? else { return Ok(false) };
+    fn capture_frames(&mut self, thread: &mut CaptureThread) -> Result<Look, SessionEnd> {
+        let Some(index) = self.live_index()? else { return Ok(Look::Unreadable) };
         let live = Live { salt: index.header.salt, max_frame: index.header.max_frame };
         let (first, last) = match tail::next_step(self.captured, live) {
-            Step::Nothing => return Ok(false),
+            Step::Nothing => return Ok(Look::Nothing),
             Step::Frames { first, last } => (first, last),
             Step::Restarted { last } => (1, last),
             Step::Doubt(doubt) => {
@@ -242,12 +254,10 @@ impl WalSession {
                 ));
             }
         };
-        if last > 0 {
-            self.record(thread, FrameRun { salt: live.salt, page_size: self.page_size, first, last })?;
-        }
+        self.record(thread, FrameRun { salt: live.salt, page_size: self.page_size, first, last })?;
         self.captured = Captured { salt: live.salt, frame: last };
         self.save_state(thread)?;
-        Ok(last > 0)
+        Ok(Look::Frames)
     }
 
     fn record(&mut self, thread: &mut CaptureThread, run: FrameRun) -> Result<(), SessionEnd> {
@@ -267,6 +277,7 @@ impl WalSession {
             (Some(_), _) => self.unreadable = None,
             (None, None) => self.unreadable = Some(Instant::now()),
             (None, Some(since)) if since.elapsed() < INDEX_WAIT_MAX => {}
+            (None, Some(_)) if self.free.is_in_transaction() => {}
             (None, Some(_)) => {
                 // A writer died while it changed the header: a new reader recovers it.
                 self.free.begin_read()?;
@@ -280,7 +291,11 @@ impl WalSession {
     /// Lets the read transaction pass to the free connection, so that checkpoints can go on.
     fn pin_again(&mut self, thread: &mut CaptureThread) -> Result<(), SessionEnd> {
         self.free.begin_read()?;
-        self.capture_frames(thread)?;
+        if self.capture_frames(thread)? == Look::Unreadable {
+            // A writer is changing the header. Only with everything captured up to the new transaction may the old one end.
+            self.free.end_read();
+            return Ok(());
+        }
         self.pinned.end_read();
         std::mem::swap(&mut self.pinned, &mut self.free);
         self.maybe_on_mark_zero = self.is_backfilled()?;
@@ -374,7 +389,10 @@ impl WalSession {
         &mut self,
         thread: &mut CaptureThread,
     ) -> Result<Result<CheckpointResult, HandleError>, SessionEnd> {
-        self.capture_frames(thread)?;
+        if self.capture_frames(thread)? == Look::Unreadable {
+            // A writer died within the header, and only a holder of the write lock, which we have, could repair it.
+            return Ok(Ok(CheckpointResult::Busy));
+        }
         self.pinned.end_read();
         let result = self.pinned.checkpoint_passive();
         self.pinned.begin_read()?;
@@ -462,10 +480,13 @@ impl Load {
 fn first_moment(handle: &Handle) -> Result<Moment, SessionEnd> {
     let began = Instant::now();
     let index = loop {
-        match handle.wal_index()? {
-            Some(index) => break index,
-            None if began.elapsed() < INDEX_WAIT_MAX => std::thread::sleep(NAP.0),
-            None => return Err(SessionEnd::Failed(DiffReason::Chain, "the wal-index cannot be read".to_owned())),
+        let index = handle.wal_index()?;
+        // Read again: `backfill` tells what the database file holds only together with the header that it was counted for.
+        let again = handle.wal_index()?;
+        match index {
+            Some(index) if again.is_some_and(|again| again.header == index.header) => break index,
+            _ if began.elapsed() < INDEX_WAIT_MAX => std::thread::sleep(NAP.0),
+            _ => return Err(SessionEnd::Failed(DiffReason::Chain, "the wal-index cannot be read".to_owned())),
         }
     };
     let header = &index.header;

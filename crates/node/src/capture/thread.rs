@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use rhyolite_format::state::{LocalState, WalPosition};
 use rhyolite_format::{Checksum, PageCount, PageSize, Pos, Seq, Txid};
+use rhyolite_logic::tail::{self, Captured, Live};
 use tokio::sync::mpsc::Sender;
 
 use super::handle::Handle;
@@ -330,10 +331,9 @@ impl CaptureThread {
     pub(super) fn continues(&mut self, handle: &Handle, moment: &Moment) -> Option<u32> {
         let Some(Known::Recorded(recorder)) = &self.known else { return None };
         let position = self.position.filter(|_| self.doubt.is_none())?;
-        if position.salt != moment.salt
-            || position.frame > moment.max_frame
-            || recorder.table().page_size() != moment.page_size
-        {
+        let captured = Captured { salt: position.salt, frame: position.frame };
+        let live = Live { salt: moment.salt, max_frame: moment.max_frame };
+        if !tail::continues(captured, live, moment.backfill) || recorder.table().page_size() != moment.page_size {
             self.doubt(DiffReason::WalReset);
             return None;
         }
