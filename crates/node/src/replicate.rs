@@ -26,7 +26,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::capture::local_log::{SealedSegment, Writer};
 use crate::capture::restart::{self, LocalStart};
-use crate::capture::thread::{CaptureThread, Channels, Start, TableSource, ToCapture};
+use crate::capture::thread::{CaptureThread, Channels, Ended, Start, TableSource, ToCapture};
 use crate::capture::watch::Wake;
 use crate::config::DatabaseConfig;
 use crate::log_end::{self, LogEnd};
@@ -139,7 +139,14 @@ struct Opening {
 
 impl Replication {
     async fn run(mut self) -> Result<(), ReplicateError> {
-        let Some(page_size) = self.wait_for_database().await? else { return Ok(()) };
+        while self.run_once().await? == Ended::StateGone {
+            tracing::warn!(database = %self.config.path.display(), "the state folder was removed: beginning again from the store");
+        }
+        Ok(())
+    }
+
+    async fn run_once(&mut self) -> Result<Ended, ReplicateError> {
+        let Some(page_size) = self.wait_for_database().await? else { return Ok(Ended::Stopped) };
         let store = self.open_store()?;
         let meta_lock = lock_state_folder(&self.config.meta_path)?;
         let meta_path = self.config.meta_path.clone();
@@ -150,10 +157,10 @@ impl Replication {
             tracing::warn!(database = %self.config.path.display(), "state folder: {problem}");
         }
         let hint = local.state.as_ref().and_then(|s| Some((s.next_seq, s.durable?)));
-        let Some(end) = self.find_end(&store, hint).await? else { return Ok(()) };
+        let Some(end) = self.find_end(&store, hint).await? else { return Ok(Ended::Stopped) };
         let opening = self.decide(local, end)?;
         if !self.ensure_identity(&store, opening.writer.lineage, page_size).await? {
-            return Ok(());
+            return Ok(Ended::Stopped);
         }
         let ended = self.drive(store, opening).await;
         drop(meta_lock);
@@ -331,7 +338,7 @@ impl Replication {
     }
 
     /// Runs capture thread and uploader until both have ended.
-    async fn drive(&mut self, store: Arc<dyn Store>, opening: Opening) -> Result<(), ReplicateError> {
+    async fn drive(&mut self, store: Arc<dyn Store>, opening: Opening) -> Result<Ended, ReplicateError> {
         let Opening { writer, next_seq, start } = opening;
         let wake = Wake::new().map_err(|e| self.local_error("watch", &e))?;
         let (out, from_capture) = mpsc::channel(QUEUE);
@@ -342,11 +349,11 @@ impl Replication {
         let thread = CaptureThread::new(config, status, writer, next_seq, start, channels);
         let thread = thread.map_err(|e| self.local_error("write", &e))?;
         let name = self.config.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        let (ended_sender, ended) = tokio::sync::oneshot::channel();
+        let (ended_sender, mut ended) = tokio::sync::oneshot::channel();
         let builder = std::thread::Builder::new().name(name).stack_size(STACK_BYTES);
         let spawned = builder.spawn(move || {
-            thread.run();
-            let _ = ended_sender.send(());
+            // Without a receiver nobody waits for the answer.
+            let _ = ended_sender.send(thread.run());
         });
         let spawned = spawned.map_err(|e| self.local_error("start a thread for", &e))?;
         let uploader = Uploader {
@@ -357,18 +364,26 @@ impl Replication {
             answers: answers.clone(),
             wake: wake.clone(),
         };
+        let mut outcome = None;
         let uploaded = tokio::select! {
             end = uploader.run(from_capture) => Some(end),
+            end = &mut ended => {
+                outcome = end.ok();
+                Some(UploadEnd::Done)
+            }
             () = self.stop_within(&answers, &wake) => None,
         };
         // The uploader is gone: the thread sees its closed channel and ends by itself.
         wake.ring();
-        let _ = ended.await;
+        if outcome.is_none() {
+            outcome = ended.await.ok();
+        }
         if let Err(panic) = spawned.join() {
             std::panic::resume_unwind(panic);
         }
         match uploaded {
-            Some(UploadEnd::Done) if self.is_all_durable() => Ok(()),
+            _ if outcome == Some(Ended::StateGone) => Ok(Ended::StateGone),
+            Some(UploadEnd::Done) if self.is_all_durable() => Ok(Ended::Stopped),
             Some(UploadEnd::Conflict(text)) => Err(ReplicateError::Conflict(text)),
             Some(UploadEnd::Done) | None => Err(ReplicateError::NotDurable(format!(
                 "{}: the last commits are not in {} yet; they are uploaded after the next start",
@@ -434,8 +449,12 @@ fn is_passing(error: &StoreError) -> bool {
 fn lock_state_folder(meta_path: &Path) -> Result<File, ReplicateError> {
     let error = |e: &dyn std::fmt::Display| ReplicateError::Local(format!("state folder {}: {e}", meta_path.display()));
     std::fs::create_dir_all(meta_path).map_err(|e| error(&e))?;
-    let file =
-        File::options().create(true).truncate(false).write(true).open(meta_path.join("lock")).map_err(|e| error(&e))?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(meta_path.join(restart::LOCK_FILE))
+        .map_err(|e| error(&e))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(ReplicateError::Conflict(format!(

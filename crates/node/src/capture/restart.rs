@@ -21,7 +21,9 @@ use super::table::PageTable;
 /// File names in the state folder.
 pub(super) const STATE_FILE: &str = "state";
 pub(super) const TABLE_FILE: &str = "pages";
-pub(super) const LOG_FOLDER: &str = "log";
+pub(crate) const LOG_FOLDER: &str = "log";
+/// Held by the process that works with the folder.
+pub(crate) const LOCK_FILE: &str = "lock";
 
 /// What the state folder knows.
 #[derive(Debug, Default)]

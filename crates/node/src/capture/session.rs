@@ -426,6 +426,9 @@ impl WalSession {
             return Ok(());
         }
         self.looked_safely = Instant::now();
+        if thread.is_state_gone() {
+            return Err(SessionEnd::Failed(DiffReason::StateMissing, "the state folder was removed".to_owned()));
+        }
         if self.pinned.has_moved()? {
             return Err(SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned()));
         }
@@ -531,6 +534,9 @@ fn follow_rollback(thread: &mut CaptureThread, handle: &Handle) -> Result<Sessio
     let mut active = Instant::now();
     loop {
         let stop = thread.take_messages();
+        if thread.is_state_gone() {
+            return Err(SessionEnd::Failed(DiffReason::StateMissing, "the state folder was removed".to_owned()));
+        }
         if handle.has_moved()? {
             return Ok(SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned()));
         }

@@ -63,6 +63,15 @@ pub enum ToCapture {
     Stop,
 }
 
+/// Why a capture thread has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to, or has nobody to capture for.
+    Stopped,
+    /// The state folder was removed while it ran: begin again with what the store knows.
+    StateGone,
+}
+
 /// Gives the page table of a position from the store.
 pub type TableSource = Box<dyn Fn(Pos) -> Result<PageTable, String> + Send>;
 
@@ -222,12 +231,16 @@ impl CaptureThread {
         })
     }
 
-    /// Runs until [`ToCapture::Stop`], or until the uploader is gone.
-    pub fn run(mut self) {
+    /// Runs until [`ToCapture::Stop`], until the uploader is gone, or until the state folder is.
+    pub fn run(mut self) -> Ended {
         self.publish();
         loop {
             let end = session::run(&mut self);
-            if self.handle_end(end) {
+            let stopped = self.handle_end(end);
+            if self.is_state_gone() {
+                return Ended::StateGone;
+            }
+            if stopped {
                 break;
             }
         }
@@ -235,6 +248,12 @@ impl CaptureThread {
         if let Err(error) = self.save_all() {
             self.complain(&format!("save the state folder: {error}"));
         }
+        Ended::Stopped
+    }
+
+    /// Whether somebody removed the state folder, or put another in its place, under us.
+    pub(super) fn is_state_gone(&self) -> bool {
+        !self.config.meta_path.join(restart::LOCK_FILE).exists()
     }
 
     /// `true` when the thread is to end.
@@ -290,8 +309,11 @@ impl CaptureThread {
     fn pause(&mut self, time: Duration) {
         let until = Instant::now() + time;
         while let Some(left) = until.checked_duration_since(Instant::now()).filter(|_| !self.stopping) {
-            self.wait(left);
+            self.wait(left.min(RETRY));
             self.take_messages();
+            if self.is_state_gone() {
+                return;
+            }
             if let Err(error) = self.pass_on() {
                 tracing::debug!("pass on: {error:?}");
             }
@@ -300,7 +322,11 @@ impl CaptureThread {
 
     /// While the local log is full nothing can be recorded: waits until the store has taken half of it.
     fn wait_for_room(&mut self) {
-        while !self.stopping && self.log_mut().is_some_and(|log| log.unsent_bytes() > 0) && self.is_log_full(2) {
+        while !self.stopping
+            && !self.is_state_gone()
+            && self.log_mut().is_some_and(|log| log.unsent_bytes() > 0)
+            && self.is_log_full(2)
+        {
             self.pause(RETRY);
         }
     }
@@ -561,7 +587,7 @@ impl CaptureThread {
         if matches!(self.known, Some(Known::Recorded(_))) {
             self.seal()?;
         }
-        while self.has_unsent() && !self.channels.out.is_closed() {
+        while self.has_unsent() && !self.channels.out.is_closed() && !self.is_state_gone() {
             self.send_sealed();
             self.wait(RETRY);
             self.take_messages();

@@ -458,3 +458,19 @@ fn a_snapshot_that_no_manifest_names_is_written_again() {
     rig.wait_durable();
     rig.check();
 }
+
+#[test]
+fn a_state_folder_that_vanishes_under_it_is_made_anew_from_the_store() {
+    let mut rig = Rig::new();
+    let app = rig.open_wal(4096);
+    app.execute_batch("CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    rig.start_with(|c| c.monitor_interval = Duration::from_millis(50));
+    rig.wait_durable();
+    insert(&app, 0..10);
+    rig.wait_durable();
+    std::fs::remove_dir_all(rig.folder.path().join(".app.db-rhyolite")).unwrap();
+    insert(&app, 10..20);
+    rig.wait_durable();
+    let history = rig.check();
+    assert_eq!(history.snapshots, 1);
+}
