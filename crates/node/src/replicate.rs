@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rhyolite_format::identity::Identity;
@@ -29,6 +29,7 @@ use crate::capture::restart::{self, LocalStart};
 use crate::capture::thread::{CaptureThread, Channels, Ended, Start, TableSource, ToCapture};
 use crate::capture::watch::Wake;
 use crate::config::DatabaseConfig;
+use crate::keep::{Keeper, LocalSegments};
 use crate::log_end::{self, LogEnd};
 use crate::manifest_swap::ManifestError;
 use crate::random;
@@ -44,6 +45,8 @@ const EPOCH: Epoch = Epoch::FIRST;
 const QUEUE: usize = 4;
 /// Longest time between tries to reach the store at start.
 const RETRY_MAX: Duration = Duration::from_secs(10);
+/// How long the lock of the state folder is waited for.
+const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// Stack of a capture thread in bytes: SQLite needs little.
 const STACK_BYTES: usize = 512 << 10;
 
@@ -148,7 +151,7 @@ impl Replication {
     async fn run_once(&mut self) -> Result<Ended, ReplicateError> {
         let Some(page_size) = self.wait_for_database().await? else { return Ok(Ended::Stopped) };
         let store = self.open_store()?;
-        let meta_lock = lock_state_folder(&self.config.meta_path)?;
+        let meta_lock = lock_state_folder(&self.config.meta_path).await?;
         let meta_path = self.config.meta_path.clone();
         let local =
             tokio::task::spawn_blocking(move || restart::load(&meta_path)).await.expect("loading does not panic");
@@ -356,6 +359,13 @@ impl Replication {
             let _ = ended_sender.send(thread.run());
         });
         let spawned = spawned.map_err(|e| self.local_error("start a thread for", &e))?;
+        let keeper = Keeper {
+            store: Arc::clone(&store),
+            epoch: writer.epoch,
+            policy: self.config.history.clone(),
+            segments: Arc::new(LocalSegments { folder: self.config.meta_path.join(restart::LOG_FOLDER) }),
+            status: Arc::clone(&self.status),
+        };
         let uploader = Uploader {
             store,
             writer,
@@ -372,6 +382,7 @@ impl Replication {
                 Some(UploadEnd::Done)
             }
             () = self.stop_within(&answers, &wake) => None,
+            never = keeper.run() => match never {},
         };
         // The uploader is gone: the thread sees its closed channel and ends by itself.
         wake.ring();
@@ -446,7 +457,7 @@ fn is_passing(error: &StoreError) -> bool {
 }
 
 /// Holds the state folder for this process: the lock goes with the returned file.
-fn lock_state_folder(meta_path: &Path) -> Result<File, ReplicateError> {
+async fn lock_state_folder(meta_path: &Path) -> Result<File, ReplicateError> {
     let error = |e: &dyn std::fmt::Display| ReplicateError::Local(format!("state folder {}: {e}", meta_path.display()));
     std::fs::create_dir_all(meta_path).map_err(|e| error(&e))?;
     let file = File::options()
@@ -455,13 +466,22 @@ fn lock_state_folder(meta_path: &Path) -> Result<File, ReplicateError> {
         .write(true)
         .open(meta_path.join(restart::LOCK_FILE))
         .map_err(|e| error(&e))?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(ReplicateError::Conflict(format!(
-            "state folder {}: another rhyolite on this machine replicates this database",
-            meta_path.display()
-        ))),
-        Err(e) => Err(error(&e)),
+    let began = Instant::now();
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            // The process before this one may be about to end.
+            Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < LOCK_WAIT => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                return Err(ReplicateError::Conflict(format!(
+                    "state folder {}: another rhyolite on this machine replicates this database",
+                    meta_path.display()
+                )));
+            }
+            Err(e) => return Err(error(&e)),
+        }
     }
 }
 

@@ -1,0 +1,94 @@
+//! Looks after what one database's store keeps while it is replicated: bundles, merges, snapshots and deletion, when they
+//! are due.
+//!
+//! An idle database costs no request: nothing is looked at before something new was uploaded, or something that was retired has
+//! to be deleted. An error is told and tried again at the next interval; capture and upload never wait for this.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rhyolite_format::{Epoch, Seq};
+use rhyolite_logic::history_plan::Policy;
+use rhyolite_store::Store;
+
+use crate::history::{self, HistoryOptions, SegmentSource, Snapshots};
+use crate::status::DatabaseStatus;
+use crate::time;
+
+/// Shortest time between two looks, whatever the intervals say.
+const LOOK_MIN: Duration = Duration::from_secs(1);
+
+/// The segments of the local log.
+#[derive(Debug)]
+pub struct LocalSegments {
+    /// The folder of the local log.
+    pub folder: PathBuf,
+}
+
+impl SegmentSource for LocalSegments {
+    fn open(&self, seq: Seq) -> Option<File> {
+        File::open(self.folder.join(format!("{seq}.seg"))).ok()
+    }
+}
+
+/// Looks after one database's history.
+#[derive(Debug)]
+pub struct Keeper {
+    /// The database's prefix.
+    pub store: Arc<dyn Store>,
+    /// The right to write.
+    pub epoch: Epoch,
+    /// What to keep, and when to do what.
+    pub policy: Policy,
+    /// Where segments need not be fetched from.
+    pub segments: Arc<LocalSegments>,
+    /// Figures.
+    pub status: Arc<DatabaseStatus>,
+}
+
+impl Keeper {
+    /// Runs without end; drop the future to stop it. Whatever it was doing is done again, or found done, the next time.
+    pub async fn run(self) -> std::convert::Infallible {
+        let interval = self.policy.bundle_interval.max(LOOK_MIN);
+        // What was retired is deleted after the grace period: look until then.
+        let aftermath = self.policy.grace + 2 * interval;
+        let mut seen = 0;
+        let mut last_done: Option<Instant> = None;
+        loop {
+            tokio::time::sleep(interval).await;
+            let uploaded = self.status.figures().uploaded.segments;
+            if uploaded == seen && last_done.is_none_or(|done| done.elapsed() > aftermath) {
+                continue;
+            }
+            match self.look_after().await {
+                Ok(did_something) => {
+                    seen = uploaded;
+                    last_done = if did_something { Some(Instant::now()) } else { last_done };
+                }
+                Err(text) => {
+                    tracing::warn!(database = %self.status.path.display(), "history: {text}");
+                    self.status.error(format!("history: {text}"));
+                }
+            }
+        }
+    }
+
+    async fn look_after(&self) -> Result<bool, String> {
+        let options = HistoryOptions {
+            store: Arc::clone(&self.store),
+            policy: self.policy.clone(),
+            epoch: self.epoch,
+            now: time::now(),
+            snapshots: Snapshots::ByMerging,
+            segments: Some(Arc::clone(&self.segments) as Arc<dyn SegmentSource>),
+        };
+        let report = history::maintain(options).await.map_err(|e| e.to_string())?;
+        self.status.update(|f| {
+            f.uploaded.files += report.bundled + report.merged + report.snapshots;
+            f.uploaded.file_bytes += report.bytes_written;
+        });
+        Ok(report.bundled + report.merged + report.snapshots + report.expired + report.deleted > 0)
+    }
+}
