@@ -6,6 +6,7 @@ pub mod config;
 pub mod daemon;
 pub mod exec;
 pub mod history;
+pub mod keep;
 pub mod log_end;
 pub mod manifest_swap;
 pub mod observe;
