@@ -15,7 +15,7 @@ pub(crate) fn root() -> PathBuf {
     here.parent().expect("xtask/ lies in the root").to_owned()
 }
 
-/// Name, and what cargo is told.
+/// Name, and what cargo is told. What comes after the tests uses the binary that they built: one build serves all steps.
 const STEPS: &[(&str, &[&str])] = &[
     ("format", &["fmt", "--all", "--check"]),
     ("tidy", &["xtask", "tidy"]),
@@ -39,7 +39,7 @@ pub(crate) fn run(mut args: Args) -> Outcome {
     for (name, words) in STEPS.iter().filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|w| w == name)) {
         println!("== {name}: cargo {}", words.join(" "));
         let began = Instant::now();
-        let status = Command::new(env!("CARGO")).args(*words).current_dir(root()).status().context("start cargo")?;
+        let status = command(words)?.current_dir(root()).status().context("start a step")?;
         if !status.success() {
             return fail(format!("step {name} failed: {status}"));
         }
@@ -47,4 +47,21 @@ pub(crate) fn run(mut args: Args) -> Outcome {
     }
     println!("{}", if wanted.is_empty() { "all checks passed" } else { "these checks passed; not all were run" });
     Ok(())
+}
+
+/// `cargo WORDS`; this very program where cargo would only start it again.
+fn command(words: &[&str]) -> Outcome<Command> {
+    let own = std::env::current_exe().context("find our own binary")?;
+    let ["xtask", rest @ ..] = words else {
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(words);
+        return Ok(cargo);
+    };
+    let mut xtask = Command::new(&own);
+    xtask.args(rest);
+    let built = own.with_file_name("rhyolite");
+    if std::env::var_os("RHYOLITE_BIN").is_none() && built.exists() {
+        xtask.env("RHYOLITE_BIN", built);
+    }
+    Ok(xtask)
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rhyolite_format::state::LocalState;
 use rusqlite::Connection;
 
 use super::report::Report;
@@ -201,7 +202,7 @@ fn damage_state(database: &Database, rng: &mut Rng) -> Outcome {
     fs::write(path, bytes).context("damage a state file")
 }
 
-/// The machine loses what nobody synced: the end of the WAL, and the ends of the replicator's own files.
+/// The machine loses what nobody synced: the end of the WAL, and the ends of the replicator's own files. It boots anew.
 ///
 /// A checkpoint syncs the WAL before it copies frames into the database, so no frame is lost that a checkpoint has begun to
 /// copy: their number stands in the shared memory, which itself does not survive.
@@ -218,6 +219,11 @@ fn power_cut(database: &mut Database, rng: &mut Rng) -> Outcome {
         database.went_back = true;
     }
     let _ = fs::remove_file(database.beside("-shm"));
+    let state = database.state_folder().join("state");
+    if let Ok(mut known) = LocalState::decode(&fs::read(&state).unwrap_or_default()) {
+        known.boot_id = [rng.draw() as u8; 16];
+        fs::write(&state, known.encode()).context("change the boot")?;
+    }
     for path in files_below(&database.state_folder()) {
         if rng.percent(30) {
             let len = fs::metadata(&path).context("look at a state file")?.len();
