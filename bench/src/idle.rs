@@ -20,7 +20,7 @@ pub(crate) fn run(lab: &Lab, args: &mut Args) -> Outcome<Vec<Row>> {
     make_database(&folder)?;
     let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).context("find a port")?.port();
     let address = format!("127.0.0.1:{port}");
-    let mut replicator = lab.replicate(&folder, &["--listen", &address])?;
+    let mut replicator = lab.replicate(&folder, &["--addr", &address])?;
     lab.app(&folder, &["--transactions", "1000", "--pause-us", "1000"])?;
     println!("resting for {rest} s ...");
     // What follows a burst of writes (upload, checkpoint, parking) is not rest.

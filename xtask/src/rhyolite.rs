@@ -73,13 +73,27 @@ impl Rhyolite {
         parse_points(&run(command)?.stdout)
     }
 
+    /// The newest restore point.
+    fn newest(&self, store: &str) -> Outcome<Vec<Point>> {
+        let mut command = self.command();
+        command.args(["log", store, "--json", "--limit", "1"]);
+        parse_points(&run(command)?.stdout)
+    }
+
+    /// `rhyolite verify STORE --every-point`: everything in the store is proved.
+    pub(crate) fn verify(&self, store: &str) -> Outcome {
+        let mut command = self.command();
+        command.args(["verify", store, "--every-point"]);
+        run(command).map(|_| ())
+    }
+
     /// Waits until the newest restore point is `wanted`, and gives all points.
     pub(crate) fn wait_for(&self, store: &str, wanted: Checksum, limit: Duration) -> Outcome<Vec<Point>> {
         let deadline = Instant::now() + limit;
         loop {
-            let found = self.log(store);
+            let found = self.newest(store);
             match found {
-                Ok(points) if points.last().is_some_and(|p| p.checksum == wanted) => return Ok(points),
+                Ok(points) if points.last().is_some_and(|p| p.checksum == wanted) => return self.log(store),
                 _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
                 Ok(points) => {
                     let last = points.last().map_or("nothing".to_owned(), |p| format!("{}/{}", p.txid, p.checksum));

@@ -218,7 +218,7 @@ impl<'a> World<'a> {
         Ok(())
     }
 
-    /// The end of the world: replicators end by SIGTERM, with everything uploaded.
+    /// The end of the world: replicators end by SIGTERM, with everything uploaded, and every restore point is proved.
     pub(crate) fn end(&mut self, report: &Report) -> Outcome {
         self.end_writers(report);
         for index in 0..self.databases.len() {
@@ -234,6 +234,9 @@ impl<'a> World<'a> {
                 text.lines().find(|line| line.contains("panicked at") || line.contains("internal error"))
             {
                 self.fault(report, Fault::Failure, 1, line);
+            }
+            if let Err(error) = self.rhyolite.verify(&self.databases[index].store) {
+                self.fault(report, Fault::Wrong, 1, &error.to_string());
             }
         }
         Ok(())

@@ -3,5 +3,6 @@
 mod capture;
 mod history;
 mod history_builder;
+mod readme;
 mod restore;
 mod verify;

@@ -1,0 +1,79 @@
+//! Every command in the README is run as it stands there, or is at least known: a command that this test does not know fails it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_rhyolite");
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The lines of all `sh` blocks, in order.
+fn commands(readme: &str) -> Vec<String> {
+    let blocks = readme.split("```sh\n").skip(1);
+    blocks.flat_map(|block| block.split("```").next().unwrap().lines().map(str::to_owned)).collect()
+}
+
+/// Runs `line` in a shell that finds our binary first.
+fn shell(line: &str, folder: &Path) -> Child {
+    let programs = Path::new(BINARY).parent().unwrap().display();
+    let path = format!("{programs}:{}", std::env::var("PATH").unwrap());
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(format!("exec {line}")).current_dir(folder).env("PATH", path).spawn().unwrap()
+}
+
+/// Replication until the backup can be restored, then SIGTERM.
+fn replicate(line: &str, folder: &Path) {
+    let mut replicator = shell(line, folder);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let conn = Connection::open(folder.join("app.db")).unwrap();
+    let mut rows = 0;
+    while !folder.join("backup/log").exists() || rows < 3 {
+        assert!(Instant::now() < deadline, "{line}: no backup after 30 s");
+        assert_eq!(replicator.try_wait().unwrap(), None, "{line} ended");
+        conn.execute("INSERT INTO notes(text) VALUES ('written while replicated')", []).unwrap();
+        rows += 1;
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    drop(conn);
+    let id = rustix::process::Pid::from_child(&replicator);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    assert!(replicator.wait().unwrap().success(), "{line} after SIGTERM");
+}
+
+#[test]
+fn every_command_in_the_readme_works() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path();
+    let conn = Connection::open(folder.join("app.db")).unwrap();
+    conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).unwrap();
+    conn.execute_batch("CREATE TABLE notes(id INTEGER PRIMARY KEY, text TEXT)").unwrap();
+    drop(conn);
+    let commands = commands(&fs::read_to_string(root().join("README.md")).unwrap());
+    assert!(commands.len() > 8, "the README has lost its commands: {commands:?}");
+    for line in commands {
+        println!("{line}");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            // These run this test, or take minutes: that they exist is enough here, and `cargo xtask ci` runs them.
+            ["cargo", "xtask", name, ..] => {
+                let known = fs::read_to_string(root().join("xtask/src/lib.rs")).unwrap();
+                assert!(known.contains(&format!("\"{name}\" =>")), "{line}");
+            }
+            ["cargo", "build", "--release", "--package", name] => assert_eq!(name, env!("CARGO_PKG_NAME")),
+            ["rhyolite", "replicate", ..] => replicate(&line, folder),
+            ["rhyolite", ..] => assert!(shell(&line, folder).wait().unwrap().success(), "{line}"),
+            _ => panic!("nobody checks {line:?}"),
+        }
+    }
+    let rows = |name: &str| -> i64 {
+        let conn = Connection::open(folder.join(name)).unwrap();
+        conn.query_row("SELECT count(*) FROM notes", [], |row| row.get(0)).unwrap()
+    };
+    assert_eq!(rows("copy.db"), rows("app.db"));
+}
