@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use rhyolite_format::{Checksum, PageNumber, PageSize};
-use rusqlite::{Connection, ffi};
+use rusqlite::{Connection, ErrorCode, ffi};
 
 use crate::error::{Context, Outcome, fail};
 
@@ -23,7 +23,24 @@ impl std::fmt::Debug for Image {
 
 impl Image {
     /// Takes the image of the database at `path` through a connection of its own, whoever else is writing.
+    ///
+    /// Two processes that at once undo a transaction which a killed writer left over several databases race for its
+    /// super-journal; the one that comes second is told that it cannot open it, and may try again.
     pub(crate) fn of_database(path: &Path) -> Outcome<Self> {
+        let is_settled = |conn: &Connection| {
+            let read = conn.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get::<_, i64>(0));
+            !read.is_err_and(|error| error.sqlite_error_code() == Some(ErrorCode::CannotOpen))
+        };
+        for _ in 0..50 {
+            if Connection::open(path).is_ok_and(|conn| is_settled(&conn)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Self::of_settled_database(path)
+    }
+
+    fn of_settled_database(path: &Path) -> Outcome<Self> {
         let conn = Connection::open(path).context("open the source")?;
         conn.busy_timeout(Duration::from_secs(10)).context("busy timeout")?;
         conn.execute_batch("BEGIN").context("begin")?;

@@ -124,6 +124,9 @@ impl Writer {
         let began = Instant::now();
         match self.transaction() {
             Ok(committed) => self.written += u64::from(committed),
+            Err(error) if is_super_journal_race(&error) && self.settings.attached.is_some() => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
             Err(error) if is_interruption(&error) => return fail(format!("the application was stopped: {error}")),
             Err(error) => return fail(format!("transaction: {error}")),
         }
@@ -222,6 +225,12 @@ fn choose(conn: &Connection, schema: &str, storm: bool, rng: &mut Rng) -> rusqli
         (10, Change::Pairs),
         (5, Change::Words),
     ]))
+}
+
+/// Whether somebody else undid, at the same moment, the transaction that a killed writer left over two databases in rollback
+/// mode. SQLite then says that it cannot open the super-journal, which is gone.
+fn is_super_journal_race(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(rusqlite::ErrorCode::CannotOpen)
 }
 
 /// Whether somebody else held the database.
