@@ -232,3 +232,20 @@ pub(crate) mod follow_end {
     pub(crate) const FIELDS: &[Field] =
         &[TXID, CHECKSUM, PAGE_SIZE, COMMIT, CHANGE_COUNTER, VERSION_VALID_FOR, VERSIONS, RESERVED];
 }
+
+pub(crate) mod resume_header {
+    use super::Field;
+
+    pub(crate) const MAGIC: Field = Field::first("magic", 4);
+    pub(crate) const VERSION: Field = MAGIC.then("version", 1);
+    pub(crate) const RESERVED: Field = VERSION.then("reserved", 3);
+    pub(crate) const LINEAGE: Field = RESERVED.then("lineage", 16);
+    pub(crate) const TXID: Field = LINEAGE.then("txid", 8);
+    pub(crate) const CHECKSUM: Field = TXID.then("checksum", 8);
+    pub(crate) const PAGE_SIZE: Field = CHECKSUM.then("page_size", 4);
+    pub(crate) const COMMIT: Field = PAGE_SIZE.then("commit", 4);
+    pub(crate) const CRC: Field = COMMIT.then("crc", 8);
+    pub(crate) const SIZE: usize = CRC.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[MAGIC, VERSION, RESERVED, LINEAGE, TXID, CHECKSUM, PAGE_SIZE, COMMIT, CRC];
+}

@@ -16,6 +16,7 @@ pub mod lz4;
 pub mod manifest;
 #[cfg(test)]
 mod own_formats_tests;
+pub mod resume;
 #[cfg(test)]
 mod samples;
 pub mod segment;

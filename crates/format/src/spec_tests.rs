@@ -1,11 +1,12 @@
 //! The tables in `docs/spec` and the layouts in the code say the same.
 
 use crate::layout::{self, Field};
-use crate::{follow, identity, lease, manifest, segment, state};
+use crate::{follow, identity, lease, manifest, resume, segment, state};
 
 const SEGMENT: &str = include_str!("../../../docs/spec/segment.md");
 const STATE: &str = include_str!("../../../docs/spec/state.md");
 const FOLLOW: &str = include_str!("../../../docs/spec/follow.md");
+const RESUME: &str = include_str!("../../../docs/spec/resume.md");
 const IDENTITY: &str = include_str!("../../../docs/spec/identity.md");
 const LEASE: &str = include_str!("../../../docs/spec/lease.md");
 const MANIFEST: &str = include_str!("../../../docs/spec/manifest.md");
@@ -30,7 +31,8 @@ fn check_table(document: &str, name: &str, fields: &[Field], size: usize) {
 #[test]
 fn tables_of_binary_formats() {
     use layout::{
-        follow_end, follow_state, local_state, page_table_header, segment_entry, segment_footer, segment_header,
+        follow_end, follow_state, local_state, page_table_header, resume_header, segment_entry, segment_footer,
+        segment_header,
     };
     check_table(SEGMENT, "segment_header", segment_header::FIELDS, segment::HEADER_SIZE);
     check_table(SEGMENT, "segment_entry", segment_entry::FIELDS, segment::ENTRY_SIZE);
@@ -38,6 +40,7 @@ fn tables_of_binary_formats() {
     check_table(STATE, "local_state", local_state::FIELDS, state::SIZE);
     check_table(FOLLOW, "follow_state", follow_state::FIELDS, follow::SIZE);
     check_table(FOLLOW, "follow_end", follow_end::FIELDS, follow_end::SIZE);
+    check_table(RESUME, "resume_header", resume_header::FIELDS, resume::HEADER_SIZE);
     check_table(STATE, "page_table_header", page_table_header::FIELDS, state::page_table::HEADER_SIZE);
 }
 

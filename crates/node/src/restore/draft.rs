@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use rhyolite_format::PageNumber;
 
 use super::RestoreError;
+use super::done::done_path;
 use super::sink::PageSink;
 use crate::random;
 
@@ -77,6 +78,21 @@ impl Draft {
         self.paths.as_ref().map_or(Path::new("spool file"), |(draft, _)| draft)
     }
 
+    /// The file itself.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether nothing was written to it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.file.metadata().is_ok_and(|meta| meta.len() == 0)
+    }
+
+    /// Sets its length and keeps what it holds.
+    pub(crate) fn resize(&self, bytes: u64) -> Result<(), RestoreError> {
+        self.file.set_len(bytes).map_err(|e| RestoreError::io("resize", self.path(), e))
+    }
+
     /// Empties it and sets its length: what is not written reads as zeros.
     pub(crate) fn clear(&self, bytes: u64) -> Result<(), RestoreError> {
         let resized = self.file.set_len(0).and_then(|()| self.file.set_len(bytes));
@@ -101,15 +117,26 @@ impl Draft {
         self.file.sync_all().map_err(|e| RestoreError::io("sync", draft, e))?;
         refuse_companions(output)?;
         std::fs::rename(draft, output).map_err(|e| RestoreError::io("move into place", output, e))?;
+        remove_if_there(&done_path(output))?;
         sync_folder_of(output)
     }
 
     /// Removes what was written.
     pub(crate) fn discard(self) -> Result<(), RestoreError> {
         match &self.paths {
-            Some((draft, _)) => std::fs::remove_file(draft).map_err(|e| RestoreError::io("remove", draft, e)),
+            Some((draft, output)) => {
+                remove_if_there(&done_path(output))?;
+                remove_if_there(draft)
+            }
             None => Ok(()),
         }
+    }
+}
+
+fn remove_if_there(path: &Path) -> Result<(), RestoreError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(RestoreError::io("remove", path, e)),
+        _ => Ok(()),
     }
 }
 

@@ -109,6 +109,11 @@ impl RestoreError {
         matches!(self, Self::Damaged { .. } | Self::Missing { .. } | Self::Contradiction { .. })
     }
 
+    /// Whether trying again may help: the store or the disk has failed, not what they hold.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::Store(_) | Self::Io { .. } | Self::Cancelled)
+    }
+
     /// A request for an object that must exist has failed.
     pub(crate) fn read(key: &str, source: StoreError) -> Self {
         match source.kind {

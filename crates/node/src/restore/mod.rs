@@ -12,9 +12,12 @@
 //! under way, 12 MiB read ahead, 8 MiB of small segments kept from planning, 64 KiB per job under way.
 
 mod assemble;
+mod base;
 pub(crate) mod catalog;
+mod done;
 pub(crate) mod draft;
 mod error;
+mod fill;
 mod index;
 mod page_table;
 pub(crate) mod pool;
@@ -30,7 +33,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rhyolite_format::{Checksum, Lineage, PageCount, PageSize, Pos, Timestamp};
+use rhyolite_format::manifest::Manifest;
+use rhyolite_format::{Lineage, PageCount, PageSize, Pos, Timestamp};
 use rhyolite_logic::Target;
 use rhyolite_logic::restore_plan::{BundleIndex, PlanError, RestorePlan, plan};
 use rhyolite_store::Store;
@@ -39,14 +43,11 @@ pub use error::RestoreError;
 pub use page_table::page_table;
 
 use crate::progress::{Progress, Stage};
-use assemble::assemble;
 use catalog::{Catalog, OnDamage};
-use draft::{Draft, FileSink, refuse_companions, spool_folder};
-use pool::{Bench, Pool};
+use draft::{Draft, refuse_companions, spool_folder};
+use pool::Bench;
 use reader::Reader;
 use sink::PageSink;
-use visit::Visits;
-use wanted::Wanted;
 
 /// Where the database goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +65,9 @@ pub enum Existing {
     Refuse,
     /// It is replaced when the restored database is proved.
     Replace,
+    /// The same, and if it is at a restore point that leads to the target, only the pages that have changed since are fetched.
+    /// The file is copied first, and the copy changed.
+    Reuse,
 }
 
 /// What to restore, and how.
@@ -98,6 +102,8 @@ pub struct RestoreReport {
     pub page_size: PageSize,
     /// Size in pages.
     pub pages: PageCount,
+    /// Pages that were taken from an interrupted restore or from the existing file.
+    pub pages_reused: u64,
     /// Bytes read from the store.
     pub bytes_fetched: u64,
     /// Requests to the store.
@@ -109,7 +115,8 @@ pub struct RestoreReport {
 /// Restores a database. Must run in a Tokio runtime.
 ///
 /// # Errors
-/// Any. Nothing has appeared under the output's name then.
+/// Any. Nothing has appeared under the output's name then. What was written is kept for the next try when it may be of use: after
+/// an error of the store or of the disk, not after damage.
 pub async fn restore(options: RestoreOptions) -> Result<RestoreReport, RestoreError> {
     let started = Instant::now();
     options.progress.enter(Stage::Planning);
@@ -121,12 +128,13 @@ pub async fn restore(options: RestoreOptions) -> Result<RestoreReport, RestoreEr
         Output::File(path) => Draft::open(path)?,
         Output::Stdout => Draft::unnamed(&spool_folder(options.spool.clone()))?,
     };
-    let result = fill(&reader, &draft, &options).await;
-    let (lineage, plan) = match result {
-        Ok(plan) => plan,
+    let filled = match fill::fill(&reader, &draft, &options).await {
+        Ok(filled) => filled,
         Err(e) => {
-            // What made it fail is said; that the draft is still there is the lesser evil.
-            let _ = draft.discard();
+            if !e.may_pass() || draft.is_empty() {
+                // What made it fail is said; that something is still there is the lesser evil.
+                let _ = draft.discard();
+            }
             return Err(e);
         }
     };
@@ -137,11 +145,12 @@ pub async fn restore(options: RestoreOptions) -> Result<RestoreReport, RestoreEr
     }
     options.progress.enter(Stage::Done);
     Ok(RestoreReport {
-        lineage,
-        pos: plan.pos,
-        time: plan.time,
-        page_size: plan.page_size,
-        pages: plan.commit,
+        lineage: filled.lineage,
+        pos: filled.plan.pos,
+        time: filled.plan.time,
+        page_size: filled.plan.page_size,
+        pages: filled.plan.commit,
+        pages_reused: filled.pages_reused,
         bytes_fetched: reader.bytes(),
         requests: reader.requests(),
         elapsed: started.elapsed(),
@@ -153,26 +162,7 @@ fn refuse_existing(path: &Path, existing: Existing) -> Result<(), RestoreError> 
     let exists = path.symlink_metadata().is_ok();
     match existing {
         Existing::Refuse if exists => Err(RestoreError::Exists { path: path.to_owned() }),
-        Existing::Refuse | Existing::Replace => Ok(()),
-    }
-}
-
-/// Plans and fills the draft. An object that has just been compacted away makes it plan once more.
-async fn fill(
-    reader: &Arc<Reader>,
-    draft: &Draft,
-    options: &RestoreOptions,
-) -> Result<(Lineage, RestorePlan), RestoreError> {
-    let mut retried = false;
-    loop {
-        let (catalog, plan) = find_plan(reader, options.target).await?;
-        let lineage = catalog.identity.lineage;
-        draft.clear(plan.commit.bytes(plan.page_size))?;
-        let sink = Arc::new(FileSink::new(draft)?);
-        match fetch(reader, catalog.cache, &plan, sink, options.threads, &options.progress).await {
-            Err(RestoreError::Missing { .. }) if !retried => retried = true,
-            result => return result.map(|()| (lineage, plan)),
-        }
+        Existing::Refuse | Existing::Replace | Existing::Reuse => Ok(()),
     }
 }
 
@@ -194,8 +184,19 @@ pub(crate) async fn plan_in(
     indexes: &mut Vec<BundleIndex>,
     target: Target,
 ) -> Result<RestorePlan, RestoreError> {
+    plan_steps(reader, catalog, &catalog.manifest, indexes, target).await
+}
+
+/// The same with another manifest than that of the catalog.
+async fn plan_steps(
+    reader: &Reader,
+    catalog: &Catalog,
+    manifest: &Manifest,
+    indexes: &mut Vec<BundleIndex>,
+    target: Target,
+) -> Result<RestorePlan, RestoreError> {
     loop {
-        match plan(&catalog.manifest, &catalog.log, indexes, target) {
+        match plan(manifest, &catalog.log, indexes, target) {
             Ok(plan) => return Ok(plan),
             Err(PlanError::NeedIndex { key }) => indexes.push(catalog.bundle_index(reader, &key).await?),
             Err(e) => return Err(e.into()),
@@ -212,18 +213,9 @@ pub(crate) async fn fetch(
     threads: usize,
     progress: &Arc<dyn Progress>,
 ) -> Result<(), RestoreError> {
-    let mut wanted = Wanted::new(plan.commit, plan.page_size);
-    progress.enter(Stage::Pages(u64::from(wanted.left())));
-    let bench = Bench { reader: Arc::clone(reader), page_size: plan.page_size, sink, progress: Arc::clone(progress) };
-    let mut pool = Pool::new(bench, threads);
-    let visits = Visits::start(Arc::clone(reader), plan.steps.clone(), cache);
-    assemble(reader, visits, plan.page_size, &mut wanted, &mut pool).await?;
-    let totals = pool.finish().await?;
-    if let Some(pgno) = wanted.first() {
-        return Err(RestoreError::PageMissing { pgno, pages: wanted.left(), pos: plan.pos });
-    }
-    let found = Checksum::from_crc(totals.checksum_bits);
-    if found == plan.pos.checksum { Ok(()) } else { Err(RestoreError::WrongChecksum { pos: plan.pos, found }) }
+    let (page_size, progress) = (plan.page_size, Arc::clone(progress));
+    let bench = Bench { reader: Arc::clone(reader), page_size, sink, progress, done: None };
+    fill::fetch_pages(bench, cache, plan, None, threads).await.map(|_| ())
 }
 
 /// Runs work that waits for the disk.

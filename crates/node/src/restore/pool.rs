@@ -3,7 +3,9 @@
 //! Bounds: bytes being read or unpacked never exceed [`JOB_BYTES_MAX`] in all, threads never exceed the caller's number.
 //! Jobs run in any order; no two hold the same page.
 
+use std::fs::File;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 
 use super::RestoreError;
+use super::done::{DoneLog, checksum_bits};
 use super::reader::Reader;
 use super::sink::{PageSink, RunBuffer};
 use crate::progress::Progress;
@@ -29,6 +32,13 @@ pub(crate) enum Source {
     Memory(Bytes, Option<OwnedSemaphorePermit>),
     /// Still in the store: this range of the object.
     Range(Range<u64>),
+    /// At their place in the draft: they are only checksummed.
+    Draft {
+        /// The draft.
+        file: Arc<File>,
+        /// Whether the list of written pages has them.
+        is_listed: bool,
+    },
 }
 
 /// One page to unpack.
@@ -77,6 +87,15 @@ pub(crate) struct Bench {
     pub(crate) page_size: PageSize,
     pub(crate) sink: Arc<dyn PageSink>,
     pub(crate) progress: Arc<dyn Progress>,
+    /// Where written pages are noted.
+    pub(crate) done: Option<DoneLog>,
+}
+
+impl Bench {
+    fn note(&self, pages: &[JobPage], totals: Totals) -> Result<(), RestoreError> {
+        let Some(done) = &self.done else { return Ok(()) };
+        done.note(pages.iter().map(|page| page.pgno), totals.checksum_bits)
+    }
 }
 
 /// Runs jobs.
@@ -107,7 +126,7 @@ impl Pool {
             self.totals.add(finished(result)?);
         }
         let permit = match &job.source {
-            Source::Memory(..) => None,
+            Source::Memory(..) | Source::Draft { .. } => None,
             Source::Range(range) => {
                 let units = ((range.end - range.start) as usize).div_ceil(MEMORY_UNIT).min(JOB_BYTES_MAX / MEMORY_UNIT);
                 Some(acquire(&self.memory, units).await)
@@ -117,12 +136,16 @@ impl Pool {
         Ok(())
     }
 
-    /// Waits for every job.
+    /// Waits for every job, also when one fails: the first error is given then.
     pub(crate) async fn finish(mut self) -> Result<Totals, RestoreError> {
+        let mut failed = Ok(());
         while let Some(result) = self.tasks.join_next().await {
-            self.totals.add(finished(result)?);
+            match finished(result) {
+                Ok(totals) => self.totals.add(totals),
+                Err(e) => failed = failed.and(Err(e)),
+            }
         }
-        Ok(self.totals)
+        failed.map(|()| self.totals)
     }
 }
 
@@ -150,6 +173,7 @@ async fn run(
     let (bytes, held) = match job.source {
         Source::Memory(bytes, held) => (bytes, held),
         Source::Range(range) => (bench.reader.get_range(&job.key, range).await?, permit),
+        Source::Draft { file, is_listed } => return look_at(bench, threads, file, is_listed, job.pages).await,
     };
     let thread = acquire(&threads, 1).await;
     let work = tokio::task::spawn_blocking(move || {
@@ -157,7 +181,32 @@ async fn run(
         let len = bytes.len() as u64;
         drop((bytes, held, thread));
         let totals = totals?;
+        bench.note(&job.pages, totals)?;
         bench.progress.advance(totals.pages, len);
+        Ok(totals)
+    });
+    finished(work.await)
+}
+
+/// Checksums pages that are in the draft already.
+async fn look_at(
+    bench: Arc<Bench>,
+    threads: Arc<Semaphore>,
+    file: Arc<File>,
+    is_listed: bool,
+    pages: Vec<JobPage>,
+) -> Result<Totals, RestoreError> {
+    let thread = acquire(&threads, 1).await;
+    let work = tokio::task::spawn_blocking(move || {
+        let bits = checksum_bits(&file, bench.page_size, pages.iter().map(|page| page.pgno));
+        drop(thread);
+        let bits = bits.map_err(|e| RestoreError::io("read", Path::new("the draft"), e))?;
+        // A draft that has become shorter gives a wrong checksum in the end.
+        let totals = Totals { checksum_bits: bits.unwrap_or(0), pages: pages.len() as u64 };
+        if !is_listed {
+            bench.note(&pages, totals)?;
+        }
+        bench.progress.advance(totals.pages, 0);
         Ok(totals)
     });
     finished(work.await)

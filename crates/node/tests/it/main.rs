@@ -5,4 +5,5 @@ mod history;
 mod history_builder;
 mod readme;
 mod restore;
+mod resume;
 mod verify;
