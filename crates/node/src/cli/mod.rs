@@ -10,6 +10,8 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+#[cfg(test)]
+mod docs_tests;
 pub mod exit;
 mod info;
 mod log;
