@@ -22,7 +22,7 @@ use crate::config::units::format_duration;
 use crate::exec::Application;
 use crate::observe::{http, status_file};
 use crate::signals::StopRequest;
-use crate::status::StatusBoard;
+use crate::status::{DatabaseStatus, Figures, StatusBoard};
 use crate::time;
 
 /// What the daemon is given beside the replication.
@@ -125,11 +125,11 @@ async fn end_application(application: &mut Option<Application>, signal: Signal, 
     }
 }
 
-/// Success only when the store has every commit that was captured.
+/// Success only when the store has every commit: those that were captured, and those of a database that was never reached.
 fn check_durable(board: &StatusBoard, waited: Option<Duration>) -> Result<(), Failure> {
     let now = time::now();
-    let behind = board.databases().into_iter().map(|database| (database.figures(), database));
-    let behind: Vec<_> = behind.filter(|(figures, _)| figures.pending_since.is_some()).collect();
+    let all = board.databases().into_iter().map(|database| (database.figures(), database));
+    let behind: Vec<_> = all.filter(|(figures, database)| !is_durable(figures, database)).collect();
     let Some((figures, first)) = behind.iter().max_by_key(|(figures, _)| figures.lag_ms(now)) else {
         return match waited {
             None => Ok(()),
@@ -140,14 +140,21 @@ fn check_durable(board: &StatusBoard, waited: Option<Duration>) -> Result<(), Fa
         };
     };
     let path = first.path.display();
-    let others = if behind.len() > 1 { format!(" and {} others", behind.len() - 1) } else { String::new() };
-    let lag = format_duration(Duration::from_millis(figures.lag_ms(now)));
+    let others = if behind.len() > 1 { format!(" (and {} other databases)", behind.len() - 1) } else { String::new() };
+    let what = match figures.pending_since {
+        Some(_) => format!("the last {} of commits", format_duration(Duration::from_millis(figures.lag_ms(now)))),
+        None => "the newest commits".to_owned(),
+    };
     let error = figures.last_error.as_ref().map(|e| format!("; last error: {}", e.text)).unwrap_or_default();
     let store = &first.store;
-    let message = format!(
-        "stopped before {store} had the last {lag} of commits to {path}{others}: they are uploaded after the next start{error}"
-    );
+    let message =
+        format!("stopped before {store} had {what} to {path}{others}: they are uploaded after the next start{error}");
     Err(Failure::new(Status::NotDurable, message))
+}
+
+fn is_durable(figures: &Figures, database: &DatabaseStatus) -> bool {
+    let holds_something = || std::fs::metadata(&database.path).is_ok_and(|meta| meta.len() > 0);
+    figures.pending_since.is_none() && (figures.local.is_some() || !holds_something())
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //! 2. Exit statuses are those of [`exit::Status`], or those of the application under `--exec`.
 //! 3. Standard output carries only what was asked for; progress, colour and log lines go to standard error.
 
+use std::collections::HashSet;
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -57,7 +59,8 @@ enum Command {
 /// The process from its first to its last instruction.
 pub fn main() -> ExitCode {
     one_line_panics();
-    let cli = match Cli::try_parse() {
+    let arguments = std::env::args_os().map(double_dash(&Cli::command()));
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => return argument_error(&error),
     };
@@ -69,6 +72,21 @@ pub fn main() -> ExitCode {
         }
         // The hook has printed the line.
         Err(_) => ExitCode::from(Status::Internal.code()),
+    }
+}
+
+/// Takes `-exec` for `--exec`, as Litestream's users write it, for every flag that there is.
+fn double_dash(command: &clap::Command) -> impl Fn(OsString) -> OsString + use<> {
+    fn add(command: &clap::Command, known: &mut HashSet<String>) {
+        known.extend(command.get_arguments().filter_map(|a| a.get_long()).map(|long| format!("-{long}")));
+        command.get_subcommands().for_each(|sub| add(sub, known));
+    }
+    let mut known = HashSet::new();
+    add(command, &mut known);
+    move |argument| {
+        let text = argument.to_str().unwrap_or_default();
+        let flag = text.split_once('=').map_or(text, |(flag, _)| flag);
+        if known.contains(flag) { OsString::from(format!("-{text}")) } else { argument }
     }
 }
 
@@ -144,6 +162,22 @@ mod tests {
     fn check(arguments: &[&str], expected: &str) {
         let error = Cli::try_parse_from(arguments).expect_err("wrong arguments");
         assert_eq!(argument_message(&error.render().to_string()), expected);
+    }
+
+    #[test]
+    fn one_dash_is_enough_for_a_flag() {
+        let double = double_dash(&Cli::command());
+        for (written, read) in [
+            ("-exec", "--exec"),
+            ("-sync-interval=1s", "--sync-interval=1s"),
+            ("--exec", "--exec"),
+            ("-o", "-o"),
+            ("-", "-"),
+            ("-oexec", "-oexec"),
+            ("exec", "exec"),
+        ] {
+            assert_eq!(double(written.into()), read, "{written}");
+        }
     }
 
     #[test]
