@@ -1,8 +1,10 @@
 //! Tests of the process as a library, on real databases and real stores. One binary, so that it links once.
 
 mod capture;
+mod cli;
 mod history;
 mod history_builder;
+mod program;
 mod readme;
 mod restore;
 mod resume;

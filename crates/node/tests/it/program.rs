@@ -1,0 +1,181 @@
+//! The real binary in a folder of its own, with a bounded wait for everything.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tempfile::TempDir;
+
+/// Longest wait for anything; a test that needs it has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a command printed, and how it ended.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Outcome {
+    /// The only line of JSON.
+    pub(crate) fn json(&self) -> serde_json::Value {
+        assert_eq!(self.code, 0, "{self:?}");
+        serde_json::from_str(&self.stdout).unwrap_or_else(|e| panic!("{e}: {self:?}"))
+    }
+}
+
+/// A folder in which commands run.
+pub(crate) struct Folder(TempDir);
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        std::fs::write(self.path(name), bytes).unwrap();
+    }
+
+    /// A connection to a database in WAL mode.
+    pub(crate) fn database(&self, name: &str) -> Connection {
+        let db = Connection::open(self.path(name)).unwrap();
+        db.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE IF NOT EXISTS t(a)").unwrap();
+        db
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rhyolite"));
+        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if ["AWS_", "AZURE_", "GOOGLE_", "LITESTREAM_", "RHYOLITE_"].iter().any(|p| text.starts_with(p)) {
+                command.env_remove(&name);
+            }
+        }
+        command
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Outcome {
+        self.start(arguments).wait()
+    }
+
+    /// Starts a command.
+    pub(crate) fn start(&self, arguments: &[&str]) -> Running {
+        self.start_with(arguments, &[])
+    }
+
+    /// Starts a command with environment variables.
+    pub(crate) fn start_with(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Running {
+        let mut command = self.command(arguments);
+        command.envs(variables.iter().copied()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Running(command.spawn().unwrap())
+    }
+
+    /// Runs a command whose output nobody reads any more.
+    pub(crate) fn run_into_closed_pipe(&self, arguments: &[&str]) -> Outcome {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = self.command(arguments);
+        Running(command.stdout(writer).stderr(Stdio::piped()).spawn().unwrap()).wait()
+    }
+
+    /// Every file and folder with its content.
+    pub(crate) fn content(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut content = BTreeMap::new();
+        let mut folders = vec![self.0.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path.clone());
+                    content.insert(path, Vec::new());
+                } else {
+                    let bytes = std::fs::read(&path).unwrap();
+                    content.insert(path, bytes);
+                }
+            }
+        }
+        content
+    }
+
+    /// Waits until `status` says that every commit of `database` is durable up to TXID `txid`.
+    pub(crate) fn wait_durable(&self, database: &str, txid: u64) {
+        wait_for(&format!("TXID {txid} of {database} to be durable"), || {
+            let outcome = self.run(&["status", database, "--json"]);
+            let Ok(status) = serde_json::from_str::<serde_json::Value>(&outcome.stdout) else { return false };
+            let database = &status["databases"][0];
+            let durable = database["status"]["durable"]["txid"].as_str().unwrap_or("0");
+            database["running"] == true && u64::from_str_radix(durable, 16).unwrap() >= txid
+        });
+    }
+}
+
+/// Looks until it is so.
+pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A started command; killed when dropped.
+pub(crate) struct Running(Child);
+
+impl Running {
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+
+    /// Waits for the end.
+    pub(crate) fn wait(mut self) -> Outcome {
+        let (stdout, stderr) = (self.0.stdout.take(), self.0.stderr.take());
+        let read = |pipe: Option<Box<dyn Read + Send>>| {
+            let mut pipe = pipe.unwrap_or(Box::new(std::io::empty()));
+            std::thread::spawn(move || {
+                let mut bytes = Vec::new();
+                pipe.read_to_end(&mut bytes).unwrap();
+                String::from_utf8_lossy(&bytes).into_owned()
+            })
+        };
+        let stdout = read(stdout.map(|p| Box::new(p) as _));
+        let stderr = read(stderr.map(|p| Box::new(p) as _));
+        let status = self.wait_status();
+        let code = status.code().unwrap_or(-1);
+        Outcome { code, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+    }
+
+    fn wait_status(&mut self) -> ExitStatus {
+        let mut status = None;
+        wait_for("a command to end", || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A copy of what SQLite sees, for comparing with a restored database: the dump of a table.
+pub(crate) fn rows(path: &Path) -> Vec<i64> {
+    let db = Connection::open(path).unwrap();
+    let mut statement = db.prepare("SELECT a FROM t ORDER BY a").unwrap();
+    statement.query_map([], |row| row.get(0)).unwrap().map(Result::unwrap).collect()
+}
