@@ -173,9 +173,13 @@ fn from_file(args: &ReplicateArgs) -> Result<Config, Failure> {
 
 /// Refuses what cannot become right while the daemon runs, before anything is touched. Nothing is open yet, so reading and
 /// closing a database file here drops no locks.
+///
+/// Among several databases a sick one must not keep the others from being replicated: it is left to their status.
 fn check_inputs(config: &Config) -> Result<(), Failure> {
-    for database in &config.databases {
+    if let [database] = &config.databases[..] {
         check_database(&database.path)?;
+    }
+    for database in &config.databases {
         let opened = rhyolite_store::open(&database.store, &database.store_options());
         opened.map_err(|e| Failure::usage(format!("cannot replicate {}: {e}", database.path.display())))?;
     }

@@ -6,15 +6,24 @@
 //! | `/status` | JSON, see [`StatusReport`] |
 //! | `/healthz` | 200 while the process answers |
 //! | `/readyz` | 200 when every database is being replicated, else 503 and one line per database that is not |
+//!
+//! At most [`CONNECTIONS_MAX`] connections are open; more wait in the operating system's queue. A client that forgets to close
+//! its connections can so keep others from the figures, but never take the descriptors that databases need.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use axum::extract::State as Shared;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
+use axum::serve::Listener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::metrics;
 use super::report::StatusReport;
@@ -23,6 +32,9 @@ use crate::time;
 
 /// Content type of the text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Most connections that are open at the same time.
+const CONNECTIONS_MAX: usize = 32;
 
 /// Takes the address.
 ///
@@ -40,6 +52,7 @@ pub async fn serve(listener: TcpListener, board: Arc<StatusBoard>) {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(board);
+    let listener = Bounded { listener, permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
     if let Err(error) = axum::serve(listener, app).await {
         tracing::error!("the HTTP server ended: {error}");
     }
@@ -63,6 +76,53 @@ async fn ready(Shared(board): Shared<Arc<StatusBoard>>) -> (StatusCode, String) 
         }
     }
     if text.is_empty() { (StatusCode::OK, "ready\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, text) }
+}
+
+/// A listener that accepts no more than there are permits.
+struct Bounded {
+    listener: TcpListener,
+    permits: Arc<Semaphore>,
+}
+
+/// A connection that gives its permit back when it is closed.
+struct Connection {
+    stream: TcpStream,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Listener for Bounded {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        let permit = Arc::clone(&self.permits).acquire_owned().await.expect("the semaphore is never closed");
+        let (stream, addr) = Listener::accept(&mut self.listener).await;
+        (Connection { stream, _permit: permit }, addr)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }
 
 #[cfg(test)]
@@ -98,6 +158,15 @@ mod tests {
         let (_, body) = json.split_once("\r\n\r\n").unwrap();
         assert_eq!(serde_json::from_str::<StatusReport>(body).unwrap().databases.len(), 1);
         assert!(request(addr, "/nothing").await.starts_with("HTTP/1.1 404"));
+        let idle = tokio::net::TcpStream::connect(addr).await.unwrap();
+        let mut many = Vec::new();
+        for _ in 1..CONNECTIONS_MAX {
+            many.push(tokio::net::TcpStream::connect(addr).await.unwrap());
+        }
+        let waiting = tokio::spawn(request(addr, "/healthz"));
+        drop((idle, many));
+        assert!(waiting.await.unwrap().starts_with("HTTP/1.1 200"), "served when others have closed");
+
         let taken = bind(addr).await.unwrap_err();
         assert_eq!(taken, format!("cannot listen on {addr}: address already in use"));
         server.abort();
