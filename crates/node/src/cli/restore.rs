@@ -23,7 +23,7 @@ use crate::time;
 restored.\n\nExit statuses: 0 restored and proved, or nothing to do; 3 damage found; 5 no such backup or restore \
 point.\n\nExamples:\n  rhyolite restore s3://bucket/app -o copy.db\n  rhyolite restore ./backup -o copy.db --at \"10m \
 ago\"\n  rhyolite restore ./backup -o copy.db --txid 42\n  rhyolite restore ./backup -o - | ssh host 'cat > \
-copy.db'\n  rhyolite restore s3://bucket/app -o app.db --if-missing --if-backup-exists")]
+copy.db'\n  rhyolite restore ./backup -o copy.db --reuse\n  rhyolite restore s3://bucket/app -o app.db --if-missing --if-backup-exists")]
 pub(super) struct RestoreArgs {
     /// Store of one database
     #[arg(value_name = "STORE")]
@@ -34,8 +34,11 @@ pub(super) struct RestoreArgs {
     #[command(flatten)]
     target: TargetArgs,
     /// Replace the output if it exists
-    #[arg(long, conflicts_with = "if_missing")]
+    #[arg(long, conflicts_with_all = ["if_missing", "reuse"])]
     force: bool,
+    /// Replace the output if it exists, fetching only the pages that have changed since it was restored
+    #[arg(long, conflicts_with = "if_missing")]
+    reuse: bool,
     /// Do nothing, successfully, when the output exists
     #[arg(long)]
     if_missing: bool,
@@ -68,6 +71,7 @@ struct ReportLine {
     checksum: Checksum,
     page_size: PageSize,
     page_count: PageCount,
+    pages_reused: u64,
     bytes_fetched: u64,
     requests: u64,
     elapsed_ms: u128,
@@ -75,9 +79,9 @@ struct ReportLine {
 
 pub(super) fn run(args: &RestoreArgs) -> Result<(), Failure> {
     let to_stdout = args.output == Path::new("-");
-    if to_stdout && (args.json || args.if_missing || args.force) {
+    if to_stdout && (args.json || args.if_missing || args.force || args.reuse) {
         return Err(Failure::usage(
-            "-o - writes the database to standard output: --json, --if-missing and --force do not go with it",
+            "-o - writes the database to standard output: --json, --if-missing, --force and --reuse do not go with it",
         ));
     }
     let store = store::open(&args.store)?;
@@ -88,7 +92,11 @@ pub(super) fn run(args: &RestoreArgs) -> Result<(), Failure> {
         store,
         output: if to_stdout { Output::Stdout } else { Output::File(args.output.clone()) },
         target: args.target.target(),
-        existing: if args.force { Existing::Replace } else { Existing::Refuse },
+        existing: match (args.reuse, args.force) {
+            (true, _) => Existing::Reuse,
+            (false, true) => Existing::Replace,
+            (false, false) => Existing::Refuse,
+        },
         threads: args.threads.map_or_else(store::default_threads, std::num::NonZeroUsize::get),
         spool: None,
         progress: store::progress("restore"),
@@ -124,6 +132,7 @@ fn print(args: &RestoreArgs, report: &RestoreReport) -> Result<(), Failure> {
             checksum: report.pos.checksum,
             page_size: report.page_size,
             page_count: report.pages,
+            pages_reused: report.pages_reused,
             bytes_fetched: report.bytes_fetched,
             requests: report.requests,
             elapsed_ms: report.elapsed.as_millis(),
