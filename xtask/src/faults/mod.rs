@@ -110,7 +110,7 @@ fn end_with_any_status(process: &mut Process) -> Outcome {
 }
 
 fn mount(folder: &std::path::Path, scene: &str) -> Option<SmallDisk> {
-    match SmallDisk::mount(folder, 4) {
+    match SmallDisk::mount(folder, 16) {
         Ok(disk) => Some(disk),
         Err(error) => {
             println!("SKIPPED: {scene} ({error})");
@@ -136,7 +136,8 @@ impl Scene {
     }
 
     fn start_replicator(&self) -> Outcome<Process> {
-        let options = ["--sync-interval", "100ms"];
+        // A log of at most half of the small disk, so that only the filler fills it.
+        let options = ["--sync-interval", "100ms", "--max-segment-size", "1MiB", "--max-log-size", "8MiB"];
         self.rhyolite.replicate(&self.db, &self.store, &options, &self.scratch.path().join("replicate.log"))
     }
 
@@ -162,7 +163,7 @@ impl Scene {
             return fail(format!("the replicator ended: {}", said.trim()));
         }
         if !said.contains("WARN") && !said.contains("ERROR") {
-            return fail("the replicator said nothing about it");
+            return fail(format!("the replicator said nothing about it: {}", self.log()));
         }
         std::thread::sleep(TROUBLE / 4);
         writer.terminate(END_LIMIT)?;

@@ -23,7 +23,11 @@ pub(super) fn run(world: &mut World<'_>, report: &Report, undisturbed: bool) -> 
         let points = match world.rhyolite.wait_for(&store, source.checksum()?, SETTLE_LIMIT) {
             Ok(points) => points,
             Err(error) => {
-                world.fault(report, Fault::Failure, 1, &format!("{store} does not catch up: {error}"));
+                let log = world.databases[index].path.with_extension("replicate.log");
+                let log = std::fs::read_to_string(log).unwrap_or_default();
+                let last = log.lines().next_back().unwrap_or_default();
+                let what = format!("{store} does not catch up: {error}; the replicator's last words: {last}");
+                world.fault(report, Fault::Failure, 1, &what);
                 return Ok(());
             }
         };

@@ -295,7 +295,7 @@ fn random_options(rng: &mut Rng) -> Vec<&'static str> {
     let mut options = vec!["--sync-interval", rng.pick(&["0", "20ms", "200ms"])];
     if rng.percent(40) {
         // Bundles, merges and snapshots within the life of the world.
-        options.extend(["--bundle-interval", "200ms", "--merge-interval", "700ms", "--snapshot-interval", "2s"]);
+        options.extend(["--bundle-interval", "1s", "--merge-interval", "2s", "--snapshot-interval", "3s"]);
     }
     if rng.percent(30) {
         options.extend(["--min-checkpoint-page-count", rng.pick(&["1", "20", "200"])]);
