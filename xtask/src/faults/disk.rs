@@ -38,8 +38,10 @@ impl SmallDisk {
     /// Takes all free space.
     pub(super) fn fill(&self) -> Outcome {
         let mut filler = File::create(self.filler()).context("make the filler")?;
-        let block = [0x55; 4096];
+        let block = [0x55; 64 * 1024];
         while filler.write_all(&block).is_ok() {}
+        // What is left is less than a block: take that too.
+        while filler.write_all(&block[..512]).is_ok() {}
         Ok(())
     }
 

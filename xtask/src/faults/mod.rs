@@ -55,13 +55,13 @@ pub(crate) fn run(args: Args) -> Outcome {
 fn full_state_folder(rhyolite: &Rhyolite) -> Outcome {
     let scene = Scene::new(rhyolite, None)?;
     let folder = scene.scratch.path().join(".app.db-rhyolite");
-    let Some(disk) = mount(&folder, "full disk under the local log") else { return Ok(()) };
+    let Some(disk) = mount(&folder, 16, "full disk under the local log") else { return Ok(()) };
     scene.play("the disk of the state folder is full", || disk.fill(), || disk.empty())
 }
 
 fn full_store(rhyolite: &Rhyolite) -> Outcome {
     let scene = Scene::new(rhyolite, None)?;
-    let Some(disk) = mount(scene.store.as_ref(), "full disk under the store") else { return Ok(()) };
+    let Some(disk) = mount(scene.store.as_ref(), 400, "full disk under the store") else { return Ok(()) };
     scene.play("the disk of the store is full", || disk.fill(), || disk.empty())
 }
 
@@ -109,8 +109,8 @@ fn end_with_any_status(process: &mut Process) -> Outcome {
     Ok(())
 }
 
-fn mount(folder: &std::path::Path, scene: &str) -> Option<SmallDisk> {
-    match SmallDisk::mount(folder, 16) {
+fn mount(folder: &std::path::Path, mib: u64, scene: &str) -> Option<SmallDisk> {
+    match SmallDisk::mount(folder, mib) {
         Ok(disk) => Some(disk),
         Err(error) => {
             println!("SKIPPED: {scene} ({error})");
@@ -137,7 +137,9 @@ impl Scene {
 
     fn start_replicator(&self) -> Outcome<Process> {
         // A log of at most half of the small disk, so that only the filler fills it.
-        let options = ["--sync-interval", "100ms", "--max-segment-size", "1MiB", "--max-log-size", "8MiB"];
+        let sizes = ["--max-segment-size", "1MiB", "--max-log-size", "8MiB"];
+        let times = ["--sync-interval", "100ms", "--shutdown-sync-timeout", "5s"];
+        let options = [sizes, times].concat();
         self.rhyolite.replicate(&self.db, &self.store, &options, &self.scratch.path().join("replicate.log"))
     }
 
