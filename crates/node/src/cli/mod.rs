@@ -58,6 +58,7 @@ enum Command {
 
 /// The process from its first to its last instruction.
 pub fn main() -> ExitCode {
+    crate::memory::share_heaps();
     one_line_panics();
     let arguments = std::env::args_os().map(double_dash(&Cli::command()));
     let cli = match Cli::try_parse_from(arguments) {

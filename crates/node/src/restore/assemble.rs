@@ -14,7 +14,7 @@ use super::visit::{LtxFile, Visit, Visits};
 use super::wanted::Wanted;
 
 /// Longest read of a part of a large file.
-const READ_BYTES_MAX: u64 = 4 << 20;
+const READ_BYTES_MAX: u64 = 1 << 20;
 /// Bytes nobody wants that are read rather than asking twice.
 const GAP_BYTES_MAX: u64 = 128 << 10;
 

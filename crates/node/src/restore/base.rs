@@ -12,7 +12,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rhyolite_format::manifest::{Crc64Hex, FileKind, ManifestFile};
+use rhyolite_format::manifest::{Crc64Hex, FileKind, Manifest, ManifestFile};
 use rhyolite_format::sqlite::header::{DATABASE_HEADER_SIZE, DatabaseHeader};
 use rhyolite_format::{Checksum, PageCount, PageNumber, PageSize, Pos, Timestamp, Txid, keys};
 use rhyolite_logic::Target;
@@ -34,7 +34,7 @@ pub(crate) struct PageSet {
 
 impl PageSet {
     /// All pages of a database of this size.
-    fn all(commit: PageCount) -> Self {
+    pub(crate) fn all(commit: PageCount) -> Self {
         Self { bits: vec![u64::MAX; (commit.get() as usize).div_ceil(64)] }
     }
 
@@ -93,19 +93,29 @@ impl Base {
         if older.pos != self.pos {
             return Ok(None);
         }
-        let mut from_here = catalog.manifest.clone();
-        from_here.files.retain(|file| file.kind != FileKind::Snapshot || file.max_txid < self.pos.txid);
-        from_here.files.push(self.as_snapshot());
+        let from_here = self.instead_of_newer_snapshots(&catalog.manifest);
         let target = Target::Txid(plan.pos.txid);
         let Ok(mut newer) = plan_steps(reader, catalog, &from_here, &mut indexes, target).await else {
             return Ok(None);
         };
-        let starts_here = matches!(&newer.steps[0], PlanStep::Snapshot(file) if file.size == 0);
-        if !starts_here || newer.pos != plan.pos {
+        if !self.is_first_of(&newer) || newer.pos != plan.pos {
             return Ok(None);
         }
         newer.steps.remove(0);
         Ok(Some(Way { newer: newer.steps, older: older.steps }))
+    }
+
+    /// A manifest that makes the planner start from here.
+    pub(crate) fn instead_of_newer_snapshots(&self, manifest: &Manifest) -> Manifest {
+        let mut from_here = manifest.clone();
+        from_here.files.retain(|file| file.kind != FileKind::Snapshot || file.max_txid < self.pos.txid);
+        from_here.files.push(self.as_snapshot());
+        from_here
+    }
+
+    /// Whether the plan starts from here.
+    pub(crate) fn is_first_of(&self, plan: &RestorePlan) -> bool {
+        matches!(plan.steps.first(), Some(PlanStep::Snapshot(file)) if *file == self.as_snapshot())
     }
 
     /// The base as the planner sees it: a snapshot that costs nothing.

@@ -21,6 +21,7 @@ use rhyolite_logic::restore_plan::BundleIndex;
 use tokio::task::JoinHandle;
 
 use super::RestoreError;
+use super::base::Base;
 use super::pool::finished;
 use super::reader::Reader;
 use super::visit::bundle_entries;
@@ -118,7 +119,18 @@ impl Catalog {
         }
     }
 
-    fn take_in(&mut self, read: Read) {
+    /// Forgets everything before a state, as if the log began there.
+    pub(crate) fn continue_from(&mut self, next_seq: Seq, base: &Base) {
+        self.log.clear();
+        self.cache.clear();
+        self.cached_bytes = 0;
+        self.manifest.files.clear();
+        self.manifest.first_seq = next_seq;
+        self.manifest.log_epoch = self.epoch;
+        self.manifest.log_start = Some(base.pos);
+    }
+
+    pub(crate) fn take_in(&mut self, read: Read) {
         if let Some(bytes) = read.whole.filter(|bytes| self.cached_bytes + bytes.len() <= CACHE_BYTES_MAX) {
             self.cached_bytes += bytes.len();
             self.cache.insert(read.segment.key.clone(), bytes);

@@ -21,7 +21,7 @@ use super::sink::{PageSink, RunBuffer};
 use crate::progress::Progress;
 
 /// Bytes of objects that may be in memory in all jobs together that read for themselves.
-const JOB_BYTES_MAX: usize = 32 << 20;
+const JOB_BYTES_MAX: usize = 16 << 20;
 /// Unit of the memory account.
 const MEMORY_UNIT: usize = 4096;
 

@@ -24,9 +24,9 @@ use super::pool::{acquire, finished};
 use super::reader::Reader;
 
 /// Files up to this size are read whole, and neighbours together up to this size.
-pub(crate) const BATCH_BYTES_MAX: u64 = 4 << 20;
+pub(crate) const BATCH_BYTES_MAX: u64 = 1 << 20;
 /// Bytes that may be in memory before their turn comes.
-const AHEAD_BYTES_MAX: usize = 12 << 20;
+const AHEAD_BYTES_MAX: usize = 8 << 20;
 /// Requests that may be under way before their turn comes.
 const AHEAD_READS_MAX: usize = 16;
 /// Unit of the memory account.

@@ -45,6 +45,21 @@ impl Wanted {
         self.limit.contains(pgno) && self.bits[index / 64] & (1 << (index % 64)) != 0
     }
 
+    /// The pages that were taken, ascending.
+    pub(crate) fn taken(&self, page_size: PageSize, commit: PageCount) -> Vec<PageNumber> {
+        let lock_page = page_size.lock_page();
+        let numbers = self.bits.iter().enumerate().flat_map(|(word, bits)| {
+            let mut taken = !bits;
+            std::iter::from_fn(move || {
+                let bit = taken.trailing_zeros();
+                taken &= taken.wrapping_sub(1);
+                (bit < 64).then_some(word as u32 * 64 + bit + 1)
+            })
+        });
+        let numbers = numbers.filter_map(PageNumber::new);
+        numbers.filter(|pgno| commit.contains(*pgno) && *pgno != lock_page).collect()
+    }
+
     /// Takes the page if it is wanted.
     pub(crate) fn claim(&mut self, pgno: PageNumber) -> bool {
         let wanted = self.is_wanted(pgno);
@@ -88,6 +103,11 @@ mod tests {
                 assert!(!wanted.claim(page(pgno)));
             }
             assert_eq!((wanted.left(), wanted.first()), (0, None));
+            let mut wanted = Wanted::new(PageCount(pages), PageSize::MIN);
+            assert_eq!(wanted.taken(PageSize::MIN, PageCount(pages)), []);
+            let some: Vec<PageNumber> = (1..=pages).step_by(7).map(page).collect();
+            assert!(some.iter().all(|pgno| wanted.claim(*pgno)));
+            assert_eq!(wanted.taken(PageSize::MIN, PageCount(pages)), some);
         }
     }
 

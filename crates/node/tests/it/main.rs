@@ -2,6 +2,7 @@
 
 mod capture;
 mod cli;
+mod follow;
 mod history;
 mod history_builder;
 mod program;

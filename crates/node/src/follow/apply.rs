@@ -1,0 +1,368 @@
+//! Changes a plain database file as SQLite in rollback mode would: all of a batch or nothing, whatever happens in between.
+//!
+//! Order of a batch:
+//! 1. Which two states the file may be in is written beside it (`NAME-rhyolite-follow`) and synced.
+//! 2. SHARED and RESERVED: readers go on, nobody else writes. Nobody has written since the last batch, or the file is given up.
+//! 3. The pages as they are go into a rollback journal, which is synced. From here on a crash leaves a hot journal.
+//! 4. PENDING and EXCLUSIVE: readers have ended. If they do not in time, the journal is removed and the batch waits.
+//! 5. Pages and length are changed and synced.
+//! 6. The journal is unlinked and the folder synced: this is the commit. Then the locks go.
+//!
+//! Page 1 is part of every batch, because its change counter tells readers to drop what they have cached. It differs from the
+//! log's page 1 in ten bytes (docs/spec/follow.md); checksums are always those of the log's page 1.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rhyolite_format::follow::{FollowEnd, FollowState, PageOneFields};
+use rhyolite_format::sqlite::header::{DATABASE_HEADER_SIZE, DatabaseHeader};
+use rhyolite_format::sqlite::journal_writer::{JOURNAL_HEADER_BYTES, JournalWriter};
+use rhyolite_format::{Checksum, Lineage, PageCount, PageNumber, PageSize, Pos};
+
+use super::lock::{Busy, Locks};
+use crate::random;
+use crate::restore::RestoreError;
+use crate::restore::draft::{beside, sync_folder_of};
+
+/// Between two looks whether readers have ended.
+const LOCK_POLL: Duration = Duration::from_millis(2);
+/// Journal records that are written at once, in bytes.
+const JOURNAL_WRITE_BYTES: usize = 256 << 10;
+
+/// A database file that nobody but this writes to.
+#[derive(Debug)]
+pub(super) struct Follower {
+    file: Arc<File>,
+    path: PathBuf,
+    lineage: Lineage,
+    /// What the file is.
+    pub(super) end: FollowEnd,
+    /// Checksum of each page as the log has it; 0 for the lock page. 8 bytes per page.
+    table: Vec<u64>,
+    change_counter: u32,
+}
+
+/// Changed pages, each at its place in a spool file.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) spool: File,
+    /// Ascending.
+    pub(super) pages: Vec<PageNumber>,
+    pub(super) pos: Pos,
+    pub(super) page_size: PageSize,
+    pub(super) commit: PageCount,
+}
+
+/// Where the state of a followed file lies.
+pub(super) fn state_path(path: &Path) -> PathBuf {
+    beside(path, "-rhyolite-follow")
+}
+
+/// Where its position lies, for people and programs.
+fn pos_path(path: &Path) -> PathBuf {
+    beside(path, "-pos")
+}
+
+fn journal_path(path: &Path) -> PathBuf {
+    beside(path, "-journal")
+}
+
+/// Makes a restored database ready to be followed: in rollback mode, with its state beside it.
+pub(super) fn prepare(
+    draft: &File,
+    output: &Path,
+    lineage: Lineage,
+    end: (Pos, PageSize, PageCount),
+) -> Result<(), RestoreError> {
+    let (pos, page_size, commit) = end;
+    let failed = |e| RestoreError::io("write", output, e);
+    let mut page_one = PageOneFields::default();
+    if commit.get() > 0 {
+        let mut page = vec![0; page_size.bytes()];
+        draft.read_exact_at(&mut page, 0).map_err(failed)?;
+        page_one = PageOneFields::of(&page);
+        page_one.for_readers(page_one.change_counter).put(&mut page);
+        draft.write_all_at(&page, 0).map_err(failed)?;
+    }
+    let end = FollowEnd { pos, page_size, commit, page_one };
+    write_state(output, &FollowState { lineage, before: end, after: end })
+}
+
+fn write_state(path: &Path, state: &FollowState) -> Result<(), RestoreError> {
+    replace(&state_path(path), &state.encode(), true)
+}
+
+/// Replaces a small file as a whole.
+fn replace(path: &Path, bytes: &[u8], synced: bool) -> Result<(), RestoreError> {
+    let draft = beside(path, ".new");
+    let write = || {
+        let mut file = File::create(&draft)?;
+        file.write_all(bytes)?;
+        if synced {
+            file.sync_all()?;
+        }
+        std::fs::rename(&draft, path)
+    };
+    write().map_err(|e| RestoreError::io("write", path, e))?;
+    if synced { sync_folder_of(path) } else { Ok(()) }
+}
+
+impl Follower {
+    /// Opens a file that was followed before, after a hot journal was rolled back, and compares it with its state.
+    pub(super) fn open(path: &Path) -> Result<Self, RestoreError> {
+        let bytes = std::fs::read(state_path(path)).map_err(|e| RestoreError::io("read", &state_path(path), e))?;
+        let state = FollowState::decode(&bytes)
+            .map_err(|e| RestoreError::Damaged { key: state_path(path).display().to_string(), source: e })?;
+        roll_back(path)?;
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(|e| RestoreError::io("open", path, e))?;
+        for end in [state.after, state.before] {
+            if let Some((table, change_counter)) = compare(&file, path, &end)? {
+                let (lineage, path) = (state.lineage, path.to_owned());
+                let follower = Self { file: Arc::new(file), path, lineage, end, table, change_counter };
+                follower.write_pos()?;
+                return Ok(follower);
+            }
+        }
+        let detail = "its pages add up to another checksum".to_owned();
+        Err(RestoreError::Diverged { path: path.to_owned(), txid: state.after.pos.txid, detail })
+    }
+
+    /// The history that it belongs to.
+    pub(super) fn lineage(&self) -> Lineage {
+        self.lineage
+    }
+
+    /// Makes the file the state at the end of the batch. `Busy` when readers or another process did not let it in time: nothing has
+    /// changed then.
+    pub(super) fn apply(&mut self, batch: &Batch, timeout: Duration) -> Result<Result<(), Busy>, RestoreError> {
+        let (changed, page_one) = self.prove(batch)?;
+        let Batch { pos, page_size, commit, .. } = *batch;
+        let after = FollowEnd { pos, page_size, commit, page_one };
+        write_state(&self.path, &FollowState { lineage: self.lineage, before: self.end, after })?;
+        let deadline = Instant::now() + timeout;
+        let failed = |e| RestoreError::io("lock", &self.path, e);
+        let file = Arc::clone(&self.file);
+        let reserved = wait(deadline, || Locks::reserve(&file)).map_err(failed)?;
+        let Ok(locks) = reserved else { return Ok(Err(Busy)) };
+        self.check_untouched()?;
+        let counter = self.change_counter.wrapping_add(1);
+        if let Err(e) = self.write_journal(batch) {
+            // The database is as it was, with or without what there is of the journal.
+            let _ = self.remove_journal();
+            return Err(e);
+        }
+        if wait(deadline, || locks.exclude_readers()).map_err(failed)?.is_err() {
+            self.remove_journal()?;
+            return Ok(Err(Busy));
+        }
+        self.write_pages(batch, &page_one.for_readers(counter))?;
+        self.remove_journal()?;
+        drop(locks);
+        self.advance(batch, &changed, after, counter);
+        self.write_pos()?;
+        Ok(Ok(()))
+    }
+
+    /// The checksums of the changed pages, and the log's fields of page 1: only if the batch leads to the checksum that the log has.
+    fn prove(&self, batch: &Batch) -> Result<(Vec<u64>, PageOneFields), RestoreError> {
+        let failed = |e| RestoreError::io("read", Path::new("spool file"), e);
+        let same_size = batch.page_size == self.end.page_size;
+        let (mut bits, old): (u64, &[u64]) =
+            if same_size { (self.end.pos.checksum.get(), &self.table) } else { (0, &[]) };
+        let mut page_one = if same_size { self.end.page_one } else { PageOneFields::default() };
+        bits ^= old.iter().skip(batch.commit.get() as usize).fold(0, |bits, page| bits ^ page);
+        let mut changed = Vec::with_capacity(batch.pages.len());
+        let mut page = vec![0; batch.page_size.bytes()];
+        for pgno in &batch.pages {
+            batch.spool.read_exact_at(&mut page, pgno.offset(batch.page_size)).map_err(failed)?;
+            let checksum = Checksum::of_page(*pgno, &page).get();
+            bits ^= checksum ^ old.get(pgno.index()).copied().unwrap_or(0);
+            changed.push(checksum);
+            if *pgno == PageNumber::FIRST {
+                page_one = PageOneFields::of(&page);
+            }
+        }
+        if batch.commit.get() == 0 {
+            page_one = PageOneFields::default();
+        }
+        let found = Checksum::from_crc(bits);
+        if found == batch.pos.checksum {
+            return Ok((changed, page_one));
+        }
+        Err(RestoreError::WrongChecksum { pos: batch.pos, found })
+    }
+
+    /// Takes over what a batch has changed.
+    fn advance(&mut self, batch: &Batch, changed: &[u64], end: FollowEnd, change_counter: u32) {
+        if end.page_size != self.end.page_size {
+            self.table.clear();
+        }
+        self.table.resize(end.commit.get() as usize, 0);
+        for (pgno, checksum) in batch.pages.iter().zip(changed) {
+            self.table[pgno.index()] = *checksum;
+        }
+        (self.end, self.change_counter) = (end, change_counter);
+    }
+
+    /// Refuses a file that somebody else has written to since the last batch.
+    fn check_untouched(&self) -> Result<(), RestoreError> {
+        let diverged = |detail: &str| RestoreError::Diverged {
+            path: self.path.clone(),
+            txid: self.end.pos.txid,
+            detail: detail.to_owned(),
+        };
+        let failed = |e| RestoreError::io("read", &self.path, e);
+        if journal_path(&self.path).exists() {
+            return Err(diverged("it has a journal of somebody else"));
+        }
+        let len = self.file.metadata().map_err(failed)?.len();
+        if len != self.end.commit.bytes(self.end.page_size) {
+            return Err(diverged("its length has changed"));
+        }
+        if len == 0 {
+            return Ok(());
+        }
+        let mut header = [0; DATABASE_HEADER_SIZE];
+        self.file.read_exact_at(&mut header, 0).map_err(failed)?;
+        match DatabaseHeader::decode(&header) {
+            Ok(header) if header.change_counter == self.change_counter => Ok(()),
+            _ => Err(diverged("somebody has written to it")),
+        }
+    }
+
+    /// The pages that the batch changes or cuts off, as they are.
+    fn journaled(&self, batch: &Batch) -> Vec<PageNumber> {
+        let commit = self.end.commit;
+        let lock_page = self.end.page_size.lock_page();
+        let mut pages: Vec<PageNumber> = Vec::new();
+        let mut cut_from = 1;
+        if batch.page_size == self.end.page_size {
+            pages.extend(batch.pages.iter().copied().filter(|pgno| commit.contains(*pgno)));
+            pages.extend(Some(PageNumber::FIRST).filter(|pgno| commit.contains(*pgno)));
+            cut_from = batch.commit.get().saturating_add(1);
+        }
+        pages.extend((cut_from..=commit.get()).filter_map(PageNumber::new).filter(|pgno| *pgno != lock_page));
+        pages.sort_unstable();
+        pages.dedup();
+        pages
+    }
+
+    fn write_journal(&self, batch: &Batch) -> Result<(), RestoreError> {
+        let path = journal_path(&self.path);
+        let page_size = self.end.page_size;
+        let pages = self.journaled(batch);
+        let writer = JournalWriter::new(u32::from_be_bytes(random::bytes()), self.end.commit, page_size);
+        let write = || {
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
+            let mut offset = JOURNAL_HEADER_BYTES as u64;
+            file.write_all_at(&writer.header(0), 0)?;
+            let mut page = vec![0; page_size.bytes()];
+            let mut records = Vec::with_capacity(JOURNAL_WRITE_BYTES + 2 * page_size.bytes());
+            for pgno in &pages {
+                self.file.read_exact_at(&mut page, pgno.offset(page_size))?;
+                writer.record(*pgno, &page, &mut records);
+                if records.len() >= JOURNAL_WRITE_BYTES {
+                    file.write_all_at(&records, offset)?;
+                    offset += records.len() as u64;
+                    records.clear();
+                }
+            }
+            file.write_all_at(&records, offset)?;
+            file.sync_all()?;
+            file.write_all_at(&writer.header(pages.len() as u32), 0)?;
+            file.sync_all()
+        };
+        write().map_err(|e| RestoreError::io("write", &path, e))?;
+        sync_folder_of(&path)
+    }
+
+    fn remove_journal(&self) -> Result<(), RestoreError> {
+        let path = journal_path(&self.path);
+        std::fs::remove_file(&path).map_err(|e| RestoreError::io("remove", &path, e))?;
+        sync_folder_of(&path)
+    }
+
+    fn write_pages(&self, batch: &Batch, page_one: &PageOneFields) -> Result<(), RestoreError> {
+        let size = batch.page_size;
+        let mut page = vec![0; size.bytes()];
+        let mut write = || {
+            for pgno in &batch.pages {
+                batch.spool.read_exact_at(&mut page, pgno.offset(size))?;
+                if *pgno == PageNumber::FIRST {
+                    page_one.put(&mut page);
+                }
+                self.file.write_all_at(&page, pgno.offset(size))?;
+            }
+            if batch.commit.get() > 0 && batch.pages.first() != Some(&PageNumber::FIRST) {
+                self.file.read_exact_at(&mut page, 0)?;
+                page_one.put(&mut page);
+                self.file.write_all_at(&page, 0)?;
+            }
+            self.file.set_len(batch.commit.bytes(size))?;
+            self.file.sync_all()
+        };
+        write().map_err(|e| RestoreError::io("write", &self.path, e))
+    }
+
+    fn write_pos(&self) -> Result<(), RestoreError> {
+        replace(&pos_path(&self.path), format!("{}\n", self.end.pos).as_bytes(), false)
+    }
+}
+
+/// Asks until it works or the time is over.
+fn wait<T>(
+    deadline: Instant,
+    mut ask: impl FnMut() -> std::io::Result<Result<T, Busy>>,
+) -> std::io::Result<Result<T, Busy>> {
+    loop {
+        match ask()? {
+            Err(Busy) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
+            answer => return Ok(answer),
+        }
+    }
+}
+
+/// Lets SQLite roll back a hot journal that a crash has left.
+fn roll_back(path: &Path) -> Result<(), RestoreError> {
+    if !journal_path(path).exists() {
+        return Ok(());
+    }
+    let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let read = || -> rusqlite::Result<i64> {
+        let db = rusqlite::Connection::open_with_flags(path, flags)?;
+        db.busy_timeout(Duration::from_secs(5))?;
+        db.query_row("PRAGMA schema_version", [], |row| row.get(0))
+    };
+    let rolled_back = read();
+    match rolled_back {
+        Ok(_) => Ok(()),
+        Err(e) => Err(RestoreError::io("roll back", path, std::io::Error::other(e))),
+    }
+}
+
+/// The page checksums and the change counter of a file that is at `end`; `None` when it is not.
+fn compare(file: &File, path: &Path, end: &FollowEnd) -> Result<Option<(Vec<u64>, u32)>, RestoreError> {
+    let failed = |e| RestoreError::io("read", path, e);
+    let size = end.page_size;
+    if file.metadata().map_err(failed)?.len() != end.commit.bytes(size) {
+        return Ok(None);
+    }
+    let mut table = vec![0; end.commit.get() as usize];
+    let mut change_counter = 0;
+    let mut page = vec![0; size.bytes()];
+    for pgno in (1..=end.commit.get()).filter_map(PageNumber::new).filter(|pgno| *pgno != size.lock_page()) {
+        file.read_exact_at(&mut page, pgno.offset(size)).map_err(failed)?;
+        if pgno == PageNumber::FIRST {
+            change_counter = PageOneFields::of(&page).change_counter;
+            end.page_one.put(&mut page);
+        }
+        table[pgno.index()] = Checksum::of_page(pgno, &page).get();
+    }
+    let found = Checksum::from_crc(table.iter().fold(0, |bits, page| bits ^ page));
+    Ok((found == end.pos.checksum).then_some((table, change_counter)))
+}

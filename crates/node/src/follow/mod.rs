@@ -1,0 +1,300 @@
+//! Keeps a plain file up to date with a log: `restore --follow`.
+//!
+//! After a restore it asks for the next segment at an interval (one request that finds nothing; no listing), and applies what has
+//! come as one batch, atomically for every reader and every crash ([`apply`]). Only when nothing comes for a while does it look at the
+//! manifest: the segments that it waits for may have been bundled and deleted meanwhile.
+//!
+//! Other processes may read the file with SQLite at any time. They must not write to it: that is noticed, and ends the following.
+//! Page 1 differs from the log's in the fields that docs/spec/follow.md lists.
+//!
+//! Memory: that of a restore, and 8 bytes per page for the checksums by which every batch is proved before it is applied.
+
+mod apply;
+mod lock;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rhyolite_format::{Pos, Seq, keys};
+use rhyolite_logic::Target;
+use rhyolite_logic::restore_plan::{PlanStep, RestorePlan};
+use rhyolite_store::Store;
+use tokio::sync::watch;
+
+use crate::progress::{Progress, Silent, Stage};
+use crate::restore::assemble::assemble;
+use crate::restore::base::{Base, PageSet};
+use crate::restore::catalog::{Catalog, OnDamage, read_segment};
+use crate::restore::draft::{Draft, FileSink};
+use crate::restore::pool::{Bench, Pool};
+use crate::restore::reader::Reader;
+use crate::restore::visit::Visits;
+use crate::restore::wanted::Wanted;
+use crate::restore::{
+    Existing, Output, RestoreError, RestoreOptions, RestoreReport, blocking, plan_steps, restore_prepared,
+};
+use apply::{Batch, Follower};
+
+/// How long nothing may come before the manifest is looked at.
+const MANIFEST_INTERVAL: Duration = Duration::from_secs(30);
+/// Segments that are taken into one batch.
+const BATCH_SEGMENTS_MAX: usize = 256;
+/// Longest wait after a failed request.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// What to follow, and how.
+#[derive(Clone, Debug)]
+pub struct FollowOptions {
+    /// The part of a store that belongs to one database.
+    pub store: Arc<dyn Store>,
+    /// The file to keep up to date.
+    pub output: PathBuf,
+    /// What to do with an output that exists and is not followed yet. One that was followed before goes on.
+    pub existing: Existing,
+    /// Between two requests for the next segment.
+    pub interval: Duration,
+    /// How long to wait for readers before they get another interval.
+    pub lock_timeout: Duration,
+    /// Threads that unpack; at least one.
+    pub threads: usize,
+    /// Who wants to know how far the first restore is.
+    pub progress: Arc<dyn Progress>,
+}
+
+/// Follows until `stop` turns true. Tells every position that the file has reached to `positions`.
+///
+/// # Errors
+/// Whatever cannot be repaired by trying again: damage, another history, a file that somebody else has written to. What the store
+/// does not answer is logged and tried again.
+pub async fn follow(
+    options: FollowOptions,
+    positions: watch::Sender<Option<Pos>>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), RestoreError> {
+    if !(options.output.exists() && apply::state_path(&options.output).exists()) {
+        start(&options).await?;
+    }
+    let path = options.output.clone();
+    let follower = blocking(move || Follower::open(&path)).await?;
+    let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
+    let mut following = Following { options, reader, follower: Some(follower), log: None };
+    positions.send_replace(Some(following.pos()));
+    let mut wait = Duration::ZERO;
+    while !*stop.borrow() {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            changed = stop.changed() => if changed.is_err() { break } else { continue },
+        }
+        let interval = following.options.interval;
+        wait = match following.look().await {
+            Ok(true) => {
+                positions.send_replace(Some(following.pos()));
+                Duration::ZERO
+            }
+            Ok(false) => interval,
+            Err(RestoreError::Store(e)) => {
+                tracing::warn!(error = %e, "the store did not answer, trying again");
+                following.log = None;
+                (wait * 2).clamp(interval, RETRY_MAX.max(interval))
+            }
+            Err(e) => return Err(e),
+        };
+    }
+    Ok(())
+}
+
+/// The first restore.
+async fn start(options: &FollowOptions) -> Result<RestoreReport, RestoreError> {
+    let restore = RestoreOptions {
+        store: Arc::clone(&options.store),
+        output: Output::File(options.output.clone()),
+        target: Target::Latest,
+        existing: options.existing,
+        threads: options.threads,
+        spool: None,
+        progress: Arc::clone(&options.progress),
+    };
+    let output = options.output.clone();
+    restore_prepared(restore, move |draft, lineage, plan| {
+        apply::prepare(draft, &output, lineage, (plan.pos, plan.page_size, plan.commit))
+    })
+    .await
+}
+
+/// A file and where it is in its log.
+#[derive(Debug)]
+struct Following {
+    options: FollowOptions,
+    reader: Arc<Reader>,
+    /// Not here while a batch is being applied.
+    follower: Option<Follower>,
+    /// What is known of the log; `None` before it was read.
+    log: Option<Known>,
+}
+
+/// The log from where the file is.
+#[derive(Debug)]
+struct Known {
+    catalog: Catalog,
+    next_seq: Seq,
+    manifest_seen: Instant,
+}
+
+impl Following {
+    fn follower(&self) -> &Follower {
+        self.follower.as_ref().expect("put back after every batch")
+    }
+
+    fn pos(&self) -> Pos {
+        self.follower().end.pos
+    }
+
+    fn base(&self) -> Base {
+        let end = self.follower().end;
+        Base { pos: end.pos, page_size: end.page_size, commit: end.commit, here: PageSet::all(end.commit) }
+    }
+
+    /// Looks for something new and applies it; `false` if there was nothing, or readers did not let it.
+    async fn look(&mut self) -> Result<bool, RestoreError> {
+        if self.log.is_none() {
+            self.log = Some(self.load().await?);
+        } else if !self.ask().await? && !self.is_behind().await? {
+            return Ok(false);
+        }
+        let Some((plan, steps)) = self.plan().await? else { return Ok(false) };
+        if plan.pos.txid < self.pos().txid {
+            return Err(self.diverged(format!("the store has only got to transaction {}", plan.pos.txid)));
+        }
+        if plan.pos == self.pos() {
+            self.forget();
+            return Ok(false);
+        }
+        let applied = self.apply(plan, steps).await?;
+        if applied {
+            self.forget();
+        }
+        Ok(applied)
+    }
+
+    async fn load(&self) -> Result<Known, RestoreError> {
+        let catalog = Catalog::load(&self.reader, None, OnDamage::Refuse).await?;
+        let (store, file) = (catalog.identity.lineage, self.follower().lineage());
+        if store != file {
+            return Err(RestoreError::WrongLineage { store, file });
+        }
+        let next_seq = catalog.log.last().map_or(catalog.manifest.first_seq, |segment| segment.seq.next());
+        Ok(Known { catalog, next_seq, manifest_seen: Instant::now() })
+    }
+
+    /// Asks for the next segments; whether there was one.
+    async fn ask(&mut self) -> Result<bool, RestoreError> {
+        let known = self.log.as_mut().expect("the log was read");
+        let had = known.catalog.log.len();
+        while known.catalog.log.len() < had + BATCH_SEGMENTS_MAX {
+            let lineage = known.catalog.identity.lineage;
+            let read = read_segment(Arc::clone(&self.reader), lineage, known.next_seq).await?;
+            let Some(read) = read else { break };
+            known.catalog.take_in(read);
+            known.next_seq = known.next_seq.next();
+        }
+        // What readers did not let in last time waits as well.
+        Ok(!known.catalog.log.is_empty())
+    }
+
+    /// Whether the segments that are waited for have been bundled and deleted. Looks at most once in an interval.
+    async fn is_behind(&mut self) -> Result<bool, RestoreError> {
+        let known = self.log.as_mut().expect("the log was read");
+        if known.manifest_seen.elapsed() < MANIFEST_INTERVAL {
+            return Ok(false);
+        }
+        known.manifest_seen = Instant::now();
+        let Some(object) = self.reader.find(keys::MANIFEST).await? else { return Ok(false) };
+        let manifest = rhyolite_format::manifest::Manifest::decode(&object.bytes);
+        let manifest = manifest.map_err(|e| RestoreError::damaged(keys::MANIFEST, e))?;
+        if manifest.first_seq <= known.next_seq {
+            return Ok(false);
+        }
+        self.log = Some(self.load().await?);
+        Ok(true)
+    }
+
+    /// The way from where the file is to the end of the log; `None` when there is nothing yet.
+    async fn plan(&mut self) -> Result<Option<(RestorePlan, Vec<PlanStep>)>, RestoreError> {
+        let base = self.base();
+        let known = self.log.as_ref().expect("the log was read");
+        let catalog = &known.catalog;
+        let mut indexes = Vec::new();
+        let from_here = base.instead_of_newer_snapshots(&catalog.manifest);
+        match plan_steps(&self.reader, catalog, &from_here, &mut indexes, Target::Latest).await {
+            Ok(plan) if plan.pos == base.pos => {
+                // Nothing leads on from here, but a snapshot may be ahead.
+                let manifest = &catalog.manifest;
+                let whole = plan_steps(&self.reader, catalog, manifest, &mut indexes, Target::Latest).await;
+                let whole = whole.ok().filter(|whole| whole.pos.txid > base.pos.txid);
+                let steps = whole.as_ref().map(|whole| whole.steps.clone()).unwrap_or_default();
+                Ok(Some((whole.unwrap_or(plan), steps)))
+            }
+            Ok(mut plan) => {
+                if base.is_first_of(&plan) {
+                    plan.steps.remove(0);
+                }
+                let steps = plan.steps.clone();
+                Ok(Some((plan, steps)))
+            }
+            Err(RestoreError::Plan(_)) => {
+                // The files that lead from here to there may be gone. Then everything is rewritten.
+                self.log = Some(self.load().await?);
+                let catalog = &self.log.as_ref().expect("just read").catalog;
+                let plan =
+                    plan_steps(&self.reader, catalog, &catalog.manifest, &mut Vec::new(), Target::Latest).await?;
+                let steps = plan.steps.clone();
+                Ok(Some((plan, steps)))
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Fetches what has changed into a spool file, proves it and applies it. `false` when readers did not let it.
+    async fn apply(&mut self, plan: RestorePlan, steps: Vec<PlanStep>) -> Result<bool, RestoreError> {
+        let folder = self.options.output.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let spool = Draft::unnamed(folder.unwrap_or(Path::new(".")))?;
+        spool.clear(plan.commit.bytes(plan.page_size))?;
+        let mut wanted = Wanted::new(plan.commit, plan.page_size);
+        let progress: Arc<dyn Progress> = Arc::new(Silent);
+        progress.enter(Stage::Pages(u64::from(wanted.left())));
+        let sink = Arc::new(FileSink::new(&spool)?);
+        let reader = Arc::clone(&self.reader);
+        let bench = Bench { reader: Arc::clone(&reader), page_size: plan.page_size, sink, progress, done: None };
+        let mut pool = Pool::new(bench, self.options.threads);
+        let cache = self.log.as_mut().map(|known| std::mem::take(&mut known.catalog.cache)).unwrap_or_default();
+        let visits = Visits::start(Arc::clone(&reader), steps, cache);
+        let submitted = assemble(&reader, visits, plan.page_size, &mut wanted, &mut pool).await;
+        let finished = pool.finish().await;
+        submitted?;
+        finished?;
+        let pages = wanted.taken(plan.page_size, plan.commit);
+        let spool = spool.into_file();
+        let batch = Batch { spool, pages, pos: plan.pos, page_size: plan.page_size, commit: plan.commit };
+        let timeout = self.options.lock_timeout;
+        let mut follower = self.follower.take().expect("put back after every batch");
+        let work = tokio::task::spawn_blocking(move || {
+            let applied = follower.apply(&batch, timeout);
+            (follower, applied)
+        });
+        let (follower, applied) = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        self.follower = Some(follower);
+        Ok(applied?.is_ok())
+    }
+
+    /// The log before where the file is need not be known any more.
+    fn forget(&mut self) {
+        let base = self.base();
+        let Some(known) = &mut self.log else { return };
+        known.catalog.continue_from(known.next_seq, &base);
+    }
+
+    fn diverged(&self, detail: String) -> RestoreError {
+        RestoreError::Diverged { path: self.options.output.clone(), txid: self.pos().txid, detail }
+    }
+}
