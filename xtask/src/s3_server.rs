@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Command;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::error::{Context, Outcome, fail};
@@ -72,5 +73,16 @@ impl Server {
     /// Requests are answered again.
     pub(crate) fn thaw(&self) {
         self.process.signal(libc::SIGCONT);
+    }
+
+    /// Every request hangs for `time`. The server must live until the thread that is given back has ended.
+    pub(crate) fn freeze_for(&self, time: Duration) -> JoinHandle<()> {
+        self.freeze();
+        let id = self.process.id() as libc::pid_t;
+        std::thread::spawn(move || {
+            std::thread::sleep(time);
+            // SAFETY: no memory is involved; the server, whose id this is, still lives.
+            unsafe { libc::kill(id, libc::SIGCONT) };
+        })
     }
 }

@@ -21,6 +21,9 @@ pub(super) fn run(world: &mut World<'_>, report: &Report) -> Outcome {
     let troubled = world.rng.percent(15);
     // Undisturbed, the replicator sees every commit, and each must become a restore point of its own.
     let undisturbed = victim == Victim::Writers && !troubled && world.is_following();
+    if undisturbed {
+        report.event("followed undisturbed");
+    }
     world.start_replicators()?;
     world.start_writers()?;
     pause(world, 20, 300);

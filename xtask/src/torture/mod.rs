@@ -58,9 +58,10 @@ pub(crate) fn run(mut args: Args) -> Outcome {
     let store: String = args.option_or("--store", "dir".to_owned())?;
     args.finish()?;
     let rhyolite = Rhyolite::find()?;
-    let server = match store.as_str() {
-        "dir" => None,
-        "s3" => Some(Server::start()?),
+    // A server for each lane, so that one lane's trouble is not the other's.
+    let servers: Vec<Server> = match store.as_str() {
+        "dir" => Vec::new(),
+        "s3" => (0..lanes).map(|_| Server::start()).collect::<Outcome<_>>()?,
         other => return fail(format!("--store is dir or s3, not {other:?}")),
     };
     println!("torture: {seconds} s, {lanes} lanes, store {store}, seed {seed}");
@@ -69,10 +70,7 @@ pub(crate) fn run(mut args: Args) -> Outcome {
     let report = Report::default();
     std::thread::scope(|scope| {
         for lane in 0..lanes {
-            let backing = match &server {
-                Some(server) => Backing::Server(server),
-                None => Backing::Folder,
-            };
+            let backing = servers.get(lane as usize).map_or(Backing::Folder, Backing::Server);
             let (rhyolite, limits, report) = (&rhyolite, &limits, &report);
             scope.spawn(move || run_lane(lane, seed, rhyolite, backing, limits, report));
         }

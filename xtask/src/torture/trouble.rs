@@ -3,33 +3,35 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::report::Report;
 use super::world::{Backing, World};
 use crate::error::{Context, Outcome};
-use crate::s3_server::Server;
 
 /// A failing store. It works again when this ends or is dropped.
 #[derive(Debug)]
-pub(super) struct Trouble<'a> {
+pub(super) struct Trouble {
     folders: Vec<PathBuf>,
-    server: Option<&'a Server>,
+    /// Ends when the server answers again, which it does by itself: restores in the middle of the trouble must not wait for ever.
+    frozen: Option<JoinHandle<()>>,
 }
 
-impl<'a> Trouble<'a> {
+impl Trouble {
     /// No trouble.
     pub(super) fn none() -> Self {
-        Self { folders: Vec::new(), server: None }
+        Self { folders: Vec::new(), frozen: None }
     }
 
     /// The stores of `world` fail from here on, in a way that the superuser cannot get around either.
-    pub(super) fn begin(world: &World<'a>, report: &Report) -> Outcome<Self> {
+    pub(super) fn begin(world: &mut World<'_>, report: &Report) -> Outcome<Self> {
         let mut trouble = Self::none();
         match world.backing {
             Backing::Server(server) => {
                 report.event("store hangs");
-                server.freeze();
-                trouble.server = Some(server);
+                let ms = world.rng.range(100..1500);
+                trouble.frozen = Some(server.freeze_for(Duration::from_millis(ms)));
             }
             Backing::Folder => {
                 report.event("store refuses");
@@ -63,15 +65,16 @@ impl<'a> Trouble<'a> {
     }
 }
 
-impl Drop for Trouble<'_> {
+impl Drop for Trouble {
     fn drop(&mut self) {
         for folder in self.folders.drain(..) {
             if let Err(error) = set_immutable(&folder, false) {
                 eprintln!("{} still refuses: {error}", folder.display());
             }
         }
-        if let Some(server) = self.server.take() {
-            server.thaw();
+        if let Some(frozen) = self.frozen.take() {
+            // It sleeps and sends a signal: there is nothing in it that could panic.
+            let _ = frozen.join();
         }
     }
 }
