@@ -22,6 +22,7 @@ use super::visit::Visits;
 use super::wanted::Wanted;
 use super::{Existing, Output, RestoreError, RestoreOptions, blocking, find_plan};
 use crate::progress::Stage;
+use crate::verify::objects::first_damage;
 
 /// Pages of the draft that are looked at together.
 const LOCAL_JOB_BYTES: usize = 1 << 20;
@@ -79,6 +80,11 @@ pub(super) async fn fill(
         match fetch_pages(bench, catalog.cache, &plan, start, options.threads).await {
             Err(RestoreError::Missing { .. }) if may_plan_again => may_plan_again = false,
             Err(RestoreError::WrongChecksum { .. }) if reuses => may_reuse = false,
+            Err(wrong @ RestoreError::WrongChecksum { .. }) => {
+                // Something is damaged, and whoever has to mend it wants to know what.
+                first_damage(reader, &plan.steps).await?;
+                return Err(wrong);
+            }
             result => return result.map(|pages_reused| Filled { lineage, plan, pages_reused }),
         }
     }

@@ -9,7 +9,7 @@
 //! Damage is collected, not an error: errors are what keeps this from being judged, such as a store that does not answer.
 
 pub(crate) mod against;
-mod objects;
+pub(crate) mod objects;
 mod replay;
 
 use std::sync::Arc;

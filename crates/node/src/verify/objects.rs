@@ -8,7 +8,7 @@ use rhyolite_format::manifest::{FileKind, ManifestFile};
 use rhyolite_format::segment::{self, SegmentEntry, SegmentHeader};
 use rhyolite_format::{Checksum, PageCount, PageSize, Txid};
 use rhyolite_logic::log::{LogSegment, live};
-use rhyolite_logic::restore_plan::{BundleIndex, RestorePoint, points};
+use rhyolite_logic::restore_plan::{BundleIndex, PlanStep, RestorePoint, points};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -18,6 +18,7 @@ use crate::restore::catalog::{Catalog, OnDamage};
 use crate::restore::pool::{acquire, finished};
 use crate::restore::reader::Reader;
 use crate::restore::stream::{ObjectStream, PIECE_BYTES_MAX, io_error, stream_error};
+use crate::restore::visit::bundle_entries;
 
 /// What a database's part of the store holds.
 #[derive(Debug)]
@@ -162,6 +163,35 @@ impl Object {
             _ => Ok(()),
         }
     }
+}
+
+/// The first object among what a plan reads that is not what it should be. Reads all of it.
+pub(crate) async fn first_damage(reader: &Arc<Reader>, steps: &[PlanStep]) -> Result<(), RestoreError> {
+    for step in steps {
+        let (key, spans) = match step {
+            PlanStep::Snapshot(file) | PlanStep::Merged(file) => {
+                (&file.key, vec![(0..file.size, Expected::of_file(file))])
+            }
+            PlanStep::Bundle { file, after, through } => {
+                let entries = bundle_entries(reader, file).await?;
+                let read = entries.iter().filter(|entry| *after < entry.max_txid && entry.max_txid <= *through);
+                (&file.key, read.map(|entry| (entry.range(), Expected::of_entry(entry))).collect())
+            }
+            PlanStep::Segment { key, entries, .. } => {
+                (key, entries.iter().map(|entry| (entry.range(), Expected::of_entry(entry))).collect())
+            }
+        };
+        let Some(range) = spans.first().zip(spans.last()).map(|(first, last)| first.0.start..last.0.end) else {
+            continue;
+        };
+        let key: Arc<str> = Arc::from(key.as_str());
+        let mut stream = ObjectStream::new(Arc::clone(reader), Arc::clone(&key), range, PIECE_BYTES_MAX);
+        let work = tokio::task::spawn_blocking(move || {
+            spans.iter().try_for_each(|(_, expected)| check_ltx(&key, &mut stream, expected).map(|_| ()))
+        });
+        finished(work.await)?;
+    }
+    Ok(())
 }
 
 /// Header, LTX files, entries and footer.
