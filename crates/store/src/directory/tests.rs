@@ -1,3 +1,5 @@
+//! What only a folder can show: drafts, names, locks, listings.
+
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;

@@ -1,3 +1,5 @@
+//! Database headers made by hand: every field, every refusal.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Rollback journals made record by record: what is played back, and where the playback ends.
+
 use super::*;
 use proptest::prelude::*;
 

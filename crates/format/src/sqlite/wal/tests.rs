@@ -1,3 +1,5 @@
+//! WALs made frame by frame: where the committed transactions end, and what each one holds.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Wal-indexes made as SQLite makes them: what is read, what is believed, what is refused.
+
 use super::*;
 use proptest::prelude::*;
 
