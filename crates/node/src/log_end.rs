@@ -1,7 +1,7 @@
 //! Where the log of a database ends in a store.
 //!
-//! Three requests when the local state tells where to look: identity, manifest, and one for the segment that should be
-//! the next and is not there. Otherwise the log is listed.
+//! Four requests when the local state tells where to look: identity, manifest, the last segment, which must be there, and
+//! the next, which must not. Otherwise the log is listed.
 
 use std::sync::Arc;
 
@@ -49,7 +49,7 @@ pub async fn find(store: &Arc<dyn Store>, hint: Option<(Seq, Pos)>) -> Result<Op
     let mut end =
         LogEnd { identity, next_seq: manifest.first_seq, manifest: None, pos: from_manifest, last_nonce: None };
     match hint.filter(|(seq, _)| *seq >= manifest.first_seq) {
-        Some((seq, pos)) if is_free(&**store, seq).await? => {
+        Some((seq, pos)) if is_end(&**store, &manifest, seq).await? => {
             end.next_seq = seq;
             end.pos = later(end.pos, Some(pos));
         }
@@ -61,6 +61,18 @@ pub async fn find(store: &Arc<dyn Store>, hint: Option<(Seq, Pos)>) -> Result<Op
 
 fn later(a: Option<Pos>, b: Option<Pos>) -> Option<Pos> {
     [a, b].into_iter().flatten().max_by_key(|p| p.txid)
+}
+
+/// Whether `seq` is the first sequence number without a segment: it has none, and the one before it has, or is in a bundle. A
+/// store that was put back to an older state is not taken for one that has everything.
+async fn is_end(store: &dyn Store, manifest: &Manifest, seq: Seq) -> Result<bool, StoreError> {
+    if !is_free(store, seq).await? {
+        return Ok(false);
+    }
+    match seq.previous().filter(|before| *before >= manifest.first_seq) {
+        Some(before) => Ok(!is_free(store, before).await?),
+        None => Ok(true),
+    }
 }
 
 async fn is_free(store: &dyn Store, seq: Seq) -> Result<bool, StoreError> {

@@ -474,3 +474,29 @@ fn a_state_folder_that_vanishes_under_it_is_made_anew_from_the_store() {
     let history = rig.check();
     assert_eq!(history.snapshots, 1);
 }
+
+#[test]
+fn a_store_that_was_put_back_goes_on_from_what_it_holds() {
+    let mut rig = Rig::new();
+    let app = rig.open_wal(4096);
+    app.execute_batch("CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    rig.start();
+    rig.wait_durable();
+    insert(&app, 0..5);
+    rig.wait_durable();
+    rig.stop();
+    let copy = rig.folder.path().join("older");
+    assert!(std::process::Command::new("cp").arg("-r").arg(rig.store()).arg(&copy).status().unwrap().success());
+    rig.start();
+    rig.wait_durable();
+    insert(&app, 5..10);
+    rig.wait_durable();
+    rig.stop();
+    std::fs::remove_dir_all(rig.store()).unwrap();
+    std::fs::rename(&copy, rig.store()).unwrap();
+    rig.start();
+    rig.wait_durable();
+    insert(&app, 10..15);
+    rig.wait_durable();
+    rig.check();
+}
