@@ -16,6 +16,7 @@ use super::handle::HandleError;
 use super::local_log::LocalLog;
 use super::table::PageTable;
 use super::view::View;
+use crate::config::DatabaseConfig;
 
 /// Why a commit could not be recorded.
 #[derive(Debug)]
@@ -79,6 +80,8 @@ pub(super) struct Recorder {
     pub(super) packing: Packing,
     /// A transaction that would make the unsent log larger than this is refused.
     log_bytes_max: u64,
+    /// A segment that has reached this size is sealed.
+    segment_bytes_max: u64,
     undo: Vec<Undo>,
     buffers: EncoderBuffers,
     /// Position at the last flush, and how to get back to it.
@@ -111,7 +114,7 @@ pub(super) struct Transaction {
 
 impl Recorder {
     /// A recorder that goes on from `pos`, which `table` describes.
-    pub(super) fn new(table: PageTable, pos: Pos, log: LocalLog, log_bytes_max: u64) -> Self {
+    pub(super) fn new(table: PageTable, pos: Pos, log: LocalLog, config: &DatabaseConfig) -> Self {
         assert_eq!(table.checksum(), pos.checksum, "the table describes the position");
         Self {
             table,
@@ -119,7 +122,8 @@ impl Recorder {
             last_time: Timestamp(0),
             log,
             packing: Packing::Lz4,
-            log_bytes_max,
+            log_bytes_max: config.log_bytes_max,
+            segment_bytes_max: config.segment_bytes_max,
             undo: Vec::new(),
             buffers: EncoderBuffers::default(),
             flushed: pos,
@@ -217,6 +221,10 @@ impl Recorder {
         self.counts.transactions += 1;
         self.counts.pages += u64::from(tx.pages);
         self.counts.bytes += encoded.len;
+        if self.log.open_bytes() >= self.segment_bytes_max {
+            self.flush()?;
+            self.log.seal(false)?;
+        }
         Ok(self.pos)
     }
 

@@ -201,7 +201,7 @@ impl CaptureThread {
                 }
                 opened = Opened { doubt: wal.is_none().then_some(reason), position: wal, durable: Some(durable) };
                 match table {
-                    Some(table) => Known::Recorded(Box::new(Recorder::new(table, pos, log, config.log_bytes_max))),
+                    Some(table) => Known::Recorded(Box::new(Recorder::new(table, pos, log, &config))),
                     None => Known::Position { pos, log },
                 }
             }
@@ -382,7 +382,7 @@ impl CaptureThread {
         if let Some(Known::Position { pos, .. }) = &self.known {
             let (pos, table) = (*pos, self.table_of(*pos, view, page_size, commit)?);
             let Some(Known::Position { log, .. }) = self.known.take() else { unreachable!("seen above") };
-            self.known = Some(Known::Recorded(Box::new(Recorder::new(table, pos, log, self.config.log_bytes_max))));
+            self.known = Some(Known::Recorded(Box::new(Recorder::new(table, pos, log, &self.config))));
         }
         let same_size = matches!(&self.known, Some(Known::Recorded(r)) if r.table().page_size() == page_size);
         if !same_size {
@@ -447,7 +447,7 @@ impl CaptureThread {
             Some(Known::Recorded(recorder)) => recorder.log,
             None => panic!("known is only taken to be replaced"),
         };
-        self.known = Some(Known::Recorded(Box::new(Recorder::new(table, summary.pos, log, self.config.log_bytes_max))));
+        self.known = Some(Known::Recorded(Box::new(Recorder::new(table, summary.pos, log, &self.config))));
         self.durable = Some(summary.pos);
         self.doubt = None;
         self.failures = 0;

@@ -206,7 +206,7 @@ impl DatabaseConfig {
             busy_timeout: SECOND,
             enable_wal: false,
             checkpoint: CheckpointConfig::default(),
-            log_bytes_max: 256 * MIB,
+            log_bytes_max: 1024 * MIB,
             segment_bytes_max: 16 * MIB,
             history: Policy::default(),
         }

@@ -35,7 +35,7 @@ pub struct Settings {
     /// Truncate the WAL file as well when it holds this many pages (121359)
     #[arg(long, value_name = "PAGES")]
     pub truncate_page_n: Option<NonZeroU32>,
-    /// Let the local log grow to this size while the store is away (256MiB)
+    /// Let the local log grow to this size while the store is away (1GiB)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_log_size: Option<u64>,
     /// Upload a segment before its interval ends when it reaches this size (16MiB)

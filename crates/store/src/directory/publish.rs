@@ -57,7 +57,7 @@ pub(super) struct Draft {
 
 impl Draft {
     pub(super) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all(bytes)
+        write_in_pieces(&mut self.file, bytes)
     }
 }
 
@@ -262,7 +262,7 @@ impl Folder {
 /// Writes and syncs the draft, then gives it the name of the file that was modified at `old_ns`. What failed is said with the error.
 fn replace(draft: &Path, path: &Path, old_ns: i128, bytes: &[u8]) -> Result<Version, (&'static str, io::Error)> {
     let mut file = new_file().truncate(true).create(true).open(draft).map_err(|e| ("open the draft", e))?;
-    file.write_all(bytes).map_err(|e| ("write", e))?;
+    write_in_pieces(&mut file, bytes).map_err(|e| ("write", e))?;
     set_later_time(&file, old_ns).map_err(|e| ("set the time", e))?;
     file.sync_all().map_err(|e| ("sync", e))?;
     let version = meta_of(&file.metadata().map_err(|e| ("stat", e))?).version;
@@ -362,4 +362,11 @@ fn remove_old_drafts(folder: &Path) {
             let _ = std::fs::remove_file(entry.path());
         }
     }
+}
+/// Bytes of one write. One huge write makes the kernel take huge pieces of memory for the file, which costs it up to six times
+/// the processor time of the same bytes in small writes.
+const WRITE_BYTES: usize = 256 << 10;
+
+fn write_in_pieces(file: &mut File, bytes: &[u8]) -> io::Result<()> {
+    bytes.chunks(WRITE_BYTES).try_for_each(|piece| file.write_all(piece))
 }
