@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use rhyolite_format::manifest::Manifest;
 use rhyolite_format::{Nonce, Timestamp, keys};
-use rhyolite_store::{Store, StoreError, StoreErrorKind, Version};
+use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind, Version};
 
 use crate::random;
 
@@ -84,4 +84,26 @@ pub async fn update(
         }
     }
     Err(ManifestError::Contended)
+}
+
+/// Removes what an earlier try left under `key` before the manifest named it. A key that the manifest names, also as one that may
+/// be deleted, is refused: `Exists`.
+pub async fn clear_unnamed(store: &dyn Store, key: &str) -> Result<(), StoreError> {
+    match store.head(key).await {
+        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    let exists = |text: String| StoreError::new(StoreErrorKind::Exists, Operation::Upload, key, store.describe(), text);
+    match read(store).await {
+        Err(ManifestError::Store(error)) => Err(error),
+        Err(error) => Err(exists(error.to_string())),
+        Ok(Some((manifest, _))) if names(&manifest, key) => {
+            Err(exists("the manifest names this object already".to_owned()))
+        }
+        Ok(_) => store.delete(&[key.to_owned()]).await,
+    }
+}
+
+fn names(manifest: &Manifest, key: &str) -> bool {
+    manifest.files.iter().any(|f| f.key == key) || manifest.retired_files.iter().any(|f| f.key == key)
 }

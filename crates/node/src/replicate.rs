@@ -26,14 +26,14 @@ use tokio::sync::{mpsc, watch};
 
 use crate::capture::local_log::{SealedSegment, Writer};
 use crate::capture::restart::{self, LocalStart};
-use crate::capture::thread::{CaptureThread, Channels, Ended, Start, TableSource, ToCapture};
+use crate::capture::thread::{CaptureThread, Channels, Ended, Start, TableError, TableSource, ToCapture};
 use crate::capture::watch::Wake;
 use crate::config::DatabaseConfig;
 use crate::keep::{Keeper, LocalSegments};
 use crate::log_end::{self, LogEnd};
 use crate::manifest_swap::ManifestError;
 use crate::random;
-use crate::restore;
+use crate::restore::{self, RestoreError};
 
 use crate::status::{DatabaseStatus, DiffReason, State, StatusBoard};
 use crate::time;
@@ -45,6 +45,8 @@ const EPOCH: Epoch = Epoch::FIRST;
 const QUEUE: usize = 4;
 /// Longest time between tries to reach the store at start.
 const RETRY_MAX: Duration = Duration::from_secs(10);
+/// Time before everything is compared again.
+const BEGIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long the lock of the state folder is waited for.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// Stack of a capture thread in bytes: SQLite needs little.
@@ -120,7 +122,8 @@ pub async fn run(
         match ended {
             Ok(Ok(())) => {}
             Ok(Err(error)) => errors.push(error),
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+            // A mistake of ours; the other databases are none the worse for it.
+            Err(panic) => errors.push(ReplicateError::Local(format!("internal error, please report it: {panic}"))),
         }
     }
     errors
@@ -142,8 +145,12 @@ struct Opening {
 
 impl Replication {
     async fn run(mut self) -> Result<(), ReplicateError> {
-        while self.run_once().await? == Ended::StateGone {
-            tracing::warn!(database = %self.config.path.display(), "the state folder was removed: beginning again from the store");
+        while self.run_once().await? == Ended::BeginAgain {
+            tracing::warn!(database = %self.config.path.display(), "beginning again with what the store has");
+            // Requests of the life before this may still be on their way.
+            if !self.sleep(BEGIN_AGAIN_AFTER).await {
+                return Ok(());
+            }
         }
         Ok(())
     }
@@ -378,7 +385,8 @@ impl Replication {
         let uploaded = tokio::select! {
             end = uploader.run(from_capture) => Some(end),
             end = &mut ended => {
-                outcome = end.ok();
+                // Without an answer it panicked, which joining tells.
+                outcome = Some(end.unwrap_or(Ended::Incomplete));
                 Some(UploadEnd::Done)
             }
             () = self.stop_within(&answers, &wake) => None,
@@ -393,9 +401,10 @@ impl Replication {
             std::panic::resume_unwind(panic);
         }
         match uploaded {
-            _ if outcome == Some(Ended::StateGone) => Ok(Ended::StateGone),
-            Some(UploadEnd::Done) if self.is_all_durable() => Ok(Ended::Stopped),
             Some(UploadEnd::Conflict(text)) => Err(ReplicateError::Conflict(text)),
+            Some(UploadEnd::LocalDamage(_)) => Ok(Ended::BeginAgain),
+            _ if outcome == Some(Ended::BeginAgain) => Ok(Ended::BeginAgain),
+            Some(UploadEnd::Done) if outcome == Some(Ended::Stopped) && self.is_all_durable() => Ok(Ended::Stopped),
             Some(UploadEnd::Done) | None => Err(ReplicateError::NotDurable(format!(
                 "{}: the last commits are not in {} yet; they are uploaded after the next start",
                 self.config.path.display(),
@@ -447,7 +456,14 @@ fn adopt(at: Option<Pos>, next_seq: Seq, reason: DiffReason) -> Start {
 /// Page tables come from the store by the machinery of restores, on the caller's (capture) thread.
 fn table_source(store: Arc<dyn Store>) -> TableSource {
     let runtime = tokio::runtime::Handle::current();
-    Box::new(move |pos| runtime.block_on(restore::page_table(Arc::clone(&store), pos)).map_err(|e| e.to_string()))
+    Box::new(move |pos| {
+        runtime.block_on(restore::page_table(Arc::clone(&store), pos)).map_err(|error| match error {
+            RestoreError::Store(_) | RestoreError::Io { .. } | RestoreError::Busy { .. } => {
+                TableError::Passing(error.to_string())
+            }
+            _ => TableError::Damaged(error.to_string()),
+        })
+    })
 }
 
 /// Whether it may work later. A store that refuses is among them: permissions and credentials get mended while this runs.

@@ -14,16 +14,16 @@ use bytes::Bytes;
 use rhyolite_format::crc::Crc64;
 use rhyolite_format::manifest::{Crc64Hex, FileKind, Manifest, ManifestFile};
 use rhyolite_format::{Seq, Txid, keys};
-use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind, Upload};
+use rhyolite_store::{Store, StoreError, StoreErrorKind, Upload};
 use tokio::sync::mpsc::Receiver;
 
 use crate::capture::local_log::{SealedSegment, Writer};
 use crate::capture::snapshot::SnapshotSummary;
 use crate::capture::thread::{ToCapture, ToUploader};
 use crate::capture::watch::Wake;
-use crate::manifest_swap::{self, ManifestError};
+use crate::manifest_swap;
 use crate::random;
-use crate::status::{DatabaseStatus, State};
+use crate::status::DatabaseStatus;
 use crate::time;
 
 /// Shortest and longest time between tries.
@@ -57,6 +57,8 @@ pub enum UploadEnd {
     Done,
     /// Somebody else writes to this prefix.
     Conflict(String),
+    /// What is to be uploaded is gone or damaged: begin again with what the store has.
+    LocalDamage(String),
 }
 
 /// A snapshot on its way.
@@ -74,10 +76,8 @@ impl Uploader {
         while let Some(message) = from.recv().await {
             match message {
                 ToUploader::Segment(segment) => {
-                    if let Err(text) = self.create_segment(&segment, created).await {
-                        self.status.error(text.clone());
-                        self.status.set_state(State::Error { text: text.clone() });
-                        return UploadEnd::Conflict(text);
+                    if let Err(end) = self.create_segment(&segment, created).await {
+                        return end;
                     }
                     created += 1;
                     self.answer(ToCapture::Uploaded(segment.seq));
@@ -109,7 +109,7 @@ impl Uploader {
     }
 
     /// Creates the segment, however long that takes. An error is final.
-    async fn create_segment(&self, segment: &SealedSegment, created: u64) -> Result<(), String> {
+    async fn create_segment(&self, segment: &SealedSegment, created: u64) -> Result<(), UploadEnd> {
         let key = keys::segment(segment.seq);
         let check = created < CHECK_FIRST || created.is_multiple_of(CHECK_EVERY);
         let mut delay = RETRY.0;
@@ -117,9 +117,9 @@ impl Uploader {
             let bytes = match segment.bytes() {
                 Ok(bytes) => bytes,
                 Err(error) => {
-                    self.status.error(format!("read {}: {error}", segment.path.display()));
-                    pause(&mut delay).await;
-                    continue;
+                    let text = format!("read {}: {error}", segment.path.display());
+                    self.status.error(text.clone());
+                    return Err(UploadEnd::LocalDamage(text));
                 }
             };
             match self.try_create(&key, bytes, check).await {
@@ -132,10 +132,11 @@ impl Uploader {
                     return Ok(());
                 }
                 Err(TryError::Conflict) => {
-                    return Err(format!(
+                    let text = format!(
                         "another writer is at work in {}: {key} is not ours; stop the other one, then start this again",
                         self.store.describe()
-                    ));
+                    );
+                    return Err(UploadEnd::Conflict(text));
                 }
                 Err(TryError::Store(error)) => {
                     tracing::warn!(database = %self.status.path.display(), "upload {key}: {error}");
@@ -166,27 +167,9 @@ impl Uploader {
 
     async fn begin_snapshot(&self, txid: Txid) -> Result<SnapshotUpload, StoreError> {
         let key = keys::ltx(keys::SNAPSHOT_LEVEL, Txid::FIRST, txid, self.writer.epoch);
-        self.clear_unnamed(&key).await?;
+        manifest_swap::clear_unnamed(&*self.store, &key).await?;
         let upload = self.store.upload(&key).await?;
         Ok(SnapshotUpload { key, upload, crc: Crc64::new() })
-    }
-
-    /// Removes what an earlier try left under `key` before the manifest named it. A key that the manifest names is ours to keep.
-    async fn clear_unnamed(&self, key: &str) -> Result<(), StoreError> {
-        match self.store.head(key).await {
-            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(()),
-            found => found?,
-        };
-        let exists =
-            |text: String| StoreError::new(StoreErrorKind::Exists, Operation::Upload, key, self.store.describe(), text);
-        match manifest_swap::read(&*self.store).await {
-            Err(ManifestError::Store(error)) => Err(error),
-            Err(error) => Err(exists(error.to_string())),
-            Ok(Some((manifest, _))) if manifest.files.iter().any(|f| f.key == key) => {
-                Err(exists("the manifest names this snapshot already".to_owned()))
-            }
-            Ok(_) => self.store.delete(&[key.to_owned()]).await,
-        }
     }
 
     async fn finish_snapshot(

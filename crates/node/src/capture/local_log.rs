@@ -24,6 +24,8 @@ use rhyolite_format::{Epoch, Lineage, Nonce, Pos, Seq, Timestamp, Txid};
 
 /// A segment up to this size is kept in memory until it is uploaded, so that it need not be read again.
 const IMAGE_BYTES_MAX: u64 = 4 << 20;
+/// So many segments are kept at most after the store has them, for bundling.
+const KEEP_SEGMENTS_MAX: usize = 1200;
 /// A transaction is written out in pieces of this size while it is encoded.
 const SPILL_BYTES: usize = 1 << 20;
 
@@ -47,9 +49,15 @@ pub struct SealedSegment {
 impl SealedSegment {
     /// All its bytes, from memory or from the file.
     pub fn bytes(&self) -> io::Result<Bytes> {
-        match &self.image {
-            Some(image) => Ok(image.clone()),
-            None => fs::read(&self.path).map(Bytes::from),
+        if let Some(image) = &self.image {
+            return Ok(image.clone());
+        }
+        let bytes = fs::read(&self.path)?;
+        let whole = Segment::decode(&bytes).is_ok_and(|s| s.header == self.header && s.entries == self.entries);
+        if bytes.len() as u64 == self.len && whole {
+            Ok(Bytes::from(bytes))
+        } else {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "the segment is damaged"))
         }
     }
 
@@ -82,6 +90,8 @@ struct OpenSegment {
     written: u64,
     /// Where the transaction begins that is being written; the end of the last whole one.
     committed: u64,
+    /// A write failed: the file may go on after `written`.
+    is_ragged: bool,
 }
 
 impl OpenSegment {
@@ -92,12 +102,26 @@ impl OpenSegment {
     fn write_out(&mut self) -> io::Result<()> {
         let from = usize::try_from(self.written - self.buffer_start).expect("buffer lies in memory");
         if from < self.buffer.len() {
+            self.trim_file()?;
+            self.is_ragged = true;
             self.file.write_all_at(&self.buffer[from..], self.written)?;
+            self.is_ragged = false;
             self.written = self.len();
         }
         if self.len() > IMAGE_BYTES_MAX {
             self.buffer_start = self.len();
             self.buffer.clear();
+        }
+        Ok(())
+    }
+}
+
+impl OpenSegment {
+    /// Cuts off what a failed write left behind.
+    fn trim_file(&mut self) -> io::Result<()> {
+        if self.is_ragged {
+            self.file.set_len(self.written)?;
+            self.is_ragged = false;
         }
         Ok(())
     }
@@ -124,14 +148,18 @@ pub struct LocalLog {
     sealed: VecDeque<Arc<SealedSegment>>,
     /// The last segment that the store has acknowledged.
     uploaded: Option<Seq>,
+    /// Size of all sealed segments, and of those that the store has.
+    sealed_bytes: u64,
+    sent_bytes: u64,
 }
 
 impl LocalLog {
     /// A log that goes on with `next_seq` after the `sealed` segments, which [`recover`] found.
     pub fn new(dir: PathBuf, writer: Writer, next_seq: Seq, sealed: Vec<SealedSegment>) -> io::Result<Self> {
         fs::create_dir_all(&dir)?;
-        let sealed = sealed.into_iter().map(Arc::new).collect();
-        Ok(Self { dir, writer, next_seq, open: None, sealed, uploaded: None })
+        let sealed: VecDeque<_> = sealed.into_iter().map(Arc::new).collect();
+        let sealed_bytes = sealed.iter().map(|s| s.len).sum();
+        Ok(Self { dir, writer, next_seq, open: None, sealed, uploaded: None, sealed_bytes, sent_bytes: 0 })
     }
 
     /// The sequence number of the next segment.
@@ -141,13 +169,17 @@ impl LocalLog {
 
     /// Size in bytes of all files.
     pub fn bytes(&self) -> u64 {
-        self.sealed.iter().map(|s| s.len).sum::<u64>() + self.open.as_ref().map_or(0, OpenSegment::len)
+        self.sealed_bytes + self.open.as_ref().map_or(0, OpenSegment::len)
     }
 
     /// Size in bytes of what the store does not have.
     pub fn unsent_bytes(&self) -> u64 {
-        let unsent = self.sealed.iter().filter(|s| Some(s.seq) > self.uploaded);
-        unsent.map(|s| s.len).sum::<u64>() + self.open_bytes()
+        self.sealed_bytes - self.sent_bytes + self.open_bytes()
+    }
+
+    /// How many of the sealed segments the store has: they come first.
+    fn sent(&self) -> usize {
+        self.sealed.partition_point(|s| Some(s.seq) <= self.uploaded)
     }
 
     /// Size in bytes of the open segment; 0 when it holds no transaction.
@@ -206,10 +238,10 @@ impl LocalLog {
             open.buffer.truncate(keep);
         }
         if open.written > open.committed {
-            open.file.set_len(open.committed)?;
             open.written = open.committed;
+            open.is_ragged = true;
         }
-        Ok(())
+        open.trim_file()
     }
 
     /// Takes back every transaction of the open segment from the one with `first` on. Used when they could not be written.
@@ -239,10 +271,12 @@ impl LocalLog {
         segment::encode_index(&open.entries, &open.header, index_offset, &mut open.buffer);
         let whole_in_memory = open.buffer_start == 0;
         let len = open.len();
-        if let Err(error) = open.file.write_all_at(
-            &open.buffer[usize::try_from(open.written - open.buffer_start).expect("buffer lies in memory")..],
-            open.written,
-        ) {
+        let from = usize::try_from(open.written - open.buffer_start).expect("buffer lies in memory");
+        let written = open.trim_file().and_then(|()| {
+            open.is_ragged = true;
+            open.file.write_all_at(&open.buffer[from..], open.written)
+        });
+        if let Err(error) = written {
             open.buffer.truncate(body);
             return Err(error);
         }
@@ -257,14 +291,18 @@ impl LocalLog {
             image,
         });
         self.next_seq = sealed.seq.next();
+        self.sealed_bytes += sealed.len;
         self.sealed.push_back(Arc::clone(&sealed));
         Ok(Some(sealed))
     }
 
     /// Notes that the store has everything up to `seq`; its memory is given back.
     pub fn mark_uploaded(&mut self, seq: Seq) {
+        let before = self.sent();
         self.uploaded = self.uploaded.max(Some(seq));
-        for segment in self.sealed.iter_mut().filter(|s| s.seq <= seq && s.image.is_some()) {
+        let after = self.sent();
+        for segment in self.sealed.range_mut(before..after) {
+            self.sent_bytes += segment.len;
             let SealedSegment { seq, header, path, len, entries, .. } = &**segment;
             let (header, path, entries) = (header.clone(), path.clone(), entries.clone());
             *segment = Arc::new(SealedSegment { seq: *seq, header, path, len: *len, entries, image: None });
@@ -273,27 +311,34 @@ impl LocalLog {
 
     /// Sealed segments that the store does not have, oldest first.
     pub fn unsent(&self) -> impl Iterator<Item = &Arc<SealedSegment>> {
-        self.sealed.iter().filter(|s| Some(s.seq) > self.uploaded)
+        self.sealed.range(self.sent()..)
     }
 
-    /// The last transaction that the store has and that is still here; what a table save must cover before trimming.
+    /// The last transaction that the store has and that is still here.
     pub fn uploaded_end(&self) -> Option<Pos> {
-        self.sealed.iter().filter(|s| Some(s.seq) <= self.uploaded).filter_map(|s| s.end()).next_back()
+        self.sealed.range(..self.sent()).rev().find_map(|s| s.end())
+    }
+
+    /// Whether so much is kept of what the store has that it is time to [trim](LocalLog::trim).
+    pub fn is_overfull(&self, keep_bytes: u64) -> bool {
+        self.sent_bytes > keep_bytes || self.sent() > KEEP_SEGMENTS_MAX
     }
 
     /// Removes uploaded segments, oldest first, that end at or before `table_txid`, until at most `keep_bytes` of uploaded
     /// ones remain.
     pub fn trim(&mut self, table_txid: Txid, keep_bytes: u64) -> io::Result<()> {
-        loop {
-            let sent: u64 = self.sealed.iter().filter(|s| Some(s.seq) <= self.uploaded).map(|s| s.len).sum();
-            let Some(oldest) = self.sealed.front() else { return Ok(()) };
+        while self.sent_bytes > keep_bytes || self.sent() > KEEP_SEGMENTS_MAX / 2 {
+            let oldest = self.sealed.front().expect("a sent segment is a sealed one");
             let covered = oldest.end().is_none_or(|end| end.txid <= table_txid);
-            if sent <= keep_bytes || Some(oldest.seq) > self.uploaded || !covered {
+            if Some(oldest.seq) > self.uploaded || !covered {
                 return Ok(());
             }
             fs::remove_file(&oldest.path)?;
+            self.sealed_bytes -= oldest.len;
+            self.sent_bytes -= oldest.len;
             self.sealed.pop_front();
         }
+        Ok(())
     }
 
     fn create_segment(&self, now: Timestamp) -> io::Result<OpenSegment> {
@@ -303,7 +348,17 @@ impl LocalLog {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
         let buffer = header.encode().to_vec();
         let committed = buffer.len() as u64;
-        Ok(OpenSegment { header, path, file, entries: Vec::new(), buffer, buffer_start: 0, written: 0, committed })
+        Ok(OpenSegment {
+            header,
+            path,
+            file,
+            entries: Vec::new(),
+            buffer,
+            buffer_start: 0,
+            written: 0,
+            committed,
+            is_ragged: false,
+        })
     }
 }
 
@@ -337,8 +392,14 @@ pub fn recover(dir: &Path, lineage: Lineage) -> io::Result<Recovered> {
         }
     }
     names.sort();
+    let mut is_broken = false;
     for (seq, path) in names {
-        match recover_segment(seq, &path, lineage) {
+        if is_broken {
+            // What comes after a damaged segment joins nothing.
+            fs::remove_file(&path)?;
+            continue;
+        }
+        match recover_segment(seq, &path, lineage)? {
             Ok(Some(segment)) => {
                 let joins = recovered
                     .segments
@@ -353,7 +414,7 @@ pub fn recover(dir: &Path, lineage: Lineage) -> io::Result<Recovered> {
             Ok(None) => fs::remove_file(&path)?,
             Err(reason) => {
                 recovered.damage.push(format!("segment {seq}: {reason}"));
-                remove_all(&mut recovered.segments)?;
+                is_broken = true;
                 fs::remove_file(&path)?;
             }
         }
@@ -373,31 +434,34 @@ fn follows(before: &SealedSegment, segment: &SealedSegment) -> bool {
     }
 }
 
-/// `None` for a segment without a transaction.
-fn recover_segment(seq: Seq, path: &Path, lineage: Lineage) -> Result<Option<SealedSegment>, String> {
+/// `None` for a segment without a transaction. The outer error is that of the disk, the inner one what is wrong with the bytes.
+fn recover_segment(seq: Seq, path: &Path, lineage: Lineage) -> io::Result<Result<Option<SealedSegment>, String>> {
     let mut bytes = Vec::new();
-    File::open(path).and_then(|mut f| f.read_to_end(&mut bytes)).map_err(|e| e.to_string())?;
+    File::open(path)?.read_to_end(&mut bytes)?;
     if bytes.is_empty() {
-        return Ok(None);
+        return Ok(Ok(None));
     }
-    let header = SegmentHeader::decode(&bytes).map_err(|e| e.to_string())?;
-    if header.lineage != lineage || header.seq != seq {
-        return Err("belongs to another log".to_owned());
+    let header = match SegmentHeader::decode(&bytes) {
+        Ok(header) if header.lineage == lineage && header.seq == seq => header,
+        Ok(_) => return Ok(Err("belongs to another log".to_owned())),
+        Err(error) => return Ok(Err(error.to_string())),
+    };
+    // A valid index says nothing about the transactions: nothing was synced, so any block may be missing.
+    let sealed = Segment::decode(&bytes).ok();
+    let body = sealed.as_ref().and_then(|s| s.entries.last()).and_then(|e| usize::try_from(e.range().end).ok());
+    let (entries, end) = whole_transactions(&bytes[..body.unwrap_or(bytes.len())]);
+    match sealed {
+        Some(sealed) if sealed.entries != entries => return Ok(Err("transactions are damaged".to_owned())),
+        Some(_) => {}
+        None if entries.is_empty() => return Ok(Ok(None)),
+        None => {
+            bytes.truncate(end);
+            segment::encode_index(&entries, &header, end as u64, &mut bytes);
+            rewrite(path, &bytes)?;
+        }
     }
-    if let Ok(segment) = Segment::decode(&bytes) {
-        let len = bytes.len() as u64;
-        let path = path.to_owned();
-        return Ok(Some(SealedSegment { seq, header, path, len, entries: segment.entries, image: None }));
-    }
-    let (entries, end) = whole_transactions(&bytes);
-    if entries.is_empty() {
-        return Ok(None);
-    }
-    bytes.truncate(end);
-    segment::encode_index(&entries, &header, end as u64, &mut bytes);
-    rewrite(path, &bytes).map_err(|e| e.to_string())?;
     let len = bytes.len() as u64;
-    Ok(Some(SealedSegment { seq, header, path: path.to_owned(), len, entries, image: None }))
+    Ok(Ok(Some(SealedSegment { seq, header, path: path.to_owned(), len, entries, image: None })))
 }
 
 fn rewrite(path: &Path, bytes: &[u8]) -> io::Result<()> {

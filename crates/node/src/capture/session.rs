@@ -38,6 +38,8 @@ const INDEX_WAIT_MAX: Duration = Duration::from_millis(500);
 const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// Shortest and longest time between looks at a database that is not idle.
 const NAP: (Duration, Duration) = (Duration::from_micros(250), Duration::from_millis(5));
+/// Time between looks at an idle database that cannot be watched.
+const NAP_UNWATCHED: Duration = Duration::from_millis(50);
 /// Shortest and longest time between checkpoints: the longest where readers keep them from completing.
 const CHECKPOINT_GAP: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(1));
 /// Above this many captured bytes per second pages are stored instead of compressed: LZ4 is four fifths of the cost.
@@ -52,6 +54,8 @@ pub(super) enum SessionEnd {
     Compare(DiffReason, String),
     /// Open again; nothing was lost.
     Reopen,
+    /// Ask the store again how far its log goes, because of this.
+    BeginAgain(String),
     /// There is nothing to open. Try again later.
     Wait(String),
     /// Something failed. Try again later, then compare.
@@ -243,7 +247,12 @@ impl WalSession {
     fn capture_frames(&mut self, thread: &mut CaptureThread) -> Result<Look, SessionEnd> {
         let Some(index) = self.live_index()? else { return Ok(Look::Unreadable) };
         let live = Live { salt: index.header.salt, max_frame: index.header.max_frame };
-        let (first, last) = match tail::next_step(self.captured, live) {
+        let step = tail::next_step(self.captured, live);
+        if matches!(step, Step::Frames { .. }) && !self.is_captured_frame_there(thread)? {
+            let text = "the WAL has other frames than were captured".to_owned();
+            return Err(SessionEnd::Compare(DiffReason::WalReset, text));
+        }
+        let (first, last) = match step {
             Step::Nothing => return Ok(Look::Nothing),
             Step::Frames { first, last } => (first, last),
             Step::Restarted { last } => (1, last),
@@ -258,6 +267,15 @@ impl WalSession {
         self.captured = Captured { salt: live.salt, frame: last };
         self.save_state(thread)?;
         Ok(Look::Frames)
+    }
+
+    /// Whether the last captured frame is still what it was: a recovery may drop committed frames whose checksums are wrong
+    /// (SQLite 3.40 to 3.46 write some), and others then take their place in the same generation.
+    fn is_captured_frame_there(&self, thread: &CaptureThread) -> Result<bool, SessionEnd> {
+        let Some(position) = thread.position().filter(|p| p.frame == self.captured.frame) else { return Ok(true) };
+        let mut header = [0; FRAME_HEADER_SIZE];
+        let there = self.pinned.read_wal(&mut header, frame_offset(position.frame, self.page_size))?;
+        Ok(there && header == position.frame_header)
     }
 
     fn record(&mut self, thread: &mut CaptureThread, run: FrameRun) -> Result<(), SessionEnd> {
@@ -335,15 +353,28 @@ impl WalSession {
                 }
             }
             Checkpoint::Truncate => {
-                self.checkpoint_locked(thread)?;
-                let result = self.free.checkpoint_truncate();
-                self.count_checkpoint(thread, result, Duration::ZERO)?;
-                self.capture_frames(thread)?;
+                self.checkpoint_passive(thread)?;
+                self.truncate(thread)?;
             }
         }
         let complete = self.is_backfilled()?;
         self.checkpoint_gap = if complete { CHECKPOINT_GAP.0 } else { (self.checkpoint_gap * 2).min(CHECKPOINT_GAP.1) };
         self.checkpointed = Instant::now();
+        Ok(())
+    }
+
+    /// Cuts the WAL file to nothing, if everything in it is in the database and no reader of it is left: then the lock that a
+    /// writer needs is held for a moment only.
+    fn truncate(&mut self, thread: &mut CaptureThread) -> Result<(), SessionEnd> {
+        if !(self.maybe_on_mark_zero && self.is_backfilled()?) {
+            return Ok(());
+        }
+        self.free.set_busy_timeout(WRITE_LOCK_WAIT)?;
+        let began = Instant::now();
+        let result = self.free.checkpoint_truncate();
+        self.free.set_busy_timeout(thread.config.busy_timeout)?;
+        self.count_checkpoint(thread, result, began.elapsed())?;
+        self.capture_frames(thread)?;
         Ok(())
     }
 
@@ -427,10 +458,17 @@ impl WalSession {
         }
         self.looked_safely = Instant::now();
         if thread.is_state_gone() {
-            return Err(SessionEnd::Failed(DiffReason::StateMissing, "the state folder was removed".to_owned()));
+            return Err(SessionEnd::BeginAgain("the state folder was removed".to_owned()));
         }
         if self.pinned.has_moved()? {
             return Err(SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned()));
+        }
+        for suffix in ["-wal", "-shm"] {
+            if !super::watch::beside(&thread.config.path, suffix).exists() {
+                // What we hold open has no name any more: others work with new files.
+                let text = format!("the {suffix} file was removed");
+                return Err(SessionEnd::Compare(DiffReason::Replaced, text));
+            }
         }
         let bytes = self.pinned.wal_bytes()?;
         thread.status.update(|f| f.wal_bytes = bytes);
@@ -446,6 +484,9 @@ impl WalSession {
         if self.watch.is_none() {
             // Made first, looked after: a commit in between is seen by the look.
             self.watch = FileWatch::new(&thread.config.path).ok();
+            if self.watch.is_none() {
+                thread.wait(NAP_UNWATCHED);
+            }
             return;
         }
         thread.wait_for_files(self.watch.as_ref(), thread.config.monitor_interval);
@@ -535,7 +576,7 @@ fn follow_rollback(thread: &mut CaptureThread, handle: &Handle) -> Result<Sessio
     loop {
         let stop = thread.take_messages();
         if thread.is_state_gone() {
-            return Err(SessionEnd::Failed(DiffReason::StateMissing, "the state folder was removed".to_owned()));
+            return Err(SessionEnd::BeginAgain("the state folder was removed".to_owned()));
         }
         if handle.has_moved()? {
             return Ok(SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned()));
@@ -564,6 +605,9 @@ fn follow_rollback(thread: &mut CaptureThread, handle: &Handle) -> Result<Sessio
             thread.wait(Duration::from_millis(20));
         } else if watch.is_none() {
             watch = FileWatch::new(&thread.config.path).ok();
+            if watch.is_none() {
+                thread.wait(NAP_UNWATCHED);
+            }
         } else {
             thread.wait_for_files(watch.as_ref(), thread.config.monitor_interval);
         }

@@ -68,12 +68,24 @@ pub enum ToCapture {
 pub enum Ended {
     /// It was told to, or has nobody to capture for.
     Stopped,
-    /// The state folder was removed while it ran: begin again with what the store knows.
-    StateGone,
+    /// The local state and the store must be compared again: the state folder was removed, or nobody knows whether a
+    /// snapshot has got there.
+    BeginAgain,
+    /// It was told to, and could not capture everything before.
+    Incomplete,
 }
 
 /// Gives the page table of a position from the store.
-pub type TableSource = Box<dyn Fn(Pos) -> Result<PageTable, String> + Send>;
+pub type TableSource = Box<dyn Fn(Pos) -> Result<PageTable, TableError> + Send>;
+
+/// Why the store did not give a page table.
+#[derive(Clone, Debug)]
+pub enum TableError {
+    /// It may do so later.
+    Passing(String),
+    /// What it holds is damaged: it never will.
+    Damaged(String),
+}
 
 /// What is known when the thread starts.
 #[derive(Debug)]
@@ -234,21 +246,32 @@ impl CaptureThread {
     /// Runs until [`ToCapture::Stop`], until the uploader is gone, or until the state folder is.
     pub fn run(mut self) -> Ended {
         self.publish();
-        loop {
-            let end = session::run(&mut self);
-            let stopped = self.handle_end(end);
-            if self.is_state_gone() {
-                return Ended::StateGone;
-            }
-            if stopped {
-                break;
-            }
+        let ended = self.run_sessions();
+        if ended != Ended::BeginAgain {
+            self.drain();
         }
-        self.drain();
+        if self.is_state_gone() {
+            return Ended::BeginAgain;
+        }
         if let Err(error) = self.save_all() {
             self.complain(&format!("save the state folder: {error}"));
         }
-        Ended::Stopped
+        ended
+    }
+
+    fn run_sessions(&mut self) -> Ended {
+        loop {
+            let end = session::run(self);
+            let captured = matches!(end, SessionEnd::Stopped | SessionEnd::Wait(_));
+            let begin_again = matches!(end, SessionEnd::BeginAgain(_));
+            let stopped = self.handle_end(end);
+            if begin_again || self.is_state_gone() {
+                return Ended::BeginAgain;
+            }
+            if stopped {
+                return if captured { Ended::Stopped } else { Ended::Incomplete };
+            }
+        }
     }
 
     /// Whether somebody removed the state folder, or put another in its place, under us.
@@ -258,9 +281,15 @@ impl CaptureThread {
 
     /// `true` when the thread is to end.
     fn handle_end(&mut self, end: SessionEnd) -> bool {
+        // Sets `stopping` also where no session got as far as to look.
+        self.take_messages();
         match end {
             SessionEnd::Stopped => return true,
-            SessionEnd::Reopen => {}
+            SessionEnd::Reopen => self.pause(RETRY / 10),
+            SessionEnd::BeginAgain(text) => {
+                self.complain(&text);
+                self.pause(RETRY * 4);
+            }
             SessionEnd::Compare(reason, text) => {
                 tracing::warn!(database = %self.config.path.display(), reason = reason.name(), "{text}: comparing all pages");
                 self.doubt(reason);
@@ -382,7 +411,10 @@ impl CaptureThread {
         if let Some(Known::Position { pos, .. }) = &self.known {
             let (pos, table) = (*pos, self.table_of(*pos, view, page_size, commit)?);
             let Some(Known::Position { log, .. }) = self.known.take() else { unreachable!("seen above") };
-            self.known = Some(Known::Recorded(Box::new(Recorder::new(table, pos, log, &self.config))));
+            self.known = Some(match table {
+                Some(table) => Known::Recorded(Box::new(Recorder::new(table, pos, log, &self.config))),
+                None => Known::Fresh { last: Some(pos.txid), log },
+            });
         }
         let same_size = matches!(&self.known, Some(Known::Recorded(r)) if r.table().page_size() == page_size);
         if !same_size {
@@ -406,14 +438,15 @@ impl CaptureThread {
         Ok(())
     }
 
-    /// The table of `pos`: the database itself gives it when its checksum is the same, otherwise the store.
+    /// The table of `pos`: the database itself gives it when its checksum is the same, otherwise the store. `None` when what the
+    /// store holds is damaged: then only a new snapshot helps.
     fn table_of(
         &mut self,
         pos: Pos,
         view: &View<'_>,
         page_size: PageSize,
         commit: PageCount,
-    ) -> Result<PageTable, SessionEnd> {
+    ) -> Result<Option<PageTable>, SessionEnd> {
         let mut table = PageTable::empty(page_size);
         view.each_page(|pgno, data| -> Result<(), SessionEnd> {
             table.set(pgno, Checksum::of_page(pgno, data));
@@ -421,14 +454,20 @@ impl CaptureThread {
         })?;
         table.set_page_count(commit);
         if table.checksum() == pos.checksum {
-            return Ok(table);
+            return Ok(Some(table));
         }
         tracing::info!(database = %self.config.path.display(), "the database differs from the store: reading page checksums from there");
         // What is here and not there must be there first.
         self.seal_and_send_all()?;
-        let table = (self.channels.tables)(pos).map_err(|text| SessionEnd::Failed(DiffReason::StateMissing, text))?;
-        assert_eq!(table.checksum(), pos.checksum, "the store gives the table of that position");
-        Ok(table)
+        match (self.channels.tables)(pos) {
+            Ok(table) if table.checksum() == pos.checksum => Ok(Some(table)),
+            Ok(_) => Err(SessionEnd::BeginAgain("the store's log has moved on".to_owned())),
+            Err(TableError::Passing(text)) => Err(SessionEnd::Failed(DiffReason::StateMissing, text)),
+            Err(TableError::Damaged(text)) => {
+                self.complain(&format!("{text}: a new snapshot is taken, earlier restore points may be lost"));
+                Ok(None)
+            }
+        }
     }
 
     fn take_snapshot(&mut self, view: &View<'_>, page_size: PageSize, commit: PageCount) -> Result<(), SessionEnd> {
@@ -484,8 +523,9 @@ impl CaptureThread {
         loop {
             match self.channels.messages.recv_timeout(Duration::from_millis(100)) {
                 Ok(ToCapture::SnapshotStored) => return Ok(Some((summary, table))),
+                // It may have got there all the same: only the store knows.
                 Ok(ToCapture::SnapshotFailed(text)) => {
-                    return Err(SessionEnd::Failed(DiffReason::StateMissing, format!("upload the snapshot: {text}")));
+                    return Err(SessionEnd::BeginAgain(format!("upload the snapshot: {text}")));
                 }
                 Ok(ToCapture::Uploaded(seq)) => self.note_uploaded(seq),
                 // The snapshot is what makes the backup usable: it may still get there within the time for stopping.
@@ -528,7 +568,7 @@ impl CaptureThread {
             self.durable = Some(end);
         }
         let keep = self.config.log_bytes_max / 2;
-        let large = self.log_mut().is_some_and(|log| log.bytes() - log.unsent_bytes() > keep);
+        let large = self.log_mut().is_some_and(|log| log.is_overfull(keep));
         if let Some(error) = large.then(|| self.trim(keep / 2)).and_then(Result::err) {
             self.complain(&format!("trim the local log: {error}"));
         }
@@ -537,8 +577,10 @@ impl CaptureThread {
 
     fn trim(&mut self, keep: u64) -> io::Result<()> {
         self.save_table()?;
-        let txid = self.recorder().pos().txid;
-        self.recorder().log.trim(txid, keep)
+        // Without a table the log is all there is to make one from.
+        let Some(Known::Recorded(recorder)) = self.known.as_mut() else { return Ok(()) };
+        let txid = recorder.pos().txid;
+        recorder.log.trim(txid, keep)
     }
 
     /// Seals what is due and hands it to the uploader.
@@ -623,6 +665,11 @@ impl CaptureThread {
             Some(Ok(())) => {}
             _ => self.wait(timeout.min(RETRY)),
         }
+    }
+
+    /// Where in the WAL the log ends, if that is known.
+    pub(super) fn position(&self) -> Option<WalPosition> {
+        self.position
     }
 
     /// Puts the figures where others see them.

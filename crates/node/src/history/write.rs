@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::merge::{Inputs, merge_error};
 use super::{HistoryError, SegmentSource};
+use crate::manifest_swap;
 use crate::random;
 use crate::restore::RestoreError;
 use crate::restore::pool::finished;
@@ -77,6 +78,7 @@ impl Workshop {
         make: impl FnOnce(&mut Out) -> Result<T, RestoreError> + Send + 'static,
     ) -> Result<(T, Written), HistoryError> {
         let store = self.reader.store();
+        manifest_swap::clear_unnamed(&**store, key).await?;
         let mut upload = store.upload(key).await?;
         let (sender, mut pieces) = mpsc::channel(SEND_QUEUE);
         let maker = tokio::task::spawn_blocking(move || {
