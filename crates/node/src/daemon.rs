@@ -105,7 +105,10 @@ impl Daemon {
 
 async fn first_signal(stop: &mut StopRequest) -> Signal {
     match stop.wait_for(Option::is_some).await.map(|signal| *signal) {
-        Ok(Some(signal)) => signal,
+        Ok(Some(signal)) => {
+            tracing::info!("stopping: uploading what is left (a second signal ends at once)");
+            signal
+        }
         // The thread that receives signals lives as long as the process.
         _ => std::future::pending().await,
     }

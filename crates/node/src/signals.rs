@@ -11,54 +11,52 @@ use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::cli::exit::Status;
 use crate::exec::RunningChild;
 
 /// What the first signal started; `None` before.
 pub type StopRequest = watch::Receiver<Option<Signal>>;
 
-/// Starts the thread. `bound` is the time from the first signal to the hard end.
+/// Starts the thread. `bound` is the time from the first signal to the hard end, which gives the status `overdue`.
 ///
 /// # Errors
 /// The thread or the signal handlers could not be set up.
-pub fn listen(bound: Duration, child: RunningChild) -> io::Result<StopRequest> {
+pub fn listen(bound: Duration, overdue: Status, child: RunningChild) -> io::Result<StopRequest> {
     let (sender, receiver) = watch::channel(None);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (interrupts, terminates) = {
+    let (mut interrupts, mut terminates) = {
         let _guard = runtime.enter();
         (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
     };
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        runtime.block_on(watch_signals(sender, bound, child, interrupts, terminates));
+        runtime.block_on(async {
+            let mut next = async || {
+                tokio::select! {
+                    _ = interrupts.recv() => Signal::INT,
+                    _ = terminates.recv() => Signal::TERM,
+                }
+            };
+            let _ = sender.send(Some(next().await));
+            let second = tokio::time::timeout(bound, next()).await;
+            child.signal(Signal::KILL);
+            match second {
+                Ok(second) => {
+                    tracing::warn!("ended at once by a second signal");
+                    end_now(128 + second.as_raw());
+                }
+                Err(_) => {
+                    tracing::error!("could not stop within {bound:?}");
+                    end_now(i32::from(overdue.code()));
+                }
+            }
+        });
     })?;
     Ok(receiver)
 }
 
-async fn watch_signals(
-    sender: watch::Sender<Option<Signal>>,
-    bound: Duration,
-    child: RunningChild,
-    mut interrupts: tokio::signal::unix::Signal,
-    mut terminates: tokio::signal::unix::Signal,
-) {
-    let mut next = async || {
-        tokio::select! {
-            _ = interrupts.recv() => Signal::INT,
-            _ = terminates.recv() => Signal::TERM,
-        }
-    };
-    let first = next().await;
-    tracing::info!("stopping: uploading what is left (a second signal ends at once)");
-    let _ = sender.send(Some(first));
-    let second = tokio::time::timeout(bound, next()).await;
-    child.signal(Signal::KILL);
-    match second {
-        Ok(second) => {
-            tracing::warn!("stopped at once by a second signal; the rest is uploaded after the next start");
-            std::process::exit(128 + second.as_raw());
-        }
-        Err(_) => {
-            tracing::error!("could not stop within {bound:?}; the rest is uploaded after the next start");
-            std::process::exit(i32::from(crate::cli::exit::Status::NotDurable.code()));
-        }
-    }
+/// Ends the process without running anything that may wait for a thread that hangs.
+fn end_now(code: i32) -> ! {
+    // SAFETY: takes a plain integer and does not return. Nothing that others rely on is left undone: log lines are written
+    // unbuffered, and every file format here survives the end of the process at any moment.
+    unsafe { libc::_exit(code) }
 }

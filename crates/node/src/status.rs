@@ -389,8 +389,9 @@ impl StatusBoard {
             dirty: AtomicBool::new(false),
             changed: Arc::clone(&self.changed),
         });
-        status.set_state(State::Starting);
+        // On the board first: whoever is woken by a change must find the database, or it stays dirty and wakes nobody again.
         self.databases.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&status));
+        status.set_state(State::Starting);
         status
     }
 

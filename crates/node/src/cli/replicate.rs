@@ -86,7 +86,7 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<u8, Failure> {
     let child = RunningChild::default();
     let steps = if config.exec.is_some() { 2 } else { 1 };
     let bound = config.shutdown_sync_timeout * steps + UPLOAD_MARGIN + HARD_STOP_MARGIN;
-    let stop = signals::listen(bound, child.clone());
+    let stop = signals::listen(bound, Status::NotDurable, child.clone());
     let stop = stop.map_err(|e| Failure::failed(format!("cannot receive signals: {}", io_text(&e))))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)

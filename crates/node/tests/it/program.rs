@@ -109,14 +109,26 @@ impl Folder {
 
     /// Waits until `status` says that every commit of `database` is durable up to TXID `txid`.
     pub(crate) fn wait_durable(&self, database: &str, txid: u64) {
-        wait_for(&format!("TXID {txid} of {database} to be durable"), || {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
             let outcome = self.run(&["status", database, "--json"]);
-            let Ok(status) = serde_json::from_str::<serde_json::Value>(&outcome.stdout) else { return false };
-            let database = &status["databases"][0];
-            let durable = database["status"]["durable"]["txid"].as_str().unwrap_or("0");
-            database["running"] == true && u64::from_str_radix(durable, 16).unwrap() >= txid
-        });
+            if is_durable(&outcome.stdout, txid) {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "waited in vain for TXID {txid} of {database} to be durable: {outcome:?}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
+}
+
+fn is_durable(status: &str, txid: u64) -> bool {
+    let Ok(status) = serde_json::from_str::<serde_json::Value>(status) else { return false };
+    let database = &status["databases"][0];
+    let durable = database["status"]["durable"]["txid"].as_str().unwrap_or("0");
+    database["running"] == true && u64::from_str_radix(durable, 16).unwrap() >= txid
 }
 
 /// Looks until it is so.
