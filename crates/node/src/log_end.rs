@@ -43,6 +43,14 @@ pub async fn find(store: &Arc<dyn Store>, hint: Option<(Seq, Pos)>) -> Result<Op
         Err(error) => return Err(error.into()),
     };
     let Some((manifest, _)) = manifest_swap::read(&**store).await? else {
+        if !store.list_after(keys::LOG_PREFIX.trim_end_matches('/'), None, 1).await?.is_empty() {
+            let text = format!(
+                "{} is missing in {}, but there is a log: put it back, or use another prefix",
+                keys::MANIFEST,
+                store.describe()
+            );
+            return Err(ManifestError::Damaged(text));
+        }
         return Ok(Some(LogEnd { identity, manifest: None, pos: None, next_seq: Seq::FIRST, last_nonce: None }));
     };
     let from_manifest = manifest.files.iter().map(|f| f.end()).chain(manifest.log_start).max_by_key(|p| p.txid);
@@ -138,7 +146,9 @@ async fn read_index(store: &dyn Store, seq: Seq, size: u64) -> Result<Segment, M
     if needed > tail.bytes.len() as u64 {
         tail = store.get_tail(&key, needed).await?;
     }
-    let start = tail.bytes.len() - usize::try_from(needed).expect("at most as long as what was read");
+    let start = usize::try_from(needed).ok().and_then(|needed| tail.bytes.len().checked_sub(needed));
+    let start = start
+        .ok_or_else(|| ManifestError::Damaged(format!("{key} in {}: its end cannot be read", store.describe())))?;
     let entries = decode_index(&header, &tail.bytes[start..], tail.size).map_err(damaged)?;
     Ok(Segment { header, entries })
 }

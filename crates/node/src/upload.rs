@@ -220,6 +220,7 @@ impl Uploader {
             next.log_start = Some(file.end());
         }
         next.files.retain(|f| f.key != file.key);
+        next.retired_files.retain(|f| f.key != file.key);
         next.files.push(file.clone());
         next.files.sort_by_key(|f| (f.level, f.min_txid, f.max_txid));
         next

@@ -152,11 +152,20 @@ fn apply_transaction(table: &mut PageTable, pos: Pos, entry: &SegmentEntry, mut 
 /// Saves the page table beside the one before, then puts it in its place.
 pub(super) fn save_table(meta_path: &Path, lineage: Lineage, pos: Pos, table: &PageTable) -> io::Result<()> {
     let temporary = meta_path.join("pages.tmp");
+    let written =
+        write_table(&temporary, lineage, pos, table).and_then(|()| fs::rename(&temporary, meta_path.join(TABLE_FILE)));
+    if written.is_err() {
+        // On a full disk its space is needed; the error that counts is that of the write.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn write_table(path: &Path, lineage: Lineage, pos: Pos, table: &PageTable) -> io::Result<()> {
     let header = PageTableHeader { lineage, pos, page_size: table.page_size(), count: table.page_count() };
-    let mut out = BufWriter::with_capacity(256 << 10, File::create(&temporary)?);
+    let mut out = BufWriter::with_capacity(256 << 10, File::create(path)?);
     page_table::write(&header, table.entries(), &mut out)?;
-    out.flush()?;
-    fs::rename(&temporary, meta_path.join(TABLE_FILE))
+    out.flush()
 }
 
 /// The id of this boot of the machine; random per boot. Zeros where the system has none, which then never match.

@@ -402,7 +402,12 @@ impl WalSession {
                 thread.status.update(|f| f.checkpoint(status::CheckpointResult::Busy, Duration::ZERO));
                 return Ok(());
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => {
+                // No reason to stop capturing: the WAL only grows longer.
+                thread.status.update(|f| f.checkpoint(status::CheckpointResult::Failed, Duration::ZERO));
+                thread.status.error(format!("checkpoint of {}: {error}", thread.config.path.display()));
+                return Ok(());
+            }
         }
         let locked_at = Instant::now();
         let result = self.checkpoint_under_lock(thread);

@@ -32,6 +32,8 @@ use crate::time;
 
 /// Segments that may be on their way to the store at a time: one is sent, the next is ready.
 const IN_FLIGHT_MAX: usize = 2;
+/// So many failures in a row double the time until the next try: a comparison reads the whole database.
+const FAILURES_COUNTED: u32 = 5;
 /// Time between tries to open a database that cannot be opened.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -276,7 +278,8 @@ impl CaptureThread {
 
     /// Whether somebody removed the state folder, or put another in its place, under us.
     pub(super) fn is_state_gone(&self) -> bool {
-        !self.config.meta_path.join(restart::LOCK_FILE).exists()
+        let is_gone = |name| !self.config.meta_path.join(name).exists();
+        is_gone(restart::LOCK_FILE) || is_gone(restart::LOG_FOLDER)
     }
 
     /// `true` when the thread is to end.
@@ -313,7 +316,8 @@ impl CaptureThread {
                     DiffReason::LogFull => State::NeedsPageDiff { reason: text },
                     _ => State::Error { text },
                 });
-                self.pause(RETRY * 4);
+                self.pause(RETRY * 4 * (1 << self.failures.min(FAILURES_COUNTED)));
+                self.failures += 1;
                 self.wait_for_room();
             }
         }
@@ -595,8 +599,10 @@ impl CaptureThread {
         let due = self.open_since.is_some_and(|since| since.elapsed() >= self.config.sync_interval);
         let seal = open_bytes > 0
             && (open_bytes >= self.config.segment_bytes_max || ((due || self.stopping) && self.in_flight == 0));
-        if seal {
-            self.seal()?;
+        if let Some(SessionEnd::Failed(_, text)) = seal.then(|| self.seal()).and_then(Result::err) {
+            // What was recorded is as right as before; the next look tries again.
+            self.complain(&text);
+            self.wait(RETRY);
         }
         self.send_sealed();
         Ok(())
