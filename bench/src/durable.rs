@@ -48,6 +48,11 @@ fn ages_ns(lab: &Lab, commits: u64, pause_us: &str) -> Outcome<Vec<u64>> {
     make_database(&folder)?;
     let mut replicator = lab.replicate(&folder, &["--sync-interval", "0"])?;
     let log = folder.join("backup/log");
+    // The folder comes with the first segment.
+    lab.app(&folder, &["--transactions", "1"])?;
+    while last_txid(&log).unwrap_or(0) < 2 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let before = last_txid(&log)?;
     let times = folder.join("times");
     let options = ["--transactions", &commits.to_string(), "--pause-us", pause_us];

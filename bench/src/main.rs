@@ -51,7 +51,6 @@ fn main() -> ExitCode {
 }
 
 fn run(mut args: Args) -> Outcome {
-    let lab = Lab::new(&mut args)?;
     let mut wanted = Vec::new();
     while let Some(word) = args.word() {
         if !BENCHMARKS.iter().any(|(name, _)| *name == word) {
@@ -60,6 +59,7 @@ fn run(mut args: Args) -> Outcome {
         }
         wanted.push(word);
     }
+    let lab = Lab::new(&mut args)?;
     for (name, benchmark) in BENCHMARKS {
         if !wanted.is_empty() && !wanted.iter().any(|w| w == name) {
             continue;

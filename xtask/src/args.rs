@@ -37,10 +37,10 @@ impl Args {
         at.map(|at| self.0.remove(at)).is_some()
     }
 
-    /// Takes the first word that is no option.
+    /// Takes the next word if it is no option: words stand before options, whose values look like words.
     pub fn word(&mut self) -> Option<String> {
-        let at = self.0.iter().position(|word| !word.starts_with("--"))?;
-        Some(self.0.remove(at))
+        let is_word = self.0.first().is_some_and(|word| !word.starts_with("--"));
+        is_word.then(|| self.0.remove(0))
     }
 
     /// Whatever is left, for somebody else.
@@ -72,6 +72,7 @@ mod tests {
         assert!(a.switch("--quiet") && !a.switch("--quiet"));
         assert_eq!(a.word().as_deref(), Some("word"));
         a.finish().unwrap();
+        assert_eq!(args("--n 7").word(), None, "the value of an option is no word");
     }
 
     #[test]
