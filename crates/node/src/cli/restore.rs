@@ -1,17 +1,32 @@
 //! `restore`: a database out of a store, proved.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
-use rhyolite_format::{Checksum, Lineage, PageCount, PageSize, Timestamp, Txid};
+use rhyolite_format::{Checksum, Lineage, PageCount, PageSize, Pos, Timestamp, Txid};
+use rhyolite_store::Store;
 use serde::Serialize;
+use tokio::sync::watch;
 
-use super::exit::Failure;
+use super::exit::{Failure, Status};
 use super::output;
 use super::store::{self, TargetArgs};
-use crate::config::units::format_size;
+use crate::config::units::{format_size, parse_duration};
+use crate::config::{LoggingConfig, io_text};
+use crate::exec::RunningChild;
+use crate::follow::{FollowOptions, follow};
+use crate::observe::logging;
 use crate::restore::{Existing, Output, RestoreError, RestoreOptions, RestoreReport, restore};
-use crate::time;
+use crate::{signals, time};
+
+/// How often a followed store is asked, unless the user says so.
+const FOLLOW_INTERVAL: Duration = Duration::from_secs(1);
+/// How long readers of a followed file are waited for before they get another interval.
+const FOLLOW_LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a batch that is being applied may take after a signal.
+const FOLLOW_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Restore a database from its store, and prove it.
 ///
@@ -23,7 +38,7 @@ use crate::time;
 restored.\n\nExit statuses: 0 restored and proved, or nothing to do; 3 damage found; 5 no such backup or restore \
 point.\n\nExamples:\n  rhyolite restore s3://bucket/app -o copy.db\n  rhyolite restore ./backup -o copy.db --at \"10m \
 ago\"\n  rhyolite restore ./backup -o copy.db --txid 42\n  rhyolite restore ./backup -o - | ssh host 'cat > \
-copy.db'\n  rhyolite restore ./backup -o copy.db --reuse\n  rhyolite restore s3://bucket/app -o app.db --if-missing --if-backup-exists")]
+copy.db'\n  rhyolite restore ./backup -o copy.db --reuse\n  rhyolite restore ./backup -o replica.db --follow\n  rhyolite restore s3://bucket/app -o app.db --if-missing --if-backup-exists")]
 pub(super) struct RestoreArgs {
     /// Store of one database
     #[arg(value_name = "STORE")]
@@ -45,6 +60,12 @@ pub(super) struct RestoreArgs {
     /// Do nothing, successfully, when the store holds no backup
     #[arg(long)]
     if_backup_exists: bool,
+    /// After the restore, keep the output up to date until a signal comes; SQLite may read it meanwhile, but not write
+    #[arg(long, conflicts_with_all = ["at", "txid", "if_missing"])]
+    follow: bool,
+    /// Ask for new commits this often (1s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "follow")]
+    follow_interval: Option<Duration>,
     /// Threads that unpack (one per processor)
     #[arg(long, value_name = "N")]
     threads: Option<std::num::NonZeroUsize>,
@@ -79,25 +100,25 @@ struct ReportLine {
 
 pub(super) fn run(args: &RestoreArgs) -> Result<(), Failure> {
     let to_stdout = args.output == Path::new("-");
-    if to_stdout && (args.json || args.if_missing || args.force || args.reuse) {
+    let needs_a_file = args.json || args.if_missing || args.force || args.reuse || args.follow;
+    if to_stdout && needs_a_file {
         return Err(Failure::usage(
-            "-o - writes the database to standard output: --json, --if-missing, --force and --reuse do not go with it",
+            "-o - writes the database to standard output: --json, --if-missing, --force, --reuse and --follow do not go with it",
         ));
     }
     let store = store::open(&args.store)?;
     if args.if_missing && args.output.symlink_metadata().is_ok() {
         return nothing_done(args, &format!("{} exists: nothing to restore", args.output.display()));
     }
+    if args.follow {
+        return run_follow(args, store);
+    }
     let options = RestoreOptions {
         store,
         output: if to_stdout { Output::Stdout } else { Output::File(args.output.clone()) },
         target: args.target.target(),
-        existing: match (args.reuse, args.force) {
-            (true, _) => Existing::Reuse,
-            (false, true) => Existing::Replace,
-            (false, false) => Existing::Refuse,
-        },
-        threads: args.threads.map_or_else(store::default_threads, std::num::NonZeroUsize::get),
+        existing: existing(args),
+        threads: threads(args),
         spool: None,
         progress: store::progress("restore"),
     };
@@ -110,6 +131,76 @@ pub(super) fn run(args: &RestoreArgs) -> Result<(), Failure> {
         }
         Err(error) => Err(store::failure(&format!("restore {}", args.store), &error)),
     }
+}
+
+fn existing(args: &RestoreArgs) -> Existing {
+    match (args.reuse, args.force) {
+        (true, _) => Existing::Reuse,
+        (false, true) => Existing::Replace,
+        (false, false) => Existing::Refuse,
+    }
+}
+
+fn threads(args: &RestoreArgs) -> usize {
+    args.threads.map_or_else(store::default_threads, std::num::NonZeroUsize::get)
+}
+
+#[derive(Serialize)]
+struct FollowLine<'a> {
+    output: &'a Path,
+    txid: Txid,
+    checksum: Checksum,
+}
+
+/// Follows until a signal comes, and says every position that the file has reached.
+fn run_follow(args: &RestoreArgs, store: Arc<dyn Store>) -> Result<(), Failure> {
+    let options = FollowOptions {
+        store,
+        output: args.output.clone(),
+        existing: existing(args),
+        interval: args.follow_interval.unwrap_or(FOLLOW_INTERVAL),
+        lock_timeout: FOLLOW_LOCK_TIMEOUT,
+        threads: threads(args),
+        progress: store::progress("restore"),
+    };
+    logging::start(LoggingConfig::default());
+    let signals = signals::listen(FOLLOW_STOP_TIMEOUT, Status::Failed, RunningChild::default());
+    let mut signals = signals.map_err(|e| Failure::failed(format!("cannot receive signals: {}", io_text(&e))))?;
+    let (positions, mut reached) = watch::channel(None);
+    let (tell_stop, stop) = watch::channel(false);
+    store::block_on(async {
+        let mut following = std::pin::pin!(follow(options, positions, stop));
+        loop {
+            tokio::select! {
+                ended = &mut following => {
+                    return ended.map_err(|e| store::failure(&format!("follow {}", args.store), &e));
+                }
+                Ok(()) = reached.changed() => {
+                    let pos = *reached.borrow_and_update();
+                    pos.map_or(Ok(()), |pos| say(args, pos))?;
+                }
+                Ok(_) = signals.wait_for(Option::is_some), if !*tell_stop.borrow() => {
+                    if reached.borrow().is_none() {
+                        let message = format!("interrupted: the restore of {} goes on when it is started again", args.store);
+                        return Err(Failure::failed(message));
+                    }
+                    // Nobody listens only when it has ended already.
+                    let _ = tell_stop.send(true);
+                }
+            }
+        }
+    })
+}
+
+fn say(args: &RestoreArgs, pos: Pos) -> Result<(), Failure> {
+    let mut out = output::Output::new();
+    let line = FollowLine { output: &args.output, txid: pos.txid, checksum: pos.checksum };
+    if args.json {
+        out.json(&line)?;
+    } else {
+        out.line(format!("{}: TXID {}", args.output.display(), pos.txid))?;
+    }
+    out.finish()
 }
 
 fn nothing_done(args: &RestoreArgs, text: &str) -> Result<(), Failure> {

@@ -198,6 +198,33 @@ fn what_was_replicated_is_listed_verified_and_restored() {
 }
 
 #[test]
+fn a_file_follows_its_store() {
+    let folder = Folder::new();
+    let db = folder.database("a.db");
+    db.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+    let daemon = folder.start(&["replicate", "a.db", "./backup", "--sync-interval", "0"]);
+    folder.wait_durable("a.db", 1);
+    let following = ["restore", "./backup", "-o", "f.db", "--follow", "--follow-interval", "10ms", "--json"];
+    let follower = folder.start(&following);
+    wait_for("the first restore", || folder.path("f.db").exists());
+    db.execute_batch("INSERT INTO t VALUES (2)").unwrap();
+    wait_for("the second row", || rows(&folder.path("f.db")) == [1, 2]);
+    follower.signal(Signal::TERM);
+    let ended = follower.wait();
+    assert_eq!((ended.code, ended.stderr.as_str()), (0, ""), "{ended:?}");
+    let last: serde_json::Value = serde_json::from_str(ended.stdout.lines().last().unwrap()).unwrap();
+    assert_eq!(last["txid"], "0000000000000002");
+
+    db.execute_batch("INSERT INTO t VALUES (3)").unwrap();
+    let follower = folder.start(&following);
+    wait_for("the third row", || rows(&folder.path("f.db")) == [1, 2, 3]);
+    follower.signal(Signal::INT);
+    assert_eq!(follower.wait().code, 0);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait().code, 0);
+}
+
+#[test]
 fn a_store_of_another_history_is_refused() {
     let folder = replicated();
     drop(folder.database("b.db"));
