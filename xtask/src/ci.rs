@@ -23,6 +23,7 @@ const STEPS: &[(&str, &[&str])] = &[
     ("tests", &["test", "--workspace"]),
     ("demo", &["xtask", "demo"]),
     ("faults", &["xtask", "faults"]),
+    ("large", &["xtask", "large"]),
     ("torture", &["xtask", "torture", "--seconds", "60"]),
 ];
 

@@ -10,6 +10,7 @@ mod ci;
 mod demo;
 pub mod error;
 mod faults;
+mod large;
 mod oracle;
 pub mod process;
 mod rhyolite;
@@ -29,6 +30,7 @@ usage: cargo xtask COMMAND
   ci        every check: format, tidy, clippy, tests, demo, torture; or only the steps named
   demo      replicate a database to a folder while it is written, kill, restore, compare
   faults    disks that fill up and servers that hang, and back again
+  large     databases that grow past 1 GiB while they are replicated (3 GB under the temporary folder)
   torture   real processes, kill -9 and worse, restores compared: --minutes N | --seconds N, --cycles N,
             --seed S, --lanes N, --store dir|s3
   bench     measure and rewrite the table in docs/benchmarks.md; or only the benchmarks named
@@ -42,6 +44,7 @@ pub fn run(command: &str, args: Args) -> Outcome {
         "tidy" => tidy::run(args),
         "demo" => demo::run(args),
         "faults" => faults::run(args),
+        "large" => large::run(args),
         "torture" => torture::run(args),
         "bench" => bench::run(args),
         "writer" => writer::run(args),
