@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -204,7 +205,10 @@ impl<'a> World<'a> {
     /// Asks all writers to end after their transaction.
     pub(crate) fn end_writers(&mut self, report: &Report) {
         for mut process in std::mem::take(&mut self.writers) {
-            if let Err(error) = process.terminate(WRITER_END_LIMIT) {
+            let ended = process.terminate(WRITER_END_LIMIT);
+            // A writer that had no time to set its handler up ends by the signal itself: a kill like any other.
+            let by_signal = matches!(process.ended(), Ok(Some(status)) if status.signal() == Some(libc::SIGTERM));
+            if let (Err(error), false) = (ended, by_signal) {
                 self.fault(report, Fault::Failure, 1, &format!("{error} (writers.log)"));
             }
         }
