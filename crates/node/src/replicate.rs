@@ -106,10 +106,15 @@ pub async fn run(
         let status = board.add(config.path.clone(), config.meta_path.clone(), config.store.clone());
         let (options, stop) = (Arc::clone(&options), stop.clone());
         tasks.spawn(async move {
-            let ended = Replication { config, status: Arc::clone(&status), options, stop }.run().await;
+            let ended =
+                Replication { config, status: Arc::clone(&status), options: Arc::clone(&options), stop }.run().await;
             match &ended {
                 Ok(()) => status.set_state(State::Stopped),
                 Err(error) => {
+                    // A single database's error ends the process, which says it then.
+                    if options.databases.len() > 1 {
+                        tracing::error!(database = %status.path.display(), "{error}");
+                    }
                     status.error(error.to_string());
                     status.set_state(State::Error { text: error.to_string() });
                 }

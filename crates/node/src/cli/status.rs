@@ -314,7 +314,7 @@ fn activity(report: &DatabaseReport, figures: &Figures) -> Vec<String> {
         lines.push(format!("  page diffs   {}", diffs.join(", ")));
     }
     let requests: u64 = report.store_requests.requests.values().sum();
-    let failed: u64 = report.store_requests.errors.values().sum();
-    lines.push(format!("  requests     {requests}, {failed} answered with an error"));
+    let errors = report.store_requests.errors.iter().map(|(kind, count)| format!(", {count} {kind}"));
+    lines.push(format!("  requests     {requests}{}", errors.collect::<String>()));
     lines
 }
