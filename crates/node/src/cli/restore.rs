@@ -170,14 +170,15 @@ fn run_follow(args: &RestoreArgs, store: Arc<dyn Store>) -> Result<(), Failure> 
     let (tell_stop, stop) = watch::channel(false);
     store::block_on(async {
         let mut following = std::pin::pin!(follow(options, positions, stop));
+        let mut said = None;
         loop {
             tokio::select! {
                 ended = &mut following => {
+                    say_new(args, *reached.borrow(), &mut said)?;
                     return ended.map_err(|e| store::failure(&format!("follow {}", args.store), &e));
                 }
                 Ok(()) = reached.changed() => {
-                    let pos = *reached.borrow_and_update();
-                    pos.map_or(Ok(()), |pos| say(args, pos))?;
+                    say_new(args, *reached.borrow_and_update(), &mut said)?;
                 }
                 Ok(_) = signals.wait_for(Option::is_some), if !*tell_stop.borrow() => {
                     if reached.borrow().is_none() {
@@ -192,11 +193,13 @@ fn run_follow(args: &RestoreArgs, store: Arc<dyn Store>) -> Result<(), Failure> 
     })
 }
 
-fn say(args: &RestoreArgs, pos: Pos) -> Result<(), Failure> {
+/// Says a position once.
+fn say_new(args: &RestoreArgs, pos: Option<Pos>, said: &mut Option<Pos>) -> Result<(), Failure> {
+    let Some(pos) = pos.filter(|_| pos != *said) else { return Ok(()) };
+    *said = Some(pos);
     let mut out = output::Output::new();
-    let line = FollowLine { output: &args.output, txid: pos.txid, checksum: pos.checksum };
     if args.json {
-        out.json(&line)?;
+        out.json(&FollowLine { output: &args.output, txid: pos.txid, checksum: pos.checksum })?;
     } else {
         out.line(format!("{}: TXID {}", args.output.display(), pos.txid))?;
     }
