@@ -11,7 +11,7 @@
 //! `logic::tail` for why nothing is missed). In rollback mode none is held between looks: it would keep the application from
 //! committing.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rhyolite_format::ltx::Packing;
 use rhyolite_format::sqlite::header::DatabaseHeader;
@@ -565,8 +565,9 @@ fn read_header(handle: &Handle) -> Result<DatabaseHeader, SessionEnd> {
     DatabaseHeader::decode(&bytes).map_err(|e| HandleError::NotADatabase(e.to_string()).into())
 }
 
-/// What a commit in rollback mode changes.
-type RollbackMark = (u32, u64);
+/// What tells that a database in rollback mode was written: file change counter and size for a commit, and the time of the last
+/// write for what no commit tells. A rollback leaves other bytes in free pages, which the journal does not hold.
+type RollbackMark = (u32, u64, Option<SystemTime>);
 
 /// Follows a database in rollback mode: compares all pages whenever the file change counter or the size moved.
 fn follow_rollback(thread: &mut CaptureThread, handle: &Handle) -> Result<SessionEnd, SessionEnd> {
@@ -641,7 +642,8 @@ fn look_rollback_locked(
         return Ok(None);
     }
     let bytes = handle.database_bytes()?;
-    let mark = (header.change_counter, bytes);
+    let written = std::fs::metadata(&thread.config.path).and_then(|m| m.modified()).ok();
+    let mark = (header.change_counter, bytes, written);
     if seen != Some(mark) {
         let page_count = header.page_count(bytes);
         let view = View::of_file(handle, header.page_size, page_count);
