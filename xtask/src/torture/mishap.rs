@@ -95,9 +95,7 @@ fn happen(mishap: Mishap, world: &mut World<'_>, report: &Report) -> Outcome {
         }
         Mishap::Recreated => {
             report.event("database re-created");
-            world.databases[which].remove_files()?;
-            let (path, making) = (world.databases[which].path.clone(), random_making(&mut world.rng));
-            schema::create(&path, making).context("re-create")?;
+            recreate(world, which)?;
             world.databases[which].went_back = true;
         }
         Mishap::Replaced => {
@@ -179,6 +177,21 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
     }
     files.sort();
     files
+}
+
+/// Removes the database and makes another under its name. A replicator that opens the files while they change may give SQLite
+/// an I/O error: then it is tried again.
+fn recreate(world: &mut World, which: usize) -> Outcome {
+    for last in [false, false, false, true] {
+        world.databases[which].remove_files()?;
+        let (path, making) = (world.databases[which].path.clone(), random_making(&mut world.rng));
+        match schema::create(&path, making) {
+            Ok(_) => return Ok(()),
+            Err(error) if last => return Err(error).context("re-create"),
+            Err(_) => std::thread::sleep(std::time::Duration::from_millis(50)),
+        }
+    }
+    unreachable!("the last try returns")
 }
 
 /// One of the replicator's own files is cut short, loses a bit, or goes.
