@@ -32,7 +32,7 @@ usage: cargo xtask COMMAND
   faults    disks that fill up and servers that hang, and back again
   large     databases that grow past 1 GiB while they are replicated (3 GB under the temporary folder)
   torture   real processes, kill -9 and worse, restores compared: --minutes N | --seconds N, --cycles N,
-            --seed S, --lanes N, --store dir|s3
+            --seed S, --lanes N, --store dir|s3, --journal wal|delete
   bench     measure and rewrite the table in docs/benchmarks.md; or only the benchmarks named
   tidy      layering, purity, file sizes and other rules that the compiler does not check
 ";

@@ -57,6 +57,12 @@ pub(crate) fn run(mut args: Args) -> Outcome {
     let failures_max: u64 = args.option_or("--failures-max", 0)?;
     let lanes: u64 = args.option_or("--lanes", 2)?;
     let store: String = args.option_or("--store", "dir".to_owned())?;
+    let journal = match args.option::<String>("--journal")?.as_deref() {
+        None => None,
+        Some("wal") => Some("wal"),
+        Some("delete") => Some("delete"),
+        Some(other) => return fail(format!("--journal is wal or delete, not {other:?}")),
+    };
     args.finish()?;
     let rhyolite = Rhyolite::find()?;
     // A server for each lane, so that one lane's trouble is not the other's.
@@ -73,17 +79,27 @@ pub(crate) fn run(mut args: Args) -> Outcome {
         for lane in 0..lanes {
             let backing = servers.get(lane as usize).map_or(Backing::Folder, Backing::Server);
             let (rhyolite, limits, report) = (&rhyolite, &limits, &report);
-            scope.spawn(move || run_lane(lane, seed, rhyolite, backing, limits, report));
+            let lane = Lane { number: lane, seed, backing, journal };
+            scope.spawn(move || run_lane(&lane, rhyolite, limits, report));
         }
     });
     tell(report.into_counts(), seed, began.elapsed(), failures_max)
 }
 
-fn run_lane(lane: u64, seed: u64, rhyolite: &Rhyolite, backing: Backing<'_>, limits: &Limits, report: &Report) {
-    let mut rng = Rng::new(seed ^ (lane + 1).wrapping_mul(0x51_7C_C1_B7_27_22_0A_95));
+/// What the worlds of a lane have in common.
+struct Lane<'a> {
+    number: u64,
+    seed: u64,
+    backing: Backing<'a>,
+    /// The journal mode of every world, where it is not left to chance.
+    journal: Option<&'static str>,
+}
+
+fn run_lane(lane: &Lane<'_>, rhyolite: &Rhyolite, limits: &Limits, report: &Report) {
+    let mut rng = Rng::new(lane.seed ^ (lane.number + 1).wrapping_mul(0x51_7C_C1_B7_27_22_0A_95));
     loop {
         let mut done = false;
-        let result = World::new(rhyolite, backing, &mut rng).and_then(|mut world| {
+        let result = World::new(rhyolite, lane.backing, lane.journal, &mut rng).and_then(|mut world| {
             report.count(|counts| counts.worlds += 1);
             let result = run_world(&mut world, limits, report, &mut done);
             if result.is_err() || !world.clean {
@@ -92,7 +108,7 @@ fn run_lane(lane: u64, seed: u64, rhyolite: &Rhyolite, backing: Backing<'_>, lim
             result.context(world.place())
         });
         if let Err(error) = result {
-            report.fault(Fault::Failure, 1, &format!("lane {lane}"), &error.to_string());
+            report.fault(Fault::Failure, 1, &format!("lane {}", lane.number), &error.to_string());
         }
         if done || report.read(|counts| counts.failures >= FAULTS_MAX) {
             return;

@@ -76,8 +76,13 @@ pub(crate) struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    /// Makes the databases; starts nothing.
-    pub(crate) fn new(rhyolite: &Rhyolite, backing: Backing<'a>, rng: &mut Rng) -> Outcome<Self> {
+    /// Makes the databases; starts nothing. Without `journal` chance decides the journal mode.
+    pub(crate) fn new(
+        rhyolite: &Rhyolite,
+        backing: Backing<'a>,
+        journal: Option<&'static str>,
+        rng: &mut Rng,
+    ) -> Outcome<Self> {
         let mut rng = Rng::new(rng.draw());
         let scratch = Scratch::new("torture")?;
         let mut rhyolite = rhyolite.clone();
@@ -97,7 +102,8 @@ impl<'a> World<'a> {
         let writers_max = rng.pick(&[1, 1, 2, 3]);
         let pause_us = rng.pick(&[0, 500, 2_000, 2_000, 10_000]);
         let options = random_options(&mut rng);
-        let journal = rng.weighted(&[(9, "wal"), (1, "delete")]);
+        let by_chance = rng.weighted(&[(9, "wal"), (1, "delete")]);
+        let journal = journal.unwrap_or(by_chance);
         let writers = Vec::new();
         let clean = true;
         Ok(Self { rhyolite, backing, rng, databases, writers, clean, writers_max, pause_us, options, journal, scratch })
