@@ -111,17 +111,15 @@ pub fn continues(captured: Captured, live: Live, backfill: u32) -> bool {
 /// When to checkpoint the user's database. Sizes are in bytes of WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointPolicy {
-    /// From here on a checkpoint is tried that nobody waits for.
-    pub passive_bytes: u64,
-    /// From here on the write lock is taken for it, for a bounded time, because passive tries did not lead to a reset.
-    pub locked_bytes: u64,
+    /// From here on a checkpoint is due.
+    pub due_bytes: u64,
     /// A WAL file larger than this is cut to nothing once the database is idle.
     pub truncate_bytes: u64,
 }
 
 impl Default for CheckpointPolicy {
     fn default() -> Self {
-        Self { passive_bytes: 4 << 20, locked_bytes: 8 << 20, truncate_bytes: 64 << 20 }
+        Self { due_bytes: 6 << 20, truncate_bytes: 64 << 20 }
     }
 }
 
@@ -145,7 +143,8 @@ pub enum Checkpoint {
     No,
     /// One that takes no lock that a writer needs.
     Passive,
-    /// One under the write lock, so that the next writer resets the WAL.
+    /// The same, and where commits in between keep it from being complete another under the write lock, so that the next writer
+    /// resets the WAL.
     Locked,
     /// One that cuts the file.
     Truncate,
@@ -157,10 +156,10 @@ pub fn checkpoint_due(policy: &CheckpointPolicy, wal: &WalUse) -> Checkpoint {
         Checkpoint::Truncate
     } else if wal.backfilled {
         Checkpoint::No
-    } else if wal.committed_bytes >= policy.locked_bytes && !wal.idle {
-        Checkpoint::Locked
-    } else if wal.committed_bytes >= policy.passive_bytes || wal.idle {
+    } else if wal.idle {
         Checkpoint::Passive
+    } else if wal.committed_bytes >= policy.due_bytes {
+        Checkpoint::Locked
     } else {
         Checkpoint::No
     }
@@ -205,17 +204,16 @@ mod tests {
 
     #[test]
     fn checkpoints_follow_the_size_of_the_wal() {
-        let policy = CheckpointPolicy { passive_bytes: 10, locked_bytes: 100, truncate_bytes: 1000 };
+        let policy = CheckpointPolicy { due_bytes: 100, truncate_bytes: 1000 };
         let due = |committed_bytes, file_bytes, backfilled, idle| {
             checkpoint_due(&policy, &WalUse { committed_bytes, file_bytes, backfilled, idle })
         };
         assert_eq!(due(5, 5, false, false), Checkpoint::No);
         assert_eq!(due(5, 5, false, true), Checkpoint::Passive, "an idle database is brought to rest");
         assert_eq!(due(5, 5, true, true), Checkpoint::No);
-        assert_eq!(due(10, 10, false, false), Checkpoint::Passive);
         assert_eq!(due(100, 100, false, false), Checkpoint::Locked);
         assert_eq!(due(100, 100, true, false), Checkpoint::No);
         assert_eq!(due(10, 1001, false, true), Checkpoint::Truncate);
-        assert_eq!(due(10, 1001, false, false), Checkpoint::Passive);
+        assert_eq!(due(10, 1001, false, false), Checkpoint::No);
     }
 }

@@ -72,7 +72,7 @@ impl Uploader {
     /// Uploads until the capture thread ends.
     pub async fn run(self, mut from: Receiver<ToUploader>) -> UploadEnd {
         let mut created: u64 = 0;
-        let mut snapshot: Option<Result<SnapshotUpload, StoreError>> = None;
+        let mut snapshot: Option<SnapshotUpload> = None;
         while let Some(message) = from.recv().await {
             match message {
                 ToUploader::Segment(segment) => {
@@ -82,19 +82,39 @@ impl Uploader {
                     created += 1;
                     self.answer(ToCapture::Uploaded(segment.seq));
                 }
-                ToUploader::SnapshotBegin(txid) => snapshot = Some(self.begin_snapshot(txid).await),
-                ToUploader::SnapshotPiece(bytes) => snapshot = write_piece(snapshot, bytes).await,
+                ToUploader::SnapshotBegin(txid) => {
+                    snapshot = match self.begin_snapshot(txid).await {
+                        Ok(begun) => {
+                            self.answer(ToCapture::SnapshotReady);
+                            Some(begun)
+                        }
+                        Err(error) => {
+                            self.answer(ToCapture::SnapshotFailed(error.to_string()));
+                            None
+                        }
+                    };
+                }
+                ToUploader::SnapshotPiece(bytes) => {
+                    // After a failure, which capture was told, the pieces that were on their way lead nowhere.
+                    let Some(begun) = snapshot.as_mut() else { continue };
+                    begun.crc.update(&bytes);
+                    if let Err(error) = begun.upload.write(bytes).await {
+                        self.answer(ToCapture::SnapshotFailed(error.to_string()));
+                        snapshot = None;
+                    }
+                }
                 ToUploader::SnapshotEnd(summary) => {
-                    let finished = self.finish_snapshot(snapshot.take(), &summary).await;
+                    let Some(begun) = snapshot.take() else { continue };
+                    let finished = self.finish_snapshot(begun, &summary).await;
                     self.answer(match finished {
                         Ok(()) => ToCapture::SnapshotStored,
                         Err(text) => ToCapture::SnapshotFailed(text),
                     });
                 }
                 ToUploader::SnapshotAbort => {
-                    if let Some(Ok(started)) = snapshot.take() {
+                    if let Some(begun) = snapshot.take() {
                         // Nothing refers to it; what stays of it is the store's to clear.
-                        let _ = started.upload.abort().await;
+                        let _ = begun.upload.abort().await;
                     }
                 }
             }
@@ -172,12 +192,7 @@ impl Uploader {
         Ok(SnapshotUpload { key, upload, crc: Crc64::new() })
     }
 
-    async fn finish_snapshot(
-        &self,
-        snapshot: Option<Result<SnapshotUpload, StoreError>>,
-        summary: &SnapshotSummary,
-    ) -> Result<(), String> {
-        let snapshot = snapshot.ok_or("no snapshot was begun")?.map_err(|e| e.to_string())?;
+    async fn finish_snapshot(&self, snapshot: SnapshotUpload, summary: &SnapshotSummary) -> Result<(), String> {
         let SnapshotUpload { key, upload, crc } = snapshot;
         let version = upload.finish().await.map_err(|e| e.to_string())?;
         self.store.verify_created(&key, &version, summary.len).await.map_err(|e| e.to_string())?;
@@ -224,20 +239,6 @@ impl Uploader {
         next.files.push(file.clone());
         next.files.sort_by_key(|f| (f.level, f.min_txid, f.max_txid));
         next
-    }
-}
-
-async fn write_piece(
-    snapshot: Option<Result<SnapshotUpload, StoreError>>,
-    bytes: Bytes,
-) -> Option<Result<SnapshotUpload, StoreError>> {
-    match snapshot {
-        Some(Ok(mut started)) => {
-            started.crc.update(&bytes);
-            let written = started.upload.write(bytes).await;
-            Some(written.map(|()| started))
-        }
-        failed => failed,
     }
 }
 

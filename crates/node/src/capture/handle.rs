@@ -18,7 +18,7 @@ use std::ffi::{c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
 use std::sync::atomic::{Ordering, fence};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rhyolite_format::sqlite::wal_index::{self, WalIndex};
 use rusqlite::config::DbConfig;
@@ -40,6 +40,8 @@ pub enum HandleError {
     NotADatabase(String),
     /// The file is not there.
     Missing,
+    /// Somebody wrote to the database between two parts of a reading that must see one state of it; worth another try.
+    Changed,
     /// Everything else, in SQLite's words.
     Sqlite(String),
 }
@@ -50,6 +52,7 @@ impl std::fmt::Display for HandleError {
             Self::Busy => f.write_str("locked by another connection"),
             Self::NotADatabase(text) => write!(f, "not a usable SQLite database: {text}"),
             Self::Missing => f.write_str("no such file"),
+            Self::Changed => f.write_str("written while it was read"),
             Self::Sqlite(text) => f.write_str(text),
         }
     }
@@ -142,18 +145,25 @@ impl Handle {
     }
 
     /// Begins a transaction that holds SQLite's write lock: nobody can commit until it ends. Nothing is ever written in it.
-    pub fn begin_immediate(&self) -> Result<(), HandleError> {
-        self.begin("BEGIN IMMEDIATE")
+    ///
+    /// Tries without pause for `wait` at most: between two commits of a busy application the lock is free for some microseconds,
+    /// which SQLite's own busy timeout, sleeping milliseconds, mostly misses.
+    pub fn begin_immediate(&self, wait: Duration) -> Result<(), HandleError> {
+        let began = Instant::now();
+        loop {
+            match self.begin("BEGIN IMMEDIATE") {
+                Err(HandleError::Busy) if began.elapsed() < wait => std::thread::yield_now(),
+                begun => return begun,
+            }
+        }
     }
 
     fn begin(&self, sql: &str) -> Result<(), HandleError> {
         assert!(self.connection.is_autocommit(), "one transaction at a time");
         self.connection.prepare_cached(sql)?.execute([])?;
-        // BEGIN alone takes no lock: the first read does.
+        // BEGIN alone takes no lock: the first read does. This one reads the file header and parses no schema.
         let read = || -> Result<i64, rusqlite::Error> {
-            self.connection
-                .prepare_cached("SELECT count(*) FROM (SELECT 1 FROM sqlite_schema LIMIT 1)")?
-                .query_row([], |r| r.get(0))
+            self.connection.prepare_cached("PRAGMA schema_version")?.query_row([], |r| r.get(0))
         };
         match read() {
             Ok(_) => Ok(()),
@@ -271,6 +281,22 @@ impl Handle {
     /// Reads bytes of the database file; what lies beyond its end reads as zeros, as SQLite itself sees it.
     pub fn read_database(&self, buffer: &mut [u8], offset: u64) -> Result<(), HandleError> {
         read_file(self.database, buffer, offset).map(|_| ())
+    }
+
+    /// Brings what was written to the database file to the disk. A checkpoint that is not complete leaves that to the next one.
+    pub fn sync_database(&self) -> Result<(), HandleError> {
+        // SAFETY: as in `read_file`.
+        let code = unsafe {
+            let methods = (*self.database).pMethods;
+            assert!(!methods.is_null(), "the file is open");
+            let sync = (*methods).xSync.expect("every VFS file syncs");
+            sync(self.database, ffi::SQLITE_SYNC_NORMAL)
+        };
+        if code == ffi::SQLITE_OK {
+            Ok(())
+        } else {
+            Err(HandleError::Sqlite(format!("sync the database: code {code}")))
+        }
     }
 
     /// Size in bytes of the database file.

@@ -22,6 +22,7 @@ pub mod thread;
 
 mod frames;
 mod recorder;
+mod rollback;
 mod session;
 mod view;
 pub mod watch;

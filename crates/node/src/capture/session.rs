@@ -11,7 +11,7 @@
 //! `logic::tail` for why nothing is missed). In rollback mode none is held between looks: it would keep the application from
 //! committing.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use rhyolite_format::ltx::Packing;
 use rhyolite_format::sqlite::header::DatabaseHeader;
@@ -24,6 +24,7 @@ use rhyolite_logic::tail::{self, Captured, Checkpoint, CheckpointPolicy, Live, S
 use super::frames::{FrameReader, FrameRun};
 use super::handle::{CheckpointResult, Handle, HandleError};
 use super::recorder::RecordError;
+use super::rollback;
 use super::thread::{CaptureThread, Stop};
 use super::view::View;
 use super::watch::FileWatch;
@@ -32,14 +33,17 @@ use crate::time;
 
 /// Longest wait for the write lock before a checkpoint is put off.
 const WRITE_LOCK_WAIT: Duration = Duration::from_millis(4);
+/// Further checkpoints without the lock before one under it, while more frames than these are left to copy.
+const PREPARATIONS: usize = 2;
+const FRAMES_UNDER_LOCK: u32 = 32;
 /// Longest time for which a wal-index may be unreadable before SQLite is asked to recover it.
 const INDEX_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Time without a commit after which a database counts as idle.
-const IDLE_AFTER: Duration = Duration::from_secs(2);
+pub(super) const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// Shortest and longest time between looks at a database that is not idle.
 const NAP: (Duration, Duration) = (Duration::from_micros(250), Duration::from_millis(5));
 /// Time between looks at an idle database that cannot be watched.
-const NAP_UNWATCHED: Duration = Duration::from_millis(50);
+pub(super) const NAP_UNWATCHED: Duration = Duration::from_millis(50);
 /// Shortest and longest time between checkpoints: the longest where readers keep them from completing.
 const CHECKPOINT_GAP: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(1));
 /// Above this many captured bytes per second pages are stored instead of compressed: LZ4 is four fifths of the cost.
@@ -54,6 +58,8 @@ pub(super) enum SessionEnd {
     Compare(DiffReason, String),
     /// Open again; nothing was lost.
     Reopen,
+    /// Get this from the store, or bring it there, while no transaction is open; then open again.
+    Prepare(Need),
     /// Ask the store again how far its log goes, because of this.
     BeginAgain(String),
     /// There is nothing to open. Try again later.
@@ -69,6 +75,7 @@ impl From<HandleError> for SessionEnd {
             HandleError::Busy => {
                 Self::Wait("the database is locked by another connection (locking_mode=EXCLUSIVE?)".to_owned())
             }
+            HandleError::Changed => Self::Wait("the database is being written".to_owned()),
             HandleError::NotADatabase(text) => Self::Failed(DiffReason::Replaced, text),
             HandleError::Sqlite(text) => Self::Failed(DiffReason::Chain, text),
         }
@@ -103,6 +110,15 @@ impl Moment {
     }
 }
 
+/// What a session cannot go on without, and takes as long as the store takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Need {
+    /// The page table of the log's end, which the database itself does not give.
+    Table,
+    /// The store has everything before a snapshot, and is ready to take it.
+    Snapshot,
+}
+
 /// Runs one session.
 pub(super) fn run(thread: &mut CaptureThread) -> SessionEnd {
     match open(thread) {
@@ -121,7 +137,7 @@ fn open(thread: &mut CaptureThread) -> Result<SessionEnd, SessionEnd> {
         let other = Handle::open(&path, thread.config.busy_timeout)?;
         WalSession::begin(thread, handle, other)?.follow(thread)
     } else {
-        follow_rollback(thread, &handle)
+        rollback::follow(thread, &handle)
     }
 }
 
@@ -176,15 +192,14 @@ impl WalSession {
         let captured = match thread.continues(&pinned, &moment) {
             Some(frame) => Captured { frame, ..captured },
             None => {
-                thread.establish(&moment.view(&pinned)?, moment.page_size, moment.page_count)?;
+                thread.establish(&moment.view(&pinned)?)?;
                 captured
             }
         };
         let config = &thread.config.checkpoint;
         let frame_bytes = frame_size(moment.page_size) as u64;
         let policy = CheckpointPolicy {
-            passive_bytes: u64::from(config.pages_min) * frame_bytes,
-            locked_bytes: 2 * u64::from(config.pages_min) * frame_bytes,
+            due_bytes: u64::from(config.pages_min) * frame_bytes,
             truncate_bytes: u64::from(config.truncate_pages) * frame_bytes,
         };
         let now = Instant::now();
@@ -226,6 +241,7 @@ impl WalSession {
                     let text = "the local log has reached its cap (max-log-size)".to_owned();
                     return Ok(SessionEnd::Failed(DiffReason::LogFull, text));
                 }
+                Some(Stop::Snapshot) => return Ok(SessionEnd::Prepare(Need::Snapshot)),
                 None => {}
             }
             thread.pass_on()?;
@@ -324,6 +340,11 @@ impl WalSession {
         Ok(self.pinned.wal_index()?.is_some_and(|i| i.checkpoint.backfill >= i.header.max_frame))
     }
 
+    /// Committed frames that are not in the database file.
+    fn frames_to_copy(&self) -> Result<u32, HandleError> {
+        Ok(self.pinned.wal_index()?.map_or(0, |i| i.header.max_frame.saturating_sub(i.checkpoint.backfill)))
+    }
+
     fn wal_use(&self, thread: &CaptureThread) -> Result<Option<WalUse>, SessionEnd> {
         let Some(index) = self.pinned.wal_index()? else { return Ok(None) };
         let frame_bytes = frame_size(self.page_size) as u64;
@@ -348,6 +369,14 @@ impl WalSession {
             Checkpoint::Passive => self.checkpoint_passive(thread)?,
             Checkpoint::Locked => {
                 self.checkpoint_passive(thread)?;
+                for _ in 0..PREPARATIONS {
+                    if self.frames_to_copy()? <= FRAMES_UNDER_LOCK {
+                        break;
+                    }
+                    // Otherwise the checkpoint under the lock would wait for the disk to take all that this one has written.
+                    self.free.sync_database()?;
+                    self.checkpoint_passive(thread)?;
+                }
                 if !self.is_backfilled()? {
                     self.checkpoint_locked(thread)?;
                 }
@@ -393,8 +422,8 @@ impl WalSession {
     /// transaction on mark 0. Nothing is synced or uploaded in between but what the checkpoint itself syncs.
     fn checkpoint_locked(&mut self, thread: &mut CaptureThread) -> Result<(), SessionEnd> {
         let began = Instant::now();
-        self.free.set_busy_timeout(WRITE_LOCK_WAIT)?;
-        let locked = self.free.begin_immediate();
+        self.free.set_busy_timeout(Duration::ZERO)?;
+        let locked = self.free.begin_immediate(WRITE_LOCK_WAIT);
         self.free.set_busy_timeout(thread.config.busy_timeout)?;
         match locked {
             Ok(()) => {}
@@ -476,6 +505,10 @@ impl WalSession {
             }
         }
         let bytes = self.pinned.wal_bytes()?;
+        if bytes > self.policy.truncate_bytes {
+            // Readers were in the way when the database became idle: try again.
+            self.watch = None;
+        }
         thread.status.update(|f| f.wal_bytes = bytes);
         Ok(())
     }
@@ -559,99 +592,8 @@ fn file_size(handle: &Handle) -> Result<(PageSize, PageCount), SessionEnd> {
     Ok((header.page_size, header.page_count(handle.database_bytes()?)))
 }
 
-fn read_header(handle: &Handle) -> Result<DatabaseHeader, SessionEnd> {
+pub(super) fn read_header(handle: &Handle) -> Result<DatabaseHeader, SessionEnd> {
     let mut bytes = [0; 100];
     handle.read_database(&mut bytes, 0)?;
     DatabaseHeader::decode(&bytes).map_err(|e| HandleError::NotADatabase(e.to_string()).into())
-}
-
-/// What tells that a database in rollback mode was written: file change counter and size for a commit, and the time of the last
-/// write for what no commit tells. A rollback leaves other bytes in free pages, which the journal does not hold.
-type RollbackMark = (u32, u64, Option<SystemTime>);
-
-/// Follows a database in rollback mode: compares all pages whenever the file change counter or the size moved.
-fn follow_rollback(thread: &mut CaptureThread, handle: &Handle) -> Result<SessionEnd, SessionEnd> {
-    let name = thread.config.path.display().to_string();
-    tracing::warn!(
-        database = name,
-        "in rollback mode: commits between two looks are folded into one; WAL mode captures each"
-    );
-    let mut seen: Option<RollbackMark> = None;
-    let mut watch = None;
-    let mut active = Instant::now();
-    loop {
-        let stop = thread.take_messages();
-        if thread.is_state_gone() {
-            return Err(SessionEnd::BeginAgain("the state folder was removed".to_owned()));
-        }
-        if handle.has_moved()? {
-            return Ok(SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned()));
-        }
-        match look_rollback(thread, handle, seen) {
-            Ok(Some(mark)) if seen != Some(mark) => {
-                seen = Some(mark);
-                active = Instant::now();
-                watch = None;
-                thread.status.set_state(State::Replicating);
-            }
-            Ok(Some(_)) => {}
-            Ok(None) => return Ok(SessionEnd::Reopen),
-            Err(SessionEnd::Wait(_)) if stop.is_none() => {}
-            Err(end) => return Err(end),
-        }
-        match stop {
-            Some(Stop::Shutdown) => return Ok(SessionEnd::Stopped),
-            Some(Stop::LogFull) => {
-                return Ok(SessionEnd::Failed(DiffReason::LogFull, "the local log is full".to_owned()));
-            }
-            None => {}
-        }
-        thread.pass_on()?;
-        if active.elapsed() < IDLE_AFTER || thread.has_unsent() {
-            thread.wait(Duration::from_millis(20));
-        } else if watch.is_none() {
-            watch = FileWatch::new(&thread.config.path).ok();
-            if watch.is_none() {
-                thread.wait(NAP_UNWATCHED);
-            }
-        } else {
-            thread.wait_for_files(watch.as_ref(), thread.config.monitor_interval);
-        }
-    }
-}
-
-/// One look in rollback mode. `None` when the database is in WAL mode by now.
-fn look_rollback(
-    thread: &mut CaptureThread,
-    handle: &Handle,
-    seen: Option<RollbackMark>,
-) -> Result<Option<RollbackMark>, SessionEnd> {
-    handle.begin_read()?;
-    let looked = look_rollback_locked(thread, handle, seen);
-    handle.end_read();
-    looked
-}
-
-fn look_rollback_locked(
-    thread: &mut CaptureThread,
-    handle: &Handle,
-    seen: Option<RollbackMark>,
-) -> Result<Option<RollbackMark>, SessionEnd> {
-    let header = read_header(handle)?;
-    if header.is_wal() {
-        return Ok(None);
-    }
-    let bytes = handle.database_bytes()?;
-    let written = std::fs::metadata(&thread.config.path).and_then(|m| m.modified()).ok();
-    let mark = (header.change_counter, bytes, written);
-    if seen != Some(mark) {
-        let page_count = header.page_count(bytes);
-        let view = View::of_file(handle, header.page_size, page_count);
-        if seen.is_some() {
-            thread.doubt(DiffReason::RollbackMode);
-        }
-        thread.establish(&view, header.page_size, page_count)?;
-        thread.save_state(None).map_err(RecordError::Log)?;
-    }
-    Ok(Some(mark))
 }

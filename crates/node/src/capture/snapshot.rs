@@ -11,7 +11,7 @@ use super::table::PageTable;
 use super::view::View;
 
 /// Size in bytes from which a piece is handed on.
-const PIECE_BYTES: usize = 4 << 20;
+pub(super) const PIECE_BYTES: usize = 4 << 20;
 
 /// What a finished snapshot is.
 #[derive(Clone, Debug)]
@@ -50,12 +50,11 @@ impl From<HandleError> for SnapshotError {
 /// Encodes all pages of `view` as the snapshot at `txid`. `sink` takes the pieces in order; `false` from it cancels.
 pub(super) fn write(
     view: &View<'_>,
-    page_size: PageSize,
-    commit: PageCount,
     txid: Txid,
     time: Timestamp,
     mut sink: impl FnMut(Bytes) -> bool,
 ) -> Result<(SnapshotSummary, PageTable), SnapshotError> {
+    let (page_size, commit) = (view.page_size(), view.page_count());
     let header = LtxHeader {
         no_checksum: false,
         page_size,

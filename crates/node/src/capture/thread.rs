@@ -8,12 +8,12 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rhyolite_format::state::{LocalState, WalPosition};
-use rhyolite_format::{Checksum, PageCount, PageSize, Pos, Seq, Txid};
+use rhyolite_format::{Pos, Seq, Txid};
 use rhyolite_logic::tail::{self, Captured, Live};
 use tokio::sync::mpsc::Sender;
 
@@ -22,13 +22,13 @@ use super::local_log::{LocalLog, SealedSegment, Writer};
 use super::recorder::{RecordError, Recorder};
 use super::restart::{self, STATE_FILE};
 use super::session::{self, Moment, SessionEnd};
-use super::snapshot::{self, SnapshotError, SnapshotSummary};
+use super::snapshot::SnapshotSummary;
 use super::table::PageTable;
-use super::view::View;
 use super::watch::{FileWatch, Wake};
 use crate::config::DatabaseConfig;
 use crate::status::{DatabaseStatus, DiffReason, State};
-use crate::time;
+
+mod establish;
 
 /// Segments that may be on their way to the store at a time: one is sent, the next is ready.
 const IN_FLIGHT_MAX: usize = 2;
@@ -57,10 +57,14 @@ pub enum ToUploader {
 pub enum ToCapture {
     /// The store has this segment and all before it.
     Uploaded(Seq),
+    /// The store is ready to take the snapshot that was begun.
+    SnapshotReady,
     /// The store has the snapshot, and the manifest names it.
     SnapshotStored,
     /// The snapshot did not get there.
     SnapshotFailed(String),
+    /// The store's history cannot be restored to its end any more: a snapshot of the database is to begin it anew.
+    TakeSnapshot,
     /// Capture what there is, pass it on, and end.
     Stop,
 }
@@ -138,7 +142,15 @@ pub struct CaptureThread {
     /// The first transaction of the open segment was captured then.
     open_since: Option<Instant>,
     stopping: bool,
+    /// Only the store can tell how to go on.
+    begin_again: bool,
     failures: u32,
+    /// The keeper asked for a snapshot.
+    snapshot_wanted: bool,
+    /// The store waits for the pieces of the snapshot at this TXID.
+    snapshot_begun: Option<Txid>,
+    /// A snapshot that lies in the state folder and is to be sent.
+    spooled: Option<establish::Spooled>,
 }
 
 /// How the thread is connected.
@@ -185,6 +197,8 @@ pub(super) enum Stop {
     Shutdown,
     /// The local log must not grow.
     LogFull,
+    /// A snapshot is due.
+    Snapshot,
 }
 
 impl CaptureThread {
@@ -220,6 +234,7 @@ impl CaptureThread {
                 }
             }
         };
+        establish::clear_spool(&config.meta_path);
         let Opened { position, doubt, durable } = opened;
         let next_unconfirmed = next_seq;
         let state_path = config.meta_path.join(STATE_FILE);
@@ -241,7 +256,11 @@ impl CaptureThread {
             durable,
             open_since: None,
             stopping: false,
+            begin_again: false,
             failures: 0,
+            snapshot_wanted: false,
+            snapshot_begun: None,
+            spooled: None,
         })
     }
 
@@ -265,9 +284,8 @@ impl CaptureThread {
         loop {
             let end = session::run(self);
             let captured = matches!(end, SessionEnd::Stopped | SessionEnd::Wait(_));
-            let begin_again = matches!(end, SessionEnd::BeginAgain(_));
             let stopped = self.handle_end(end);
-            if begin_again || self.is_state_gone() {
+            if self.begin_again || self.is_state_gone() {
                 return Ended::BeginAgain;
             }
             if stopped {
@@ -289,7 +307,15 @@ impl CaptureThread {
         match end {
             SessionEnd::Stopped => return true,
             SessionEnd::Reopen => self.pause(RETRY / 10),
+            SessionEnd::Prepare(need) => {
+                if let Err(end) = self.prepare(need) {
+                    return self.handle_end(end);
+                }
+                // A process that stops still takes its first snapshot, as long as there is somebody to take it.
+                return self.channels.out.is_closed();
+            }
             SessionEnd::BeginAgain(text) => {
+                self.begin_again = true;
                 self.complain(&text);
                 self.pause(RETRY * 4);
             }
@@ -388,7 +414,9 @@ impl CaptureThread {
     ///
     /// Equal salts and an equal frame header mean equal frames up to there: the header carries a checksum over all of them.
     pub(super) fn continues(&mut self, handle: &Handle, moment: &Moment) -> Option<u32> {
-        let Some(Known::Recorded(recorder)) = &self.known else { return None };
+        let Some(Known::Recorded(recorder)) = self.known.as_ref().filter(|_| !self.snapshot_wanted) else {
+            return None;
+        };
         let position = self.position.filter(|_| self.doubt.is_none())?;
         let captured = Captured { salt: position.salt, frame: position.frame };
         let live = Live { salt: moment.salt, max_frame: moment.max_frame };
@@ -405,149 +433,16 @@ impl CaptureThread {
         same.then_some(position.frame)
     }
 
-    /// Brings the log to what `view` shows: by page diff, or by a snapshot when there is nothing to compare with.
-    pub(super) fn establish(
-        &mut self,
-        view: &View<'_>,
-        page_size: PageSize,
-        commit: PageCount,
-    ) -> Result<(), SessionEnd> {
-        if let Some(Known::Position { pos, .. }) = &self.known {
-            let (pos, table) = (*pos, self.table_of(*pos, view, page_size, commit)?);
-            let Some(Known::Position { log, .. }) = self.known.take() else { unreachable!("seen above") };
-            self.known = Some(match table {
-                Some(table) => Known::Recorded(Box::new(Recorder::new(table, pos, log, &self.config))),
-                None => Known::Fresh { last: Some(pos.txid), log },
-            });
-        }
-        let same_size = matches!(&self.known, Some(Known::Recorded(r)) if r.table().page_size() == page_size);
-        if !same_size {
-            return self.take_snapshot(view, page_size, commit);
-        }
-        let reason = self.doubt.unwrap_or(DiffReason::WalReset);
-        let recorder = self.recorder();
-        let before = recorder.pos();
-        let compared = recorder.diff(view, commit, time::now());
-        recorder.flush().map_err(RecordError::Log)?;
-        match compared {
-            Err(RecordError::TooLarge) => return self.take_snapshot(view, page_size, commit),
-            other => other?,
-        };
-        let changed = self.recorder().pos() != before;
-        tracing::info!(database = %self.config.path.display(), reason = reason.name(), changed, "compared all pages");
-        self.status.update(|f| f.page_diff(reason));
-        self.doubt = None;
-        self.failures = 0;
-        self.publish();
-        Ok(())
-    }
-
-    /// The table of `pos`: the database itself gives it when its checksum is the same, otherwise the store. `None` when what the
-    /// store holds is damaged: then only a new snapshot helps.
-    fn table_of(
-        &mut self,
-        pos: Pos,
-        view: &View<'_>,
-        page_size: PageSize,
-        commit: PageCount,
-    ) -> Result<Option<PageTable>, SessionEnd> {
-        let mut table = PageTable::empty(page_size);
-        view.each_page(|pgno, data| -> Result<(), SessionEnd> {
-            table.set(pgno, Checksum::of_page(pgno, data));
-            Ok(())
-        })?;
-        table.set_page_count(commit);
-        if table.checksum() == pos.checksum {
-            return Ok(Some(table));
-        }
-        tracing::info!(database = %self.config.path.display(), "the database differs from the store: reading page checksums from there");
-        // What is here and not there must be there first.
-        self.seal_and_send_all()?;
-        match (self.channels.tables)(pos) {
-            Ok(table) if table.checksum() == pos.checksum => Ok(Some(table)),
-            Ok(_) => Err(SessionEnd::BeginAgain("the store's log has moved on".to_owned())),
-            Err(TableError::Passing(text)) => Err(SessionEnd::Failed(DiffReason::StateMissing, text)),
-            Err(TableError::Damaged(text)) => {
-                self.complain(&format!("{text}: a new snapshot is taken, earlier restore points may be lost"));
-                Ok(None)
-            }
-        }
-    }
-
-    fn take_snapshot(&mut self, view: &View<'_>, page_size: PageSize, commit: PageCount) -> Result<(), SessionEnd> {
-        self.seal_and_send_all()?;
-        self.status.set_state(State::Snapshotting);
-        let last = match self.known.as_ref() {
-            Some(Known::Fresh { last, .. }) => *last,
-            Some(Known::Recorded(recorder)) => Some(recorder.pos().txid),
-            other => panic!("a position alone is made a table first, not {other:?}"),
-        };
-        let txid = last.map_or(Txid::FIRST, Txid::next);
-        let written = self.send_snapshot(view, page_size, commit, txid)?;
-        let Some((summary, table)) = written else { return Err(SessionEnd::Reopen) };
-        let log = match self.known.take() {
-            Some(Known::Fresh { log, .. } | Known::Position { log, .. }) => log,
-            Some(Known::Recorded(recorder)) => recorder.log,
-            None => panic!("known is only taken to be replaced"),
-        };
-        self.known = Some(Known::Recorded(Box::new(Recorder::new(table, summary.pos, log, &self.config))));
-        self.durable = Some(summary.pos);
-        self.doubt = None;
-        self.failures = 0;
-        self.save_table().map_err(RecordError::Log)?;
-        self.publish();
-        Ok(())
-    }
-
-    /// `None` when the process stops before the store has the snapshot.
-    fn send_snapshot(
-        &mut self,
-        view: &View<'_>,
-        page_size: PageSize,
-        commit: PageCount,
-        txid: Txid,
-    ) -> Result<Option<(SnapshotSummary, PageTable)>, SessionEnd> {
-        let out = self.channels.out.clone();
-        if out.blocking_send(ToUploader::SnapshotBegin(txid)).is_err() {
-            return Ok(None);
-        }
-        let sink = |piece| out.blocking_send(ToUploader::SnapshotPiece(piece)).is_ok();
-        let (summary, table) = match snapshot::write(view, page_size, commit, txid, time::now(), sink) {
-            Ok(written) => written,
-            Err(SnapshotError::Cancelled) => return Ok(None),
-            Err(SnapshotError::Database(error)) => {
-                // The uploader may be gone as well: then nothing is left to abort.
-                let _ = out.blocking_send(ToUploader::SnapshotAbort);
-                return Err(error.into());
-            }
-        };
-        if out.blocking_send(ToUploader::SnapshotEnd(summary.clone())).is_err() {
-            return Ok(None);
-        }
-        loop {
-            match self.channels.messages.recv_timeout(Duration::from_millis(100)) {
-                Ok(ToCapture::SnapshotStored) => return Ok(Some((summary, table))),
-                // It may have got there all the same: only the store knows.
-                Ok(ToCapture::SnapshotFailed(text)) => {
-                    return Err(SessionEnd::BeginAgain(format!("upload the snapshot: {text}")));
-                }
-                Ok(ToCapture::Uploaded(seq)) => self.note_uploaded(seq),
-                // The snapshot is what makes the backup usable: it may still get there within the time for stopping.
-                Ok(ToCapture::Stop) => self.stopping = true,
-                Err(RecvTimeoutError::Timeout) if !out.is_closed() => {}
-                Err(_) => return Ok(None),
-            }
-        }
-    }
-
     /// Takes in what the uploader said. Tells when the session must end.
     pub(super) fn take_messages(&mut self) -> Option<Stop> {
         while let Ok(message) = self.channels.messages.try_recv() {
             match message {
                 ToCapture::Uploaded(seq) => self.note_uploaded(seq),
                 ToCapture::Stop => self.stopping = true,
-                ToCapture::SnapshotStored | ToCapture::SnapshotFailed(_) => {
-                    tracing::debug!("a snapshot ended that nobody waits for: {message:?}");
+                ToCapture::TakeSnapshot => self.snapshot_wanted = true,
+                ToCapture::SnapshotFailed(text) if self.snapshot_begun.take().is_some() => self.complain(&text),
+                ToCapture::SnapshotReady | ToCapture::SnapshotStored | ToCapture::SnapshotFailed(_) => {
+                    tracing::debug!("a snapshot that nobody waits for: {message:?}");
                 }
             }
         }
@@ -559,7 +454,7 @@ impl CaptureThread {
         } else if self.is_log_full(1) {
             Some(Stop::LogFull)
         } else {
-            None
+            (self.snapshot_wanted && self.snapshot_begun.is_none()).then_some(Stop::Snapshot)
         }
     }
 

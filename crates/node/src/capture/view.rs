@@ -11,6 +11,7 @@ use rhyolite_format::sqlite::wal::{FRAME_HEADER_SIZE, FrameHeader, Frames, Salt,
 use rhyolite_format::{PageCount, PageNumber, PageSize};
 
 use super::handle::{Handle, HandleError};
+use super::rollback::Turns;
 
 /// Bytes read at a time: they stay in the processor's second-level cache.
 pub(super) const WINDOW_BYTES: usize = 256 << 10;
@@ -23,6 +24,8 @@ pub(super) struct View<'h> {
     page_count: PageCount,
     /// The last frame of each page that has one.
     frames: HashMap<u32, u32>,
+    /// How the application gets its turn while all pages are read, where reading keeps it from committing.
+    turns: Option<Turns<'h>>,
 }
 
 impl<'h> View<'h> {
@@ -37,12 +40,27 @@ impl<'h> View<'h> {
         backfilled: u32,
     ) -> Result<Self, HandleError> {
         let frames = if backfilled >= last { HashMap::new() } else { last_frames(handle, page_size, salt, last)? };
-        Ok(Self { handle, page_size, page_count, frames })
+        Ok(Self { handle, page_size, page_count, frames, turns: None })
     }
 
-    /// The pages of a database file without a WAL.
-    pub(super) fn of_file(handle: &'h Handle, page_size: PageSize, page_count: PageCount) -> Self {
-        Self { handle, page_size, page_count, frames: HashMap::new() }
+    /// The pages of a database file without a WAL, under a lock that is held as `turns` says.
+    pub(super) fn of_file(handle: &'h Handle, page_size: PageSize, page_count: PageCount, turns: Turns<'h>) -> Self {
+        Self { handle, page_size, page_count, frames: HashMap::new(), turns: Some(turns) }
+    }
+
+    /// Page size of the database.
+    pub(super) fn page_size(&self) -> PageSize {
+        self.page_size
+    }
+
+    /// Size of the database.
+    pub(super) fn page_count(&self) -> PageCount {
+        self.page_count
+    }
+
+    /// Whether nobody can commit while this is read.
+    pub(super) fn is_blocking(&self) -> bool {
+        self.turns.is_some()
     }
 
     /// Reads one page.
@@ -55,6 +73,10 @@ impl<'h> View<'h> {
     }
 
     /// Hands every page but the lock page to `visit`, in ascending order.
+    ///
+    /// # Errors
+    /// Those of `visit`; [`HandleError::Changed`] when the application had its turn and wrote: then what was visited is no
+    /// state of the database.
     pub(super) fn each_page<E: From<HandleError>>(
         &self,
         mut visit: impl FnMut(PageNumber, &[u8]) -> Result<(), E>,
@@ -79,6 +101,9 @@ impl<'h> View<'h> {
                 visit(pgno, data)?;
             }
             first += count;
+            if let Some(turns) = &self.turns {
+                turns.give_way()?;
+            }
         }
         Ok(())
     }

@@ -29,7 +29,7 @@ pub struct Settings {
     /// Checkpoint a WAL that is not empty after this time even when it is small; 0 never (1m)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub checkpoint_interval: Option<Duration>,
-    /// Checkpoint when the WAL holds this many pages (1000)
+    /// Checkpoint when the WAL holds this many pages (1600)
     #[arg(long, value_name = "PAGES")]
     pub min_checkpoint_page_count: Option<NonZeroU32>,
     /// Truncate the WAL file as well when it holds this many pages (121359)
