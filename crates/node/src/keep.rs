@@ -7,13 +7,16 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
 use rhyolite_format::{Epoch, Seq};
 use rhyolite_logic::history_plan::Policy;
 use rhyolite_store::Store;
 
-use crate::history::{self, HistoryOptions, SegmentSource, Snapshots};
+use crate::capture::thread::ToCapture;
+use crate::capture::watch::Wake;
+use crate::history::{self, HistoryOptions, SegmentSource};
 use crate::status::DatabaseStatus;
 use crate::time;
 
@@ -46,6 +49,10 @@ pub struct Keeper {
     pub segments: Arc<LocalSegments>,
     /// Figures.
     pub status: Arc<DatabaseStatus>,
+    /// The capture thread, which can take a snapshot of the database.
+    pub capture: Sender<ToCapture>,
+    /// Rung after every message to it.
+    pub wake: Wake,
 }
 
 impl Keeper {
@@ -67,12 +74,14 @@ impl Keeper {
                     seen = uploaded;
                     last_done = if did_something { Some(Instant::now()) } else { last_done };
                 }
-                Err(text) => {
-                    tracing::warn!(database = %self.status.path.display(), "history: {text}");
-                    self.status.error(format!("history: {text}"));
-                }
+                Err(text) => self.complain(&text),
             }
         }
+    }
+
+    fn complain(&self, text: &str) {
+        tracing::warn!(database = %self.status.path.display(), "history: {text}");
+        self.status.error(format!("history: {text}"));
     }
 
     async fn look_after(&self) -> Result<bool, String> {
@@ -81,7 +90,6 @@ impl Keeper {
             policy: self.policy.clone(),
             epoch: self.epoch,
             now: time::now(),
-            snapshots: Snapshots::ByMerging,
             segments: Some(Arc::clone(&self.segments) as Arc<dyn SegmentSource>),
         };
         let report = history::maintain(options).await.map_err(|e| e.to_string())?;
@@ -89,6 +97,15 @@ impl Keeper {
             f.uploaded.files += report.bundled + report.merged + report.snapshots;
             f.uploaded.file_bytes += report.bytes_written;
         });
+        if let Some(text) = &report.not_deleted {
+            self.complain(&format!("delete what is no longer needed: {text}"));
+        }
+        if let Some(txid) = report.snapshot_due {
+            self.complain(&format!("TXID {txid} cannot be restored from the store any more: taking a new snapshot"));
+            // Without a receiver the capture thread has ended, and this ends with it.
+            let _ = self.capture.send(ToCapture::TakeSnapshot);
+            self.wake.ring();
+        }
         Ok(report.bundled + report.merged + report.snapshots + report.expired + report.deleted > 0)
     }
 }

@@ -377,6 +377,8 @@ impl Replication {
             policy: self.config.history.clone(),
             segments: Arc::new(LocalSegments { folder: self.config.meta_path.join(restart::LOG_FOLDER) }),
             status: Arc::clone(&self.status),
+            capture: answers.clone(),
+            wake: wake.clone(),
         };
         let uploader = Uploader {
             store,

@@ -193,8 +193,10 @@ const SECOND: Duration = Duration::from_secs(1);
 const MIB: u64 = 1 << 20;
 
 impl DatabaseConfig {
-    /// The defaults for a database at `path` (made absolute by the caller) and a store.
+    /// The defaults for a database at `path` (made absolute by the caller) and a store. Symbolic links are followed, as SQLite
+    /// does: the WAL, the journal and the state folder lie beside the file itself.
     pub fn new(path: PathBuf, store: String) -> Self {
+        let path = follow_links(path);
         let meta_path = default_meta_path(&path);
         Self {
             path,
@@ -241,6 +243,12 @@ impl Default for CheckpointConfig {
     fn default() -> Self {
         Self { pages_min: 1_600, interval: 60 * SECOND, truncate_pages: 121_359 }
     }
+}
+
+/// The file that SQLite opens for `path`: itself where there is nothing yet.
+fn follow_links(path: PathBuf) -> PathBuf {
+    let beside = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+    path.canonicalize().ok().or_else(beside).unwrap_or(path)
 }
 
 /// `.NAME-rhyolite` beside the database.

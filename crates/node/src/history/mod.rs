@@ -15,7 +15,7 @@ use std::sync::Arc;
 use rhyolite_format::manifest::{Manifest, ManifestFile, RetiredSegments};
 use rhyolite_format::{Epoch, Nonce, Seq, Timestamp, Txid, keys};
 use rhyolite_logic::Target;
-use rhyolite_logic::history_plan::{Policy, Step, Update, apply, plan};
+use rhyolite_logic::history_plan::{Piece, Policy, SnapshotReason, Step, Update, apply, plan};
 use rhyolite_logic::log::live;
 use rhyolite_store::{Store, StoreError};
 
@@ -36,15 +36,6 @@ pub trait SegmentSource: Send + Sync + std::fmt::Debug {
     fn open(&self, seq: Seq) -> Option<File>;
 }
 
-/// Who writes snapshots.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Snapshots {
-    /// This driver, by merging what is in the store.
-    ByMerging,
-    /// The caller, from the live database: the report says when.
-    ByCaller,
-}
-
 /// What to look after, and how.
 #[derive(Clone, Debug)]
 pub struct HistoryOptions {
@@ -56,8 +47,6 @@ pub struct HistoryOptions {
     pub epoch: Epoch,
     /// The time.
     pub now: Timestamp,
-    /// Who writes snapshots.
-    pub snapshots: Snapshots,
     /// Where to look for segments first.
     pub segments: Option<Arc<dyn SegmentSource>>,
 }
@@ -77,8 +66,10 @@ pub struct HistoryReport {
     pub deleted: u64,
     /// Bytes that were written.
     pub bytes_written: u64,
-    /// A snapshot of the database at this transaction or later is due, and the caller writes it.
+    /// The end of the log, at this transaction, cannot be restored any more: only a snapshot of the database itself helps.
     pub snapshot_due: Option<Txid>,
+    /// Why objects that are due to be deleted are still there. All else was done.
+    pub not_deleted: Option<String>,
 }
 
 /// Why the history could not be looked after.
@@ -138,7 +129,7 @@ impl From<ManifestError> for HistoryError {
 /// Does everything that is due. Must run in a Tokio runtime with more than one thread.
 ///
 /// # Errors
-/// The first step that fails. Steps before it are done.
+/// The first step that fails, but for deletions, of which the report tells. Steps before it are done.
 pub async fn maintain(options: HistoryOptions) -> Result<HistoryReport, HistoryError> {
     let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
     let mut report = HistoryReport::default();
@@ -147,21 +138,28 @@ pub async fn maintain(options: HistoryOptions) -> Result<HistoryReport, HistoryE
         check_epoch(&catalog.manifest, options.epoch)?;
         let steps = plan(&catalog.manifest, &catalog.log, &options.policy, options.now);
         let mut steps = steps.expect("the catalog has no holes");
-        if options.snapshots == Snapshots::ByCaller {
-            report.snapshot_due = steps.iter().find_map(|step| match step {
-                Step::Snapshot { from, .. } => Some(*from),
-                _ => None,
-            });
-            steps.retain(|step| !matches!(step, Step::Snapshot { .. }));
-        }
+        report.snapshot_due = None;
+        steps.retain(|step| match step {
+            // There is nothing that it could be merged from.
+            Step::Snapshot { from, reason: SnapshotReason::Unreachable } => {
+                report.snapshot_due = Some(*from);
+                false
+            }
+            Step::Delete { .. } => report.not_deleted.is_none(),
+            _ => true,
+        });
         if steps.is_empty() {
             break;
         }
         let round = Round::new(&options, &reader, &catalog);
         for step in &steps {
-            if !round.carry_out(step, &mut report).await? {
+            match (round.carry_out(step, &mut report).await, step) {
+                (Ok(true), _) => {}
                 // Somebody else changed what the plan was made from: plan again.
-                break;
+                (Ok(false), _) => break,
+                // Credentials that may not delete are no reason to let the log grow without end.
+                (Err(HistoryError::Write(error)), Step::Delete { .. }) => report.not_deleted = Some(error.to_string()),
+                (Err(error), _) => return Err(error),
             }
         }
     }
@@ -178,8 +176,7 @@ pub async fn snapshot(options: HistoryOptions) -> Result<HistoryReport, HistoryE
     check_epoch(&catalog.manifest, options.epoch)?;
     let mut report = HistoryReport::default();
     let round = Round::new(&options, &reader, &catalog);
-    let reason = rhyolite_logic::history_plan::SnapshotReason::Interval;
-    round.carry_out(&Step::Snapshot { from: Txid::FIRST, reason }, &mut report).await?;
+    round.carry_out(&Step::Snapshot { from: Txid::FIRST, reason: SnapshotReason::Interval }, &mut report).await?;
     Ok(report)
 }
 
@@ -234,8 +231,7 @@ impl<'a> Round<'a> {
             Step::Bundle { pieces, .. } => {
                 let mut made = Vec::new();
                 for piece in pieces {
-                    let cache = &self.catalog.cache;
-                    made.push(self.workshop.bundle(piece, cache, self.options.segments.as_ref()).await?);
+                    made.push(self.bundle(piece).await?);
                 }
                 Ok(made)
             }
@@ -256,6 +252,19 @@ impl<'a> Round<'a> {
                 Ok(vec![self.workshop.snapshot(&plan, self.oldest_time(), sources).await?])
             }
             Step::Expire { .. } | Step::Delete { .. } => Ok(Vec::new()),
+        }
+    }
+
+    /// What the local log gives is used as long as it is good; the store has the same.
+    async fn bundle(&self, piece: &Piece) -> Result<ManifestFile, HistoryError> {
+        let cache = &self.catalog.cache;
+        let Some(local) = self.options.segments.as_ref() else { return self.workshop.bundle(piece, cache, None).await };
+        match self.workshop.bundle(piece, cache, Some(local)).await {
+            Err(HistoryError::Read(error)) => {
+                tracing::warn!("a segment of the local log is not usable, reading the store's: {error}");
+                self.workshop.bundle(piece, cache, None).await
+            }
+            other => other,
         }
     }
 

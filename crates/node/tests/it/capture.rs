@@ -10,12 +10,15 @@ use rhyolite_format::ltx::{Decoder, LtxHeader};
 use rhyolite_format::manifest::{FileKind, Manifest};
 use rhyolite_format::segment::Segment;
 use rhyolite_format::{Checksum, PageNumber, Pos, Seq, keys};
+use rhyolite_logic::Target;
 use rhyolite_node::config::DatabaseConfig;
 use rhyolite_node::replicate::{self, ReplicateError, ReplicateOptions};
 use rhyolite_node::status::{Figures, State, StatusBoard};
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::sync::watch;
+
+use crate::restore::Outputs;
 
 /// A database, a store beside it, and perhaps a running replication.
 pub(crate) struct Rig {
@@ -499,4 +502,190 @@ fn a_store_that_was_put_back_goes_on_from_what_it_holds() {
     insert(&app, 10..15);
     rig.wait_durable();
     rig.check();
+}
+
+/// Puts a file where the store keeps a folder: nothing can be created there until it goes.
+struct Block(PathBuf);
+
+impl Block {
+    fn new(store: &Path, folder: &str) -> Self {
+        std::fs::create_dir_all(store).unwrap();
+        let path = store.join(folder);
+        if path.exists() {
+            std::fs::rename(&path, path.with_extension("away")).unwrap();
+        }
+        std::fs::write(&path, "").unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        std::fs::remove_file(&self.0).unwrap();
+        let away = self.0.with_extension("away");
+        if away.exists() {
+            std::fs::rename(away, &self.0).unwrap();
+        }
+    }
+}
+
+/// Commits `count` large rows and gives the slowest commit.
+fn slowest_commit(app: &Connection, count: i64) -> Duration {
+    let commit = |_| {
+        let began = Instant::now();
+        app.execute("INSERT INTO t (b) VALUES (randomblob(50000))", []).unwrap();
+        began.elapsed()
+    };
+    (0..count).map(commit).max().unwrap()
+}
+
+#[test]
+fn a_store_that_takes_no_snapshot_does_not_make_the_wal_grow() {
+    let mut rig = Rig::new();
+    let app = rig.open_wal(4096);
+    app.execute_batch("CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    let block = Block::new(&rig.store(), "ltx");
+    rig.start();
+    while rig.figures().last_error.is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    slowest_commit(&app, 800);
+    let wal = std::fs::metadata(format!("{}-wal", rig.path().display())).unwrap().len();
+    assert!(wal < 12 << 20, "40 MB were written, and {wal} bytes of WAL are kept");
+    drop(block);
+    rig.wait_durable();
+    let history = rig.check();
+    assert_eq!(history.snapshots, 1);
+}
+
+#[test]
+fn a_store_that_fails_does_not_hold_up_an_application_in_rollback_mode() {
+    let mut rig = Rig::new();
+    let app = rig.open();
+    app.execute_batch("PRAGMA journal_mode = delete; CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    let block = Block::new(&rig.store(), "ltx");
+    rig.start();
+    while rig.figures().last_error.is_none() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let slowest = slowest_commit(&app, 50);
+    assert!(slowest < Duration::from_secs(2), "while there is no snapshot: {slowest:?}");
+    drop(block);
+    rig.wait_durable();
+    let block = Block::new(&rig.store(), "log");
+    let slowest = slowest_commit(&app, 50);
+    assert!(slowest < Duration::from_secs(2), "while nothing can be uploaded: {slowest:?}");
+    // A new page size asks for a snapshot, which waits for the log before it.
+    app.execute_batch("PRAGMA page_size = 8192; VACUUM").unwrap();
+    let slowest = slowest_commit(&app, 50);
+    assert!(slowest < Duration::from_secs(2), "while a snapshot waits: {slowest:?}");
+    drop(block);
+    rig.wait_durable();
+    let history = rig.check();
+    assert_eq!(history.snapshots, 2);
+}
+
+#[test]
+fn a_large_database_in_rollback_mode_is_captured_beside_a_busy_writer() {
+    let mut rig = Rig::new();
+    let app = rig.open();
+    app.execute_batch(
+        "PRAGMA journal_mode = truncate; PRAGMA synchronous = off; CREATE TABLE t (a INTEGER PRIMARY KEY, b)",
+    )
+    .unwrap();
+    app.execute_batch(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 4000) INSERT INTO t SELECT i, randomblob(50000) FROM n",
+    )
+    .unwrap();
+    rig.start();
+    let began = Instant::now();
+    let mut first = None;
+    loop {
+        app.execute("UPDATE t SET b = randomblob(50000) WHERE a = 1 + abs(random() % 4000)", []).unwrap();
+        let txid = rig.figures().local.map(|p| p.txid);
+        first = first.or(txid);
+        if txid > first {
+            break;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "200 MB are not captured while somebody writes: {first:?}");
+    }
+    rig.wait_durable();
+    rig.check();
+}
+
+#[test]
+fn a_rollback_that_leaves_other_bytes_in_free_pages_is_noticed() {
+    let mut rig = Rig::new();
+    let app = rig.open();
+    app.execute_batch(
+        "PRAGMA journal_mode = delete; PRAGMA cache_size = 10; CREATE TABLE t (a INTEGER PRIMARY KEY, b)",
+    )
+    .unwrap();
+    slowest_commit(&app, 40);
+    app.execute_batch("DELETE FROM t").unwrap();
+    rig.start();
+    rig.wait_durable();
+    // The journal does not hold free pages: what is spilled into them stays after the rollback.
+    app.execute_batch("BEGIN").unwrap();
+    slowest_commit(&app, 30);
+    app.execute_batch("ROLLBACK").unwrap();
+    rig.wait_durable();
+    let history = rig.check();
+    assert!(history.positions.len() >= 2, "there was something to notice");
+}
+
+#[test]
+fn a_history_that_cannot_be_restored_gets_a_new_snapshot() {
+    let mut rig = Rig::new();
+    let app = rig.open();
+    app.execute_batch("PRAGMA journal_mode = delete; CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    rig.start_with(|c| c.history.bundle_interval = Duration::from_secs(1));
+    rig.wait_durable();
+    app.execute_batch("PRAGMA page_size = 8192; VACUUM; PRAGMA journal_mode = wal").unwrap();
+    insert(&app, 0..5);
+    rig.wait_durable();
+    let path = rig.store().join(keys::MANIFEST);
+    let manifest = || Manifest::decode(&std::fs::read(&path).unwrap()).unwrap();
+    let mut broken = manifest();
+    broken.files.retain(|f| f.page_size.get() != 8192);
+    assert_eq!(broken.files.len(), 1, "the snapshot on which the log goes on is gone");
+    std::fs::write(&path, broken.encode()).unwrap();
+    let began = Instant::now();
+    while manifest().files.len() == 1 {
+        insert(&app, 10..11);
+        app.execute_batch("DELETE FROM t WHERE a = 10").unwrap();
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", rig.figures().last_error);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    insert(&app, 20..25);
+    rig.wait_durable();
+    assert!(rig.stop().is_empty());
+    let newest = manifest().files.into_iter().max_by_key(|f| f.max_txid).unwrap();
+    assert_eq!((newest.kind, newest.page_size.get()), (FileKind::Snapshot, 8192));
+    let store: Arc<dyn rhyolite_store::Store> =
+        rhyolite_store::open(rig.store().to_str().unwrap(), &rhyolite_store::StoreOptions::default()).unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let (_, bytes) = runtime.block_on(Outputs::new().restore(&store, Target::Latest)).unwrap();
+    assert!(bytes == committed_pages(&rig.path()).concat());
+}
+
+#[test]
+fn a_symbolic_link_stands_for_the_file_that_sqlite_opens() {
+    let mut rig = Rig::new();
+    let real = rig.folder.path().join("real");
+    std::fs::create_dir(&real).unwrap();
+    std::os::unix::fs::symlink("real/data.db", rig.path()).unwrap();
+    let app = Connection::open(real.join("data.db")).unwrap();
+    app.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    rig.start_with(|c| c.monitor_interval = Duration::from_millis(20));
+    rig.wait_durable();
+    for i in 0..20 {
+        insert(&app, i..i + 1);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let figures = rig.wait_durable();
+    assert!(figures.last_error.is_none(), "{:?}", figures.last_error);
+    assert!(real.join(".data.db-rhyolite").exists(), "the state folder lies beside the file");
+    assert!(rig.stop().is_empty());
+    assert_eq!(read_history(&rig.store()).positions.len(), 1 + 20, "each commit by itself");
 }

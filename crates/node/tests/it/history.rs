@@ -1,5 +1,6 @@
 //! Bundles, merges, snapshots, expiry and deletion, on real objects: what is kept comes out as it went in.
 
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,11 +9,11 @@ use rhyolite_format::manifest::{FileKind, Manifest};
 use rhyolite_format::{Epoch, Seq, Timestamp, Txid, keys};
 use rhyolite_logic::Target;
 use rhyolite_logic::history_plan::Policy;
-use rhyolite_node::history::{HistoryError, HistoryOptions, HistoryReport, Snapshots, maintain, snapshot};
+use rhyolite_node::history::{HistoryError, HistoryOptions, HistoryReport, SegmentSource, maintain, snapshot};
 use rhyolite_node::progress::Silent;
 use rhyolite_node::restore::RestoreError;
 use rhyolite_node::verify::{Depth, VerifyOptions, verify};
-use rhyolite_store::{Memory, Store};
+use rhyolite_store::{Fault, Faulty, Memory, Operation, Rule, Store};
 
 use crate::history_builder::{History, START, TICK};
 use crate::restore::{Outputs, check_every_point, damaged_copies, put, write_some};
@@ -40,7 +41,6 @@ fn options(store: &Arc<dyn Store>, now: i64) -> HistoryOptions {
         policy: policy(),
         epoch: Epoch::FIRST,
         now: Timestamp(now),
-        snapshots: Snapshots::ByMerging,
         segments: None,
     }
 }
@@ -146,8 +146,7 @@ async fn a_snapshot_is_made_of_what_the_store_holds() {
     let last = &history.states[&history.last()];
     assert_eq!((file.kind, file.end(), file.max_time), (FileKind::Snapshot, last.pos, last.time));
     assert_eq!(file.min_time, Timestamp(START + TICK));
-    let due = HistoryOptions { snapshots: Snapshots::ByCaller, ..options(store, end + 1_000_000) };
-    assert_eq!(maintain(due).await.unwrap().snapshot_due, None);
+    assert_eq!(run(store, end + 1_000_000).await.snapshot_due, None);
     // A restore reads the snapshot alone now.
     for key in keys_below(store, "log").await.into_iter().rev().skip(1) {
         let bytes = store.get(&key).await.unwrap().bytes;
@@ -190,6 +189,46 @@ async fn nothing_is_built_on_damage() {
     put(store, &key, Some(good)).await;
     run(store, end + 6000).await;
     check_every_point(&history).await;
+}
+
+/// Credentials of backups often may not delete.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_refuses_deletion_holds_nothing_else_up() {
+    let (history, end) = sample(512).await;
+    run(&history.store, end + 6000).await;
+    let faulty = Faulty::new(Arc::clone(&history.store));
+    faulty.script(Rule::next(Operation::Delete, u64::MAX, Fault::Deny));
+    let denying: Arc<dyn Store> = Arc::new(faulty);
+    let report = run(&denying, end + 45_000).await;
+    assert_eq!((report.snapshots, report.deleted), (1, 0), "{report:?}");
+    assert!(report.not_deleted.is_some_and(|text| text.contains("log/")));
+    let report = run(&history.store, end + 46_000).await;
+    assert!(report.deleted > 0 && report.not_deleted.is_none(), "{report:?}");
+    check_sound(&history.store).await;
+}
+
+/// A segment of the local log that has rotted is not what the bundle is made of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_local_segment_is_read_from_the_store() {
+    #[derive(Debug)]
+    struct Rotten(tempfile::TempDir);
+    impl SegmentSource for Rotten {
+        fn open(&self, seq: Seq) -> Option<File> {
+            File::open(self.0.path().join(seq.to_string())).ok()
+        }
+    }
+    let (history, end) = sample(512).await;
+    let folder = tempfile::tempdir().unwrap();
+    for key in keys_below(&history.store, "log").await {
+        let bytes = history.store.get(&key).await.unwrap().bytes;
+        let seq = keys::parse_segment(&key).unwrap();
+        std::fs::write(folder.path().join(seq.to_string()), spoil(&bytes)).unwrap();
+    }
+    let local = HistoryOptions { segments: Some(Arc::new(Rotten(folder))), ..options(&history.store, end + 6000) };
+    let report = maintain(local).await.unwrap();
+    assert!(report.bundled >= 2, "{report:?}");
+    check_every_point(&history).await;
+    check_sound(&history.store).await;
 }
 
 /// Another writer swaps the manifest between plan and swap.
