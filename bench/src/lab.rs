@@ -76,6 +76,17 @@ impl Lab {
         }
     }
 
+    /// A number in what `rhyolite status --json` says about `folder/app.db`, by its JSON pointer.
+    pub(crate) fn figure_of_status(&self, folder: &Path, pointer: &str) -> Outcome<f64> {
+        let output = Command::new(&self.binary)
+            .args(["status", "--json"])
+            .arg(folder.join("app.db"))
+            .output()
+            .context("rhyolite status")?;
+        let status: Value = serde_json::from_slice(&output.stdout).context("read the status")?;
+        status.pointer(pointer).and_then(Value::as_f64).context(format!("the status has no {pointer}: {status}"))
+    }
+
     /// Runs the application (see [`crate::app`]) on `folder/app.db` to its end and gives its figures.
     pub(crate) fn app(&self, folder: &Path, options: &[&str]) -> Outcome<Value> {
         let output = self.app_command(folder, options)?.output().context("start the application")?;

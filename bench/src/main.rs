@@ -16,10 +16,11 @@ mod table;
 mod tight;
 mod write_rate;
 
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use xtask::args::Args;
-use xtask::error::{Outcome, fail};
+use xtask::error::{Context, Outcome, fail};
 
 use lab::Lab;
 use table::Row;
@@ -50,6 +51,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// Lets the disk come to rest: what the benchmark before has written and deleted is not this one's load.
+fn settle() -> Outcome {
+    Command::new("sync").status().context("sync")?;
+    std::thread::sleep(Duration::from_secs(10));
+    Ok(())
+}
+
 fn run(mut args: Args) -> Outcome {
     let mut wanted = Vec::new();
     while let Some(word) = args.word() {
@@ -65,6 +73,7 @@ fn run(mut args: Args) -> Outcome {
             continue;
         }
         println!("== {name}");
+        settle()?;
         let rows = benchmark(&lab, &mut args)?;
         for row in &rows {
             println!("{row}");

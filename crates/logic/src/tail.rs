@@ -111,7 +111,8 @@ pub fn continues(captured: Captured, live: Live, backfill: u32) -> bool {
 /// When to checkpoint the user's database. Sizes are in bytes of WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointPolicy {
-    /// From here on a checkpoint is due.
+    /// A checkpoint begins early enough to be complete before the WAL is this large: from there on the application's own automatic
+    /// checkpoints begin, which cost it time with every commit and do not reset the WAL.
     pub due_bytes: u64,
     /// A WAL file larger than this is cut to nothing once the database is idle.
     pub truncate_bytes: u64,
@@ -119,7 +120,7 @@ pub struct CheckpointPolicy {
 
 impl Default for CheckpointPolicy {
     fn default() -> Self {
-        Self { due_bytes: 6 << 20, truncate_bytes: 64 << 20 }
+        Self { due_bytes: 4 << 20, truncate_bytes: 64 << 20 }
     }
 }
 
@@ -128,6 +129,8 @@ impl Default for CheckpointPolicy {
 pub struct WalUse {
     /// Bytes of committed frames.
     pub committed_bytes: u64,
+    /// Bytes that were committed between the last two looks.
+    pub recent_bytes: u64,
     /// Size of the WAL file.
     pub file_bytes: u64,
     /// Whether every committed frame is in the database file.
@@ -150,6 +153,9 @@ pub enum Checkpoint {
     Truncate,
 }
 
+/// A checkpoint takes about as long as so many looks at a busy database, which are a millisecond apart.
+const CHECKPOINT_LOOKS: u64 = 10;
+
 /// Decides which checkpoint is due.
 pub fn checkpoint_due(policy: &CheckpointPolicy, wal: &WalUse) -> Checkpoint {
     if wal.idle && wal.file_bytes > policy.truncate_bytes {
@@ -158,7 +164,9 @@ pub fn checkpoint_due(policy: &CheckpointPolicy, wal: &WalUse) -> Checkpoint {
         Checkpoint::No
     } else if wal.idle {
         Checkpoint::Passive
-    } else if wal.committed_bytes >= policy.due_bytes {
+    } else if wal.committed_bytes >= policy.due_bytes / 2
+        && wal.committed_bytes + CHECKPOINT_LOOKS * wal.recent_bytes >= policy.due_bytes
+    {
         Checkpoint::Locked
     } else {
         Checkpoint::No
@@ -206,12 +214,16 @@ mod tests {
     fn checkpoints_follow_the_size_of_the_wal() {
         let policy = CheckpointPolicy { due_bytes: 100, truncate_bytes: 1000 };
         let due = |committed_bytes, file_bytes, backfilled, idle| {
-            checkpoint_due(&policy, &WalUse { committed_bytes, file_bytes, backfilled, idle })
+            checkpoint_due(&policy, &WalUse { committed_bytes, recent_bytes: 1, file_bytes, backfilled, idle })
         };
         assert_eq!(due(5, 5, false, false), Checkpoint::No);
         assert_eq!(due(5, 5, false, true), Checkpoint::Passive, "an idle database is brought to rest");
         assert_eq!(due(5, 5, true, true), Checkpoint::No);
-        assert_eq!(due(100, 100, false, false), Checkpoint::Locked);
+        assert_eq!(due(89, 89, false, false), Checkpoint::No);
+        assert_eq!(due(90, 90, false, false), Checkpoint::Locked, "early enough");
+        let rush = WalUse { committed_bytes: 50, recent_bytes: 70, file_bytes: 0, backfilled: false, idle: false };
+        assert_eq!(checkpoint_due(&policy, &rush), Checkpoint::Locked);
+        assert_eq!(checkpoint_due(&policy, &WalUse { committed_bytes: 49, ..rush }), Checkpoint::No);
         assert_eq!(due(100, 100, true, false), Checkpoint::No);
         assert_eq!(due(10, 1001, false, true), Checkpoint::Truncate);
         assert_eq!(due(10, 1001, false, false), Checkpoint::No);

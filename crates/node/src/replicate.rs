@@ -47,6 +47,8 @@ const QUEUE: usize = 4;
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// Time before everything is compared again.
 const BEGIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// Of so many lives of one process a late request is recognised.
+const LIVES_REMEMBERED: usize = 16;
 /// How long the lock of the state folder is waited for.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
 /// Stack of a capture thread in bytes: SQLite needs little.
@@ -106,8 +108,15 @@ pub async fn run(
         let status = board.add(config.path.clone(), config.meta_path.clone(), config.store.clone());
         let (options, stop) = (Arc::clone(&options), stop.clone());
         tasks.spawn(async move {
-            let ended =
-                Replication { config, status: Arc::clone(&status), options: Arc::clone(&options), stop }.run().await;
+            let ended = Replication {
+                config,
+                status: Arc::clone(&status),
+                options: Arc::clone(&options),
+                stop,
+                nonces: Vec::new(),
+            }
+            .run()
+            .await;
             match &ended {
                 Ok(()) => status.set_state(State::Stopped),
                 Err(error) => {
@@ -139,6 +148,8 @@ struct Replication {
     status: Arc<DatabaseStatus>,
     options: Arc<ReplicateOptions>,
     stop: watch::Receiver<bool>,
+    /// By which the lives so far knew their segments.
+    nonces: Vec<Nonce>,
 }
 
 /// What a start is made of.
@@ -358,7 +369,8 @@ impl Replication {
         let wake = Wake::new().map_err(|e| self.local_error("watch", &e))?;
         let (out, from_capture) = mpsc::channel(QUEUE);
         let (answers, messages) = std::sync::mpsc::channel();
-        let tables = table_source(Arc::clone(&store));
+        let (uploader_gone, is_uploader_gone) = watch::channel(false);
+        let tables = table_source(Arc::clone(&store), is_uploader_gone);
         let channels = Channels { out, messages, wake: wake.clone(), tables };
         let (config, status) = (self.config.clone(), Arc::clone(&self.status));
         let thread = CaptureThread::new(config, status, writer, next_seq, start, channels);
@@ -380,9 +392,15 @@ impl Replication {
             capture: answers.clone(),
             wake: wake.clone(),
         };
+        let earlier = self.nonces.clone();
+        self.nonces.push(writer.nonce);
+        // A request that is older than that many lives has long been answered.
+        let forgotten = self.nonces.len().saturating_sub(LIVES_REMEMBERED);
+        self.nonces.drain(..forgotten);
         let uploader = Uploader {
             store,
             writer,
+            earlier,
             first_seq: next_seq,
             status: Arc::clone(&self.status),
             answers: answers.clone(),
@@ -400,6 +418,7 @@ impl Replication {
             never = keeper.run() => match never {},
         };
         // The uploader is gone: the thread sees its closed channel and ends by itself.
+        uploader_gone.send_replace(true);
         wake.ring();
         if outcome.is_none() {
             outcome = ended.await.ok();
@@ -409,7 +428,7 @@ impl Replication {
         }
         match uploaded {
             Some(UploadEnd::Conflict(text)) => Err(ReplicateError::Conflict(text)),
-            Some(UploadEnd::LocalDamage(_)) => Ok(Ended::BeginAgain),
+            Some(UploadEnd::BeginAgain(_)) => Ok(Ended::BeginAgain),
             _ if outcome == Some(Ended::BeginAgain) => Ok(Ended::BeginAgain),
             Some(UploadEnd::Done) if outcome == Some(Ended::Stopped) && self.is_all_durable() => Ok(Ended::Stopped),
             Some(UploadEnd::Done) | None => Err(ReplicateError::NotDurable(format!(
@@ -460,11 +479,20 @@ fn adopt(at: Option<Pos>, next_seq: Seq, reason: DiffReason) -> Start {
     }
 }
 
-/// Page tables come from the store by the machinery of restores, on the caller's (capture) thread.
-fn table_source(store: Arc<dyn Store>) -> TableSource {
+/// Page tables come from the store by the machinery of restores, on the caller's (capture) thread, until `cancelled`: a store that
+/// hangs must not keep the process from ending.
+fn table_source(store: Arc<dyn Store>, cancelled: watch::Receiver<bool>) -> TableSource {
     let runtime = tokio::runtime::Handle::current();
     Box::new(move |pos| {
-        runtime.block_on(restore::page_table(Arc::clone(&store), pos)).map_err(|error| match error {
+        let mut cancelled = cancelled.clone();
+        let read = runtime.block_on(async {
+            tokio::select! {
+                read = restore::page_table(Arc::clone(&store), pos) => Some(read),
+                _ = cancelled.wait_for(|cancelled| *cancelled) => None,
+            }
+        });
+        let stopped = || TableError::Passing("stopped while page checksums were read from the store".to_owned());
+        read.ok_or_else(stopped)?.map_err(|error| match error {
             RestoreError::Store(_) | RestoreError::Io { .. } | RestoreError::Busy { .. } => {
                 TableError::Passing(error.to_string())
             }

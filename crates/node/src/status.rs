@@ -158,6 +158,9 @@ pub struct Checkpoints {
     pub stall_us_total: u64,
     /// The longest of them.
     pub stall_us_max: u64,
+    /// Processor time that they took, in microseconds: work that the application's own checkpoints are spared.
+    #[serde(default)]
+    pub cpu_us_total: u64,
 }
 
 /// What was captured since the process started.

@@ -13,7 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use rhyolite_format::crc::Crc64;
 use rhyolite_format::manifest::{Crc64Hex, FileKind, Manifest, ManifestFile};
-use rhyolite_format::{Seq, Txid, keys};
+use rhyolite_format::segment::SegmentHeader;
+use rhyolite_format::{Nonce, Seq, Txid, keys};
 use rhyolite_store::{Store, StoreError, StoreErrorKind, Upload};
 use tokio::sync::mpsc::Receiver;
 
@@ -40,6 +41,8 @@ pub struct Uploader {
     pub store: Arc<dyn Store>,
     /// Who writes.
     pub writer: Writer,
+    /// By which earlier lives of this process knew their segments.
+    pub earlier: Vec<Nonce>,
     /// The first sequence number of this session's log, for a manifest that does not exist yet.
     pub first_seq: Seq,
     /// Figures.
@@ -57,8 +60,9 @@ pub enum UploadEnd {
     Done,
     /// Somebody else writes to this prefix.
     Conflict(String),
-    /// What is to be uploaded is gone or damaged: begin again with what the store has.
-    LocalDamage(String),
+    /// What is to be uploaded is gone or damaged, or an earlier life of this process has put something else in its place: begin
+    /// again with what the store has.
+    BeginAgain(String),
 }
 
 /// A snapshot on its way.
@@ -139,7 +143,7 @@ impl Uploader {
                 Err(error) => {
                     let text = format!("read {}: {error}", segment.path.display());
                     self.status.error(text.clone());
-                    return Err(UploadEnd::LocalDamage(text));
+                    return Err(UploadEnd::BeginAgain(text));
                 }
             };
             match self.try_create(&key, bytes, check).await {
@@ -157,6 +161,9 @@ impl Uploader {
                         self.store.describe()
                     );
                     return Err(UploadEnd::Conflict(text));
+                }
+                Err(TryError::OwnLate) => {
+                    return Err(UploadEnd::BeginAgain(format!("{key}: a request of our own came late")));
                 }
                 Err(TryError::Store(error)) => {
                     tracing::warn!(database = %self.status.path.display(), "upload {key}: {error}");
@@ -177,7 +184,10 @@ impl Uploader {
             Err(error) if matches!(error.kind, StoreErrorKind::Exists | StoreErrorKind::Ambiguous) => {
                 match self.store.get(key).await {
                     Ok(object) if object.bytes == bytes => Ok(()),
-                    Ok(_) => Err(TryError::Conflict),
+                    Ok(object) => match SegmentHeader::decode(&object.bytes) {
+                        Ok(header) if self.earlier.contains(&header.nonce) => Err(TryError::OwnLate),
+                        _ => Err(TryError::Conflict),
+                    },
                     Err(_) => Err(TryError::Store(error)),
                 }
             }
@@ -228,7 +238,7 @@ impl Uploader {
     /// The manifest with one more snapshot. The first one starts the log.
     fn with_snapshot(&self, manifest: Option<Manifest>, file: &ManifestFile) -> Manifest {
         let Writer { lineage, epoch, .. } = self.writer;
-        let nonce = rhyolite_format::Nonce(random::bytes());
+        let nonce = Nonce(random::bytes());
         let first = manifest.is_none();
         let mut next = manifest.unwrap_or_else(|| Manifest::new(lineage, epoch, nonce, time::now(), self.first_seq));
         if first {
@@ -243,7 +253,10 @@ impl Uploader {
 }
 
 enum TryError {
+    /// Somebody else's object has the name.
     Conflict,
+    /// One of our own from before we began again has it.
+    OwnLate,
     Store(StoreError),
 }
 
@@ -256,4 +269,61 @@ impl From<StoreError> for TryError {
 async fn pause(delay: &mut Duration) {
     tokio::time::sleep(*delay).await;
     *delay = (*delay * 2).min(RETRY.1);
+}
+
+#[cfg(test)]
+mod tests {
+    use rhyolite_format::segment::SegmentEntry;
+    use rhyolite_format::{Checksum, Epoch, Lineage, PageCount, PageSize, Timestamp};
+    use rhyolite_store::Memory;
+
+    use super::*;
+    use crate::capture::local_log::LocalLog;
+    use crate::status::StatusBoard;
+
+    fn segment(writer: Writer, folder: &std::path::Path) -> SealedSegment {
+        let mut log = LocalLog::new(folder.to_owned(), writer, Seq::FIRST, Vec::new()).unwrap();
+        log.begin(Timestamp(1)).unwrap().extend([7; 400]);
+        let txid = Txid::FIRST.next();
+        log.commit(SegmentEntry {
+            min_txid: txid,
+            max_txid: txid,
+            offset: 0,
+            len: 0,
+            timestamp: Timestamp(1),
+            page_size: PageSize::new(4096).unwrap(),
+            commit: PageCount(1),
+            pages: 1,
+            pre_apply: Some(Checksum::EMPTY),
+            post_apply: Checksum::EMPTY,
+        });
+        let sealed = log.seal().unwrap().unwrap();
+        drop(log);
+        Arc::into_inner(sealed).unwrap()
+    }
+
+    fn writer(nonce: u8) -> Writer {
+        Writer { lineage: Lineage([1; 16]), epoch: Epoch::FIRST, nonce: Nonce([nonce; 16]) }
+    }
+
+    async fn upload_over(found: u8, earlier: Vec<Nonce>) -> Result<(), UploadEnd> {
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(Memory::new());
+        let theirs = segment(writer(found), &folder.path().join("theirs")).bytes().unwrap();
+        store.create(&keys::segment(Seq::FIRST), theirs).await.unwrap();
+        let (answers, _messages) = std::sync::mpsc::channel();
+        let status = StatusBoard::new().add("app.db".into(), "state".into(), "memory:".into());
+        let wake = Wake::new().unwrap();
+        let uploader = Uploader { store, writer: writer(1), earlier, first_seq: Seq::FIRST, status, answers, wake };
+        uploader.create_segment(&segment(writer(1), &folder.path().join("ours")), 0).await
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_taken_is_judged_by_who_took_it() {
+        assert_eq!(upload_over(1, Vec::new()).await, Ok(()), "our own bytes: an earlier try had worked");
+        let other = upload_over(2, Vec::new()).await;
+        assert!(matches!(other, Err(UploadEnd::Conflict(_))), "{other:?}");
+        let late = upload_over(2, vec![Nonce([2; 16])]).await;
+        assert!(matches!(late, Err(UploadEnd::BeginAgain(_))), "{late:?}");
+    }
 }

@@ -14,6 +14,7 @@
 //! - Raw reads need an open read transaction ([`Handle::begin_read`]): it keeps the WAL from being reset, and `-shm` from
 //!   being truncated, under them.
 
+use std::cell::Cell;
 use std::ffi::{c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr;
@@ -86,6 +87,8 @@ pub struct Handle {
     path: PathBuf,
     /// SQLite's own open file of the database; valid while `connection` lives.
     database: *mut ffi::sqlite3_file,
+    /// Processor time that checkpoints took since it was last asked for.
+    checkpoint_cpu: Cell<Duration>,
 }
 
 impl Handle {
@@ -103,7 +106,8 @@ impl Handle {
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.pragma_update(None, "wal_autocheckpoint", 0)?;
         connection.pragma_update(None, "cache_size", 8)?;
-        let mut handle = Self { connection, path: path.to_owned(), database: ptr::null_mut() };
+        let mut handle =
+            Self { connection, path: path.to_owned(), database: ptr::null_mut(), checkpoint_cpu: Cell::default() };
         handle.database = handle.file_pointer(ffi::SQLITE_FCNTL_FILE_POINTER)?;
         handle.keep_wal()?;
         Ok(handle)
@@ -224,6 +228,7 @@ impl Handle {
     fn checkpoint(&self, mode: c_int) -> Result<CheckpointResult, HandleError> {
         assert!(self.connection.is_autocommit(), "a checkpoint within a transaction is refused by SQLite");
         let (mut log_frames, mut done_frames): (c_int, c_int) = (0, 0);
+        let began = thread_cpu();
         // SAFETY: the connection is open; "main" is NUL-terminated; both counters outlive the call.
         let code = unsafe {
             ffi::sqlite3_wal_checkpoint_v2(
@@ -234,11 +239,17 @@ impl Handle {
                 &raw mut done_frames,
             )
         };
+        self.checkpoint_cpu.update(|spent| spent + (thread_cpu() - began));
         match code & 0xff {
             ffi::SQLITE_OK => Ok(CheckpointResult::Done),
             ffi::SQLITE_BUSY | ffi::SQLITE_LOCKED => Ok(CheckpointResult::Busy),
             _ => Err(HandleError::Sqlite(format!("checkpoint: code {code}"))),
         }
+    }
+
+    /// Processor time that checkpoints of this connection took since the last call.
+    pub fn take_checkpoint_cpu(&self) -> Duration {
+        self.checkpoint_cpu.take()
     }
 
     /// What the wal-index says now, consistently, and without a system call. `None` while a writer is changing it, and
@@ -285,6 +296,7 @@ impl Handle {
 
     /// Brings what was written to the database file to the disk. A checkpoint that is not complete leaves that to the next one.
     pub fn sync_database(&self) -> Result<(), HandleError> {
+        let began = thread_cpu();
         // SAFETY: as in `read_file`.
         let code = unsafe {
             let methods = (*self.database).pMethods;
@@ -292,6 +304,7 @@ impl Handle {
             let sync = (*methods).xSync.expect("every VFS file syncs");
             sync(self.database, ffi::SQLITE_SYNC_NORMAL)
         };
+        self.checkpoint_cpu.update(|spent| spent + (thread_cpu() - began));
         if code == ffi::SQLITE_OK {
             Ok(())
         } else {
@@ -320,6 +333,12 @@ impl Drop for Handle {
         self.end_read();
         self.connection.flush_prepared_statement_cache();
     }
+}
+
+/// Processor time of this thread.
+fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::try_from(time).expect("the clock starts at 0")
 }
 
 /// Largest single read: SQLite's VFS takes an `int`.

@@ -22,8 +22,11 @@ use rhyolite_format::ltx::Decoder;
 use rhyolite_format::segment::{self, Segment, SegmentEntry, SegmentHeader};
 use rhyolite_format::{Epoch, Lineage, Nonce, Pos, Seq, Timestamp, Txid};
 
-/// A segment up to this size is kept in memory until it is uploaded, so that it need not be read again.
-const IMAGE_BYTES_MAX: u64 = 4 << 20;
+/// A segment up to this size is kept in memory until it is uploaded, so that it need not be read again: one that was closed for
+/// its size at the default of `max-segment-size` is, unless its last transaction is a large one.
+const IMAGE_BYTES_MAX: u64 = 9 << 20;
+/// So many of them at a time.
+const IMAGES_MAX: usize = 2;
 /// So many segments are kept at most after the store has them, for bundling.
 const KEEP_SEGMENTS_MAX: usize = 1200;
 /// A transaction is written out in pieces of this size while it is encoded.
@@ -192,6 +195,12 @@ impl LocalLog {
         self.open.as_ref().map_or(0, |o| o.len() - o.committed)
     }
 
+    /// When the last transaction was captured, of those that are here.
+    pub fn last_time(&self) -> Option<Timestamp> {
+        let sealed = self.sealed.iter().rev().flat_map(|s| s.entries.last());
+        self.open.iter().flat_map(|o| o.entries.last()).chain(sealed).next().map(|e| e.timestamp)
+    }
+
     /// When the first transaction of the open segment was captured; `None` when there is none.
     pub fn open_since(&self) -> Option<Timestamp> {
         self.open.as_ref().and_then(|o| o.entries.first()).map(|e| e.timestamp)
@@ -261,9 +270,10 @@ impl LocalLog {
         self.open.as_mut().map_or(Ok(()), OpenSegment::write_out)
     }
 
-    /// Seals the open segment. `None` when it holds no transaction. With `keep_image` a small segment stays in memory until
-    /// it is uploaded.
-    pub fn seal(&mut self, keep_image: bool) -> io::Result<Option<Arc<SealedSegment>>> {
+    /// Seals the open segment. `None` when it holds no transaction. A small segment stays in memory until it is uploaded, where
+    /// not too many do.
+    pub fn seal(&mut self) -> io::Result<Option<Arc<SealedSegment>>> {
+        let keep_image = self.unsent().filter(|s| s.image.is_some()).count() < IMAGES_MAX;
         let Some(open) = self.open.as_mut().filter(|o| !o.entries.is_empty()) else { return Ok(None) };
         assert_eq!(open.committed, open.len(), "no transaction is half written");
         let index_offset = open.len();

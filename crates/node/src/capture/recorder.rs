@@ -4,7 +4,7 @@
 //! 1. `table` describes the database at `pos`; its checksum is `pos.checksum`.
 //! 2. Either a transaction is recorded whole (log, table and position), or nothing of it stays: every change to the table
 //!    since the last [`Recorder::flush`] can be undone, because a log that could not be written must not be believed.
-//! 3. Timestamps never go back, whatever the clock does.
+//! 3. Timestamps never go back, whatever the clock does, as far as the local log reaches.
 
 use std::io;
 
@@ -116,10 +116,11 @@ impl Recorder {
     /// A recorder that goes on from `pos`, which `table` describes.
     pub(super) fn new(table: PageTable, pos: Pos, log: LocalLog, config: &DatabaseConfig) -> Self {
         assert_eq!(table.checksum(), pos.checksum, "the table describes the position");
+        let last_time = log.last_time().unwrap_or(Timestamp(0));
         Self {
             table,
             pos,
-            last_time: Timestamp(0),
+            last_time,
             log,
             packing: Packing::Lz4,
             log_bytes_max: config.log_bytes_max,
@@ -223,7 +224,7 @@ impl Recorder {
         self.counts.bytes += encoded.len;
         if self.log.open_bytes() >= self.segment_bytes_max {
             self.flush()?;
-            self.log.seal(false)?;
+            self.log.seal()?;
         }
         Ok(self.pos)
     }

@@ -161,6 +161,11 @@ pub(super) fn save_table(meta_path: &Path, lineage: Lineage, pos: Pos, table: &P
     written
 }
 
+/// Forgets the saved page table.
+pub(super) fn drop_table(meta_path: &Path) -> io::Result<()> {
+    ignore_missing(fs::remove_file(meta_path.join(TABLE_FILE)))
+}
+
 fn write_table(path: &Path, lineage: Lineage, pos: Pos, table: &PageTable) -> io::Result<()> {
     let header = PageTableHeader { lineage, pos, page_size: table.page_size(), count: table.page_count() };
     let mut out = BufWriter::with_capacity(256 << 10, File::create(path)?);

@@ -36,16 +36,23 @@ const WRITE_LOCK_WAIT: Duration = Duration::from_millis(4);
 /// Further checkpoints without the lock before one under it, while more frames than these are left to copy.
 const PREPARATIONS: usize = 2;
 const FRAMES_UNDER_LOCK: u32 = 32;
+/// With more frames left than these, and than an eighth of the WAL, the lock is not taken.
+const FRAMES_UNDER_LOCK_MAX: u32 = 2000;
+/// Longest wait, under the write lock, for the end of a checkpoint of the application's.
+const CHECKPOINTER_WAIT: Duration = Duration::from_millis(5);
+const CHECKPOINTER_NAP: Duration = Duration::from_micros(100);
 /// Longest time for which a wal-index may be unreadable before SQLite is asked to recover it.
 const INDEX_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Time without a commit after which a database counts as idle.
 pub(super) const IDLE_AFTER: Duration = Duration::from_secs(2);
 /// Shortest and longest time between looks at a database that is not idle.
-const NAP: (Duration, Duration) = (Duration::from_micros(250), Duration::from_millis(5));
+const NAP: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(4));
 /// Time between looks at an idle database that cannot be watched.
 pub(super) const NAP_UNWATCHED: Duration = Duration::from_millis(50);
 /// Shortest and longest time between checkpoints: the longest where readers keep them from completing.
 const CHECKPOINT_GAP: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(1));
+/// Shortest time between attempts to leave the first read mark, which another reader may hold for long.
+const FIRST_MARK_GAP: Duration = Duration::from_millis(20);
 /// Above this many captured bytes per second pages are stored instead of compressed: LZ4 is four fifths of the cost.
 const PACK_BYTES_PER_SECOND: u64 = 16 << 20;
 
@@ -160,6 +167,13 @@ struct WalSession {
     unreadable: Option<Instant>,
     /// The pinned transaction may hold read mark 0, which keeps every checkpoint from working once there are new frames.
     maybe_on_mark_zero: bool,
+    /// Bytes of WAL that the last look captured.
+    recent_bytes: u64,
+    /// Since the last commit no checkpoint was due any more.
+    rested: bool,
+    /// The first read mark at the last look, and when the read transaction last passed on because of it.
+    first_mark: u32,
+    gave_way: Instant,
     /// Least time until the next checkpoint; grows while readers keep checkpoints from completing.
     checkpoint_gap: Duration,
     watch: Option<FileWatch>,
@@ -175,6 +189,20 @@ enum Look {
     Nothing,
     /// Commits, which are captured.
     Frames,
+}
+
+/// How much of the WAL is in the database file.
+#[derive(Clone, Copy, Debug, Default)]
+struct Backfill {
+    frames: u32,
+    done: u32,
+}
+
+impl Backfill {
+    /// Committed frames that are not in the database file.
+    fn left(&self) -> u32 {
+        self.frames.saturating_sub(self.done)
+    }
 }
 
 /// Captured bytes per second, to choose how pages are packed.
@@ -215,6 +243,10 @@ impl WalSession {
             checkpointed: now,
             unreadable: None,
             maybe_on_mark_zero: true,
+            recent_bytes: 0,
+            rested: false,
+            first_mark: 0,
+            gave_way: now,
             checkpoint_gap: CHECKPOINT_GAP.0,
             watch: None,
             load: Load { since: now, bytes: 0 },
@@ -231,6 +263,7 @@ impl WalSession {
             if captured {
                 self.active = Instant::now();
                 self.watch = None;
+                self.rested = false;
             }
             match stop {
                 Some(Stop::Shutdown) => {
@@ -253,11 +286,25 @@ impl WalSession {
 
     /// Captures what was committed since the last look. `false` when nothing was.
     fn capture(&mut self, thread: &mut CaptureThread) -> Result<bool, SessionEnd> {
+        self.recent_bytes = 0;
         let captured = self.capture_frames(thread)? == Look::Frames;
-        if captured && self.maybe_on_mark_zero {
+        if captured && (self.maybe_on_mark_zero || self.is_on_first_mark()?) {
             self.pin_again(thread)?;
         }
         Ok(captured)
+    }
+
+    /// Whether we seem to hold the first read mark, which every transaction of a writer then tries to move in vain: a twelfth of
+    /// its time. A writer that can, moves it with every commit. While we hold it, the next read transaction gets another.
+    fn is_on_first_mark(&mut self) -> Result<bool, SessionEnd> {
+        let Some(index) = self.pinned.wal_index()? else { return Ok(false) };
+        let before = std::mem::replace(&mut self.first_mark, index.checkpoint.read_marks[1]);
+        let stands_still = before == self.first_mark && self.first_mark < index.header.max_frame;
+        if !stands_still || self.gave_way.elapsed() < FIRST_MARK_GAP {
+            return Ok(false);
+        }
+        self.gave_way = Instant::now();
+        Ok(true)
     }
 
     fn capture_frames(&mut self, thread: &mut CaptureThread) -> Result<Look, SessionEnd> {
@@ -298,6 +345,7 @@ impl WalSession {
         let bytes = u64::from(run.last - run.first + 1) * frame_size(self.page_size) as u64;
         let recorder = thread.recorder();
         recorder.packing = self.load.packing(bytes);
+        self.recent_bytes += bytes;
         let recorded = self.reader.record(&self.pinned, recorder, run, time::now());
         // What was recorded before an error is whole and stays.
         recorder.flush().map_err(RecordError::Log)?;
@@ -340,9 +388,9 @@ impl WalSession {
         Ok(self.pinned.wal_index()?.is_some_and(|i| i.checkpoint.backfill >= i.header.max_frame))
     }
 
-    /// Committed frames that are not in the database file.
-    fn frames_to_copy(&self) -> Result<u32, HandleError> {
-        Ok(self.pinned.wal_index()?.map_or(0, |i| i.header.max_frame.saturating_sub(i.checkpoint.backfill)))
+    fn backfill(&self) -> Result<Backfill, HandleError> {
+        let index = self.pinned.wal_index()?;
+        Ok(index.map_or(Backfill::default(), |i| Backfill { frames: i.header.max_frame, done: i.checkpoint.backfill }))
     }
 
     fn wal_use(&self, thread: &CaptureThread) -> Result<Option<WalUse>, SessionEnd> {
@@ -353,6 +401,7 @@ impl WalSession {
         let overdue = !interval.is_zero() && self.checkpointed.elapsed() >= interval;
         Ok(Some(WalUse {
             committed_bytes: u64::from(index.header.max_frame) * frame_bytes,
+            recent_bytes: self.recent_bytes,
             file_bytes: if idle { self.pinned.wal_bytes()? } else { 0 },
             backfilled: index.checkpoint.backfill >= index.header.max_frame,
             idle: idle || overdue,
@@ -360,24 +409,32 @@ impl WalSession {
     }
 
     fn checkpoint_if_due(&mut self, thread: &mut CaptureThread) -> Result<(), SessionEnd> {
-        if self.checkpointed.elapsed() < self.checkpoint_gap || self.watch.is_some() {
+        if self.checkpointed.elapsed() < self.checkpoint_gap || (self.watch.is_some() && self.rested) {
             return Ok(());
         }
         let Some(wal) = self.wal_use(thread)? else { return Ok(()) };
         match tail::checkpoint_due(&self.policy, &wal) {
-            Checkpoint::No => return Ok(()),
+            Checkpoint::No => {
+                self.rested = true;
+                return Ok(());
+            }
             Checkpoint::Passive => self.checkpoint_passive(thread)?,
             Checkpoint::Locked => {
+                let before = self.backfill()?;
                 self.checkpoint_passive(thread)?;
                 for _ in 0..PREPARATIONS {
-                    if self.frames_to_copy()? <= FRAMES_UNDER_LOCK {
+                    if self.backfill()?.left() <= FRAMES_UNDER_LOCK {
                         break;
                     }
                     // Otherwise the checkpoint under the lock would wait for the disk to take all that this one has written.
                     self.free.sync_database()?;
                     self.checkpoint_passive(thread)?;
                 }
-                if !self.is_backfilled()? {
+                let now = self.backfill()?;
+                // Without progress a reader is in the way, and with much to copy the application would wait for long.
+                let helps = now.done > before.done || now.left() <= FRAMES_UNDER_LOCK;
+                let bearable = now.left() <= FRAMES_UNDER_LOCK_MAX.max(now.frames / 8);
+                if now.left() > 0 && helps && bearable {
                     self.checkpoint_locked(thread)?;
                 }
             }
@@ -386,8 +443,9 @@ impl WalSession {
                 self.truncate(thread)?;
             }
         }
-        let complete = self.is_backfilled()?;
-        self.checkpoint_gap = if complete { CHECKPOINT_GAP.0 } else { (self.checkpoint_gap * 2).min(CHECKPOINT_GAP.1) };
+        self.rested = self.is_backfilled()?;
+        self.checkpoint_gap =
+            if self.rested { CHECKPOINT_GAP.0 } else { (self.checkpoint_gap * 2).min(CHECKPOINT_GAP.1) };
         self.checkpointed = Instant::now();
         Ok(())
     }
@@ -459,7 +517,16 @@ impl WalSession {
             return Ok(Ok(CheckpointResult::Busy));
         }
         self.pinned.end_read();
-        let result = self.pinned.checkpoint_passive();
+        let began = Instant::now();
+        let result = loop {
+            match self.pinned.checkpoint_passive() {
+                // The application's own automatic checkpoint: it leaves little to do, and will be asked for again and again.
+                Ok(CheckpointResult::Busy) if began.elapsed() < CHECKPOINTER_WAIT => {
+                    std::thread::sleep(CHECKPOINTER_NAP)
+                }
+                result => break result,
+            }
+        };
         self.pinned.begin_read()?;
         self.maybe_on_mark_zero = true;
         Ok(result)
@@ -478,7 +545,11 @@ impl WalSession {
             Ok(CheckpointResult::Done) => status::CheckpointResult::Partial,
             Err(_) => status::CheckpointResult::Failed,
         };
-        thread.status.update(|f| f.checkpoint(counted, stall));
+        let cpu = self.pinned.take_checkpoint_cpu() + self.free.take_checkpoint_cpu();
+        thread.status.update(|f| {
+            f.checkpoint(counted, stall);
+            f.checkpoints.cpu_us_total += cpu.as_micros() as u64;
+        });
         if let Err(error) = result {
             thread.status.error(format!("checkpoint of {}: {error}", thread.config.path.display()));
         }
@@ -507,7 +578,7 @@ impl WalSession {
         let bytes = self.pinned.wal_bytes()?;
         if bytes > self.policy.truncate_bytes {
             // Readers were in the way when the database became idle: try again.
-            self.watch = None;
+            self.rested = false;
         }
         thread.status.update(|f| f.wal_bytes = bytes);
         Ok(())

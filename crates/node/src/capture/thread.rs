@@ -475,7 +475,11 @@ impl CaptureThread {
     }
 
     fn trim(&mut self, keep: u64) -> io::Result<()> {
-        self.save_table()?;
+        match self.save_table() {
+            // The application needs the room more than the next start needs the table, which a comparison then stands in for.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => restart::drop_table(&self.config.meta_path)?,
+            other => other?,
+        }
         // Without a table the log is all there is to make one from.
         let Some(Known::Recorded(recorder)) = self.known.as_mut() else { return Ok(()) };
         let txid = recorder.pos().txid;
@@ -504,8 +508,7 @@ impl CaptureThread {
     }
 
     fn seal(&mut self) -> Result<(), SessionEnd> {
-        let keep_image = self.in_flight < IN_FLIGHT_MAX;
-        self.recorder().log.seal(keep_image).map_err(RecordError::Log)?;
+        self.recorder().log.seal().map_err(RecordError::Log)?;
         self.open_since = None;
         Ok(())
     }

@@ -181,7 +181,7 @@ pub struct DatabaseConfig {
 /// When the WAL is checkpointed by us. The application's own automatic checkpoints stay as they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckpointConfig {
-    /// WAL size in pages from which a checkpoint is tried (`min-checkpoint-page-count`).
+    /// Checkpoints are to reset the WAL before it holds more pages than this (`min-checkpoint-page-count`).
     pub pages_min: u32,
     /// A WAL that is not empty is checkpointed after this time even when it is small; zero never (`checkpoint-interval`).
     pub interval: Duration,
@@ -209,7 +209,7 @@ impl DatabaseConfig {
             enable_wal: false,
             checkpoint: CheckpointConfig::default(),
             log_bytes_max: 1024 * MIB,
-            segment_bytes_max: 16 * MIB,
+            segment_bytes_max: 8 * MIB,
             history: Policy::default(),
         }
     }
@@ -239,9 +239,9 @@ impl fmt::Debug for Credentials {
 }
 
 impl Default for CheckpointConfig {
-    /// More pages than SQLite's own automatic checkpoint: then fewer than one in a thousand small commits meet ours.
+    /// As many pages as SQLite's own automatic checkpoint asks for, which is then hardly needed.
     fn default() -> Self {
-        Self { pages_min: 1_600, interval: 60 * SECOND, truncate_pages: 121_359 }
+        Self { pages_min: 1_000, interval: 60 * SECOND, truncate_pages: 121_359 }
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Settings {
     /// Checkpoint a WAL that is not empty after this time even when it is small; 0 never (1m)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub checkpoint_interval: Option<Duration>,
-    /// Checkpoint when the WAL holds this many pages (1600)
+    /// Checkpoint before the WAL holds more pages than this (1000)
     #[arg(long, value_name = "PAGES")]
     pub min_checkpoint_page_count: Option<NonZeroU32>,
     /// Truncate the WAL file as well when it holds this many pages (121359)
@@ -38,7 +38,7 @@ pub struct Settings {
     /// Let the local log grow to this size while the store is away (1GiB)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_log_size: Option<u64>,
-    /// Upload a segment before its interval ends when it reaches this size (16MiB)
+    /// Upload a segment before its interval ends when it reaches this size (8MiB)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_segment_size: Option<u64>,
     /// Bundle uploaded segments this often (5m)

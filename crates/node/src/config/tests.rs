@@ -164,7 +164,7 @@ fn what_cannot_go_together_is_an_error() {
         "line 2: database /data/app.db: bundle.interval (2h) must not be longer than merge.interval (1h)",
     );
     let small = format!("{ONE}    max-log-size: 1MiB\n");
-    let expected = "max-log-size (1.0 MiB) must not be less than max-segment-size (16.0 MiB)";
+    let expected = "max-log-size (1.0 MiB) must not be less than max-segment-size (8.0 MiB)";
     check_error(&small, &format!("line 2: database /data/app.db: {expected}"));
 }
 

@@ -167,6 +167,11 @@ pub const METRICS: &[Metric] = &[
         "Time for which Rhyolite's checkpoints held the database's write lock.",
         |d| Some(d.figures.checkpoints.stall_us_total as f64 / 1e6),
     ),
+    counter(
+        "rhyolite_checkpoint_cpu_seconds_total",
+        "Processor time of Rhyolite's checkpoints, which the application's own are spared.",
+        |d| Some(d.figures.checkpoints.cpu_us_total as f64 / 1e6),
+    ),
     gauge("rhyolite_checkpoint_stall_seconds_max", "The longest of these times.", |d| {
         Some(d.figures.checkpoints.stall_us_max as f64 / 1e6)
     }),

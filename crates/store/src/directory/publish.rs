@@ -371,7 +371,7 @@ const WRITE_BYTES: usize = 256 << 10;
 /// Bytes after which a file that is being written is synced.
 const SYNC_BYTES: usize = 1 << 20;
 
-/// Writes, and waits for the disk every megabyte: a sync that finds many megabytes to write holds up everybody else's for as long,
+/// Writes, and waits for the disk from time to time: a sync that finds many megabytes to write holds up everybody else's for as long,
 /// that of the application's commits among them.
 fn write_in_pieces(file: &mut File, bytes: &[u8]) -> io::Result<()> {
     let mut unsynced = 0;

@@ -12,7 +12,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rhyolite_format::{Checksum, Pos, Txid};
+use rhyolite_format::{Checksum, Pos, Timestamp, Txid};
 
 use super::{CaptureThread, FAILURES_COUNTED, Known, RETRY, TableError, ToCapture, ToUploader};
 use crate::capture::recorder::{RecordError, Recorder};
@@ -132,6 +132,12 @@ impl CaptureThread {
         });
     }
 
+    /// The time, but never one before that of the last transaction.
+    fn now(&mut self) -> Timestamp {
+        let last = self.log_mut().and_then(|log| log.last_time());
+        time::now().max(last.unwrap_or(Timestamp(0)))
+    }
+
     /// The TXID of the next snapshot.
     fn snapshot_txid(&self) -> Txid {
         let last = match self.known.as_ref() {
@@ -180,13 +186,14 @@ impl CaptureThread {
             return self.spool_snapshot(view, txid);
         }
         let out = self.channels.out.clone();
+        let time = self.now();
         let mut heard = Vec::new();
         let sink = |piece| {
             heard.extend(self.channels.messages.try_iter());
             let failed = heard.iter().any(|m| matches!(m, ToCapture::SnapshotFailed(_)));
             !failed && out.blocking_send(ToUploader::SnapshotPiece(piece)).is_ok()
         };
-        let written = snapshot::write(view, txid, time::now(), sink);
+        let written = snapshot::write(view, txid, time, sink);
         self.snapshot_begun = None;
         for message in heard {
             if let Some(Answer::Failed(text)) = self.hear(message) {
@@ -206,12 +213,12 @@ impl CaptureThread {
 
     /// Writes a snapshot to the state folder, as fast as the disk takes it.
     fn spool_snapshot(&mut self, view: &View<'_>, txid: Txid) -> Result<(), SessionEnd> {
-        let path = self.config.meta_path.join(SPOOL_FILE);
+        let (path, time) = (self.config.meta_path.join(SPOOL_FILE), self.now());
         let mut file = File::create(&path).map_err(RecordError::Log)?;
         let spool_file = SpoolFile(path);
         let mut failed = None;
         let sink = |piece: Bytes| file.write_all(&piece).map_err(|error| failed = Some(error)).is_ok();
-        let written = snapshot::write(view, txid, time::now(), sink);
+        let written = snapshot::write(view, txid, time, sink);
         match (written, failed) {
             (_, Some(error)) => Err(RecordError::Log(error).into()),
             (Ok((summary, table)), None) => {
