@@ -165,7 +165,7 @@ impl Replication {
             tracing::warn!(database = %self.config.path.display(), "beginning again with what the store has");
             // Requests of the life before this may still be on their way.
             if !self.sleep(BEGIN_AGAIN_AFTER).await {
-                return Ok(());
+                return Err(self.not_durable());
             }
         }
         Ok(())
@@ -431,12 +431,16 @@ impl Replication {
             Some(UploadEnd::BeginAgain(_)) => Ok(Ended::BeginAgain),
             _ if outcome == Some(Ended::BeginAgain) => Ok(Ended::BeginAgain),
             Some(UploadEnd::Done) if outcome == Some(Ended::Stopped) && self.is_all_durable() => Ok(Ended::Stopped),
-            Some(UploadEnd::Done) | None => Err(ReplicateError::NotDurable(format!(
-                "{}: the last commits are not in {} yet; they are uploaded after the next start",
-                self.config.path.display(),
-                self.config.store
-            ))),
+            Some(UploadEnd::Done) | None => Err(self.not_durable()),
         }
+    }
+
+    fn not_durable(&self) -> ReplicateError {
+        ReplicateError::NotDurable(format!(
+            "{}: the last commits are not in {} yet; they are uploaded after the next start",
+            self.config.path.display(),
+            self.config.store
+        ))
     }
 
     fn is_all_durable(&self) -> bool {

@@ -20,7 +20,7 @@ use tokio::sync::mpsc::Receiver;
 
 use crate::capture::local_log::{SealedSegment, Writer};
 use crate::capture::snapshot::SnapshotSummary;
-use crate::capture::thread::{ToCapture, ToUploader};
+use crate::capture::thread::{SnapshotAnswer, ToCapture, ToUploader};
 use crate::capture::watch::Wake;
 use crate::manifest_swap;
 use crate::random;
@@ -77,6 +77,7 @@ impl Uploader {
     pub async fn run(self, mut from: Receiver<ToUploader>) -> UploadEnd {
         let mut created: u64 = 0;
         let mut snapshot: Option<SnapshotUpload> = None;
+        let mut attempt = 0;
         while let Some(message) = from.recv().await {
             match message {
                 ToUploader::Segment(segment) => {
@@ -86,34 +87,35 @@ impl Uploader {
                     created += 1;
                     self.answer(ToCapture::Uploaded(segment.seq));
                 }
-                ToUploader::SnapshotBegin(txid) => {
-                    snapshot = match self.begin_snapshot(txid).await {
-                        Ok(begun) => {
-                            self.answer(ToCapture::SnapshotReady);
-                            Some(begun)
-                        }
-                        Err(error) => {
-                            self.answer(ToCapture::SnapshotFailed(error.to_string()));
-                            None
-                        }
-                    };
+                ToUploader::SnapshotBegin(txid, number) => {
+                    attempt = number;
+                    let begun = self.begin_snapshot(txid).await;
+                    self.answer(ToCapture::Snapshot(
+                        attempt,
+                        match &begun {
+                            Ok(_) => SnapshotAnswer::Ready,
+                            Err(error) if error.kind == StoreErrorKind::Exists => {
+                                SnapshotAnswer::Named(error.to_string())
+                            }
+                            Err(error) => SnapshotAnswer::Failed(error.to_string()),
+                        },
+                    ));
+                    snapshot = begun.ok();
                 }
                 ToUploader::SnapshotPiece(bytes) => {
                     // After a failure, which capture was told, the pieces that were on their way lead nowhere.
                     let Some(begun) = snapshot.as_mut() else { continue };
                     begun.crc.update(&bytes);
                     if let Err(error) = begun.upload.write(bytes).await {
-                        self.answer(ToCapture::SnapshotFailed(error.to_string()));
+                        self.answer(ToCapture::Snapshot(attempt, SnapshotAnswer::Failed(error.to_string())));
                         snapshot = None;
                     }
                 }
                 ToUploader::SnapshotEnd(summary) => {
                     let Some(begun) = snapshot.take() else { continue };
                     let finished = self.finish_snapshot(begun, &summary).await;
-                    self.answer(match finished {
-                        Ok(()) => ToCapture::SnapshotStored,
-                        Err(text) => ToCapture::SnapshotFailed(text),
-                    });
+                    let answer = finished.map_or_else(SnapshotAnswer::Failed, |()| SnapshotAnswer::Stored);
+                    self.answer(ToCapture::Snapshot(attempt, answer));
                 }
                 ToUploader::SnapshotAbort => {
                     if let Some(begun) = snapshot.take() {

@@ -132,6 +132,11 @@ impl Recorder {
         }
     }
 
+    /// Lets no timestamp be earlier than `time`.
+    pub(super) fn not_before(&mut self, time: Timestamp) {
+        self.last_time = self.last_time.max(time);
+    }
+
     /// The last recorded commit.
     pub(super) fn pos(&self) -> Pos {
         self.pos

@@ -21,6 +21,8 @@ use super::table::PageTable;
 /// File names in the state folder.
 pub(super) const STATE_FILE: &str = "state";
 pub(super) const TABLE_FILE: &str = "pages";
+/// Holds a snapshot until it is sent, where it cannot be sent as it is read.
+pub(super) const SPOOL_FILE: &str = "snapshot.tmp";
 pub(crate) const LOG_FOLDER: &str = "log";
 /// Held by the process that works with the folder.
 pub(crate) const LOCK_FILE: &str = "lock";
@@ -51,6 +53,8 @@ impl LocalStart {
 /// Reads the state folder.
 pub fn load(meta_path: &Path) -> io::Result<LocalStart> {
     let mut start = LocalStart::default();
+    // Left by a process that was killed.
+    ignore_missing(fs::remove_file(meta_path.join(SPOOL_FILE)))?;
     let state = match fs::read(meta_path.join(STATE_FILE)) {
         // A start that captured nothing yet leaves an empty file.
         Ok(bytes) if bytes.is_empty() => return Ok(start),

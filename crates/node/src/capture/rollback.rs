@@ -114,6 +114,11 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
             return Ok(SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned()));
         }
         match follower.look(thread, stop.is_some()) {
+            // Also the last look before a stop waits for its moment, as long as there is somebody to upload what it finds.
+            Err(SessionEnd::Retry(_)) if !thread.is_uploader_gone() => {
+                thread.wait(NAP);
+                continue;
+            }
             Ok(Looked::Captured) => {
                 active = Instant::now();
                 watch = None;
@@ -121,7 +126,6 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
             }
             Ok(Looked::Nothing) => {}
             Ok(Looked::OtherMode) => return Ok(SessionEnd::Reopen),
-            Err(SessionEnd::Wait(_)) if stop.is_none() => {}
             Err(end) => return Err(end),
         }
         match stop {
@@ -157,7 +161,7 @@ enum Looked {
 }
 
 impl Follower<'_> {
-    /// One look; the last one does not wait for a better moment.
+    /// One look; the last one does not rest before.
     fn look(&mut self, thread: &mut CaptureThread, is_last: bool) -> Result<Looked, SessionEnd> {
         if self.seen.is_some() && !is_last && Instant::now() < self.rest_until {
             return Ok(Looked::Nothing);
@@ -168,11 +172,11 @@ impl Follower<'_> {
             return Ok(Looked::Nothing);
         }
         self.handle.begin_read()?;
-        let hold = is_last || self.given_way >= GIVE_WAY_MAX;
+        let hold = self.given_way >= GIVE_WAY_MAX;
         let began = Instant::now();
         let looked = self.look_locked(thread, hold);
         self.handle.end_read();
-        if matches!(looked, Err(SessionEnd::Wait(_))) {
+        if matches!(looked, Err(SessionEnd::Retry(_))) {
             self.given_way += 1;
         } else {
             self.given_way = 0;

@@ -69,8 +69,10 @@ pub(super) enum SessionEnd {
     Prepare(Need),
     /// Ask the store again how far its log goes, because of this.
     BeginAgain(String),
-    /// There is nothing to open. Try again later.
+    /// There is nothing to open, hence nothing to capture. Try again later.
     Wait(String),
+    /// The application is at work in a way that keeps us out. Try again soon.
+    Retry(String),
     /// Something failed. Try again later, then compare.
     Failed(DiffReason, String),
 }
@@ -80,9 +82,9 @@ impl From<HandleError> for SessionEnd {
         match error {
             HandleError::Missing => Self::Wait("the database file does not exist".to_owned()),
             HandleError::Busy => {
-                Self::Wait("the database is locked by another connection (locking_mode=EXCLUSIVE?)".to_owned())
+                Self::Retry("the database is locked by another connection (locking_mode=EXCLUSIVE?)".to_owned())
             }
-            HandleError::Changed => Self::Wait("the database is being written".to_owned()),
+            HandleError::Changed => Self::Retry("the database is being written".to_owned()),
             HandleError::NotADatabase(text) => Self::Failed(DiffReason::Replaced, text),
             HandleError::Sqlite(text) => Self::Failed(DiffReason::Chain, text),
         }

@@ -42,8 +42,8 @@ const RETRY: Duration = Duration::from_millis(250);
 pub enum ToUploader {
     /// A segment of the log.
     Segment(Arc<SealedSegment>),
-    /// A snapshot at this TXID begins; its pieces follow.
-    SnapshotBegin(Txid),
+    /// A snapshot at this TXID begins; its pieces follow. The answers carry the number of the attempt.
+    SnapshotBegin(Txid, u64),
     /// The next bytes of the snapshot.
     SnapshotPiece(Bytes),
     /// The snapshot is whole.
@@ -57,16 +57,25 @@ pub enum ToUploader {
 pub enum ToCapture {
     /// The store has this segment and all before it.
     Uploaded(Seq),
-    /// The store is ready to take the snapshot that was begun.
-    SnapshotReady,
-    /// The store has the snapshot, and the manifest names it.
-    SnapshotStored,
-    /// The snapshot did not get there.
-    SnapshotFailed(String),
+    /// What became of the snapshot that was begun as this attempt.
+    Snapshot(u64, SnapshotAnswer),
     /// The store's history cannot be restored to its end any more: a snapshot of the database is to begin it anew.
     TakeSnapshot,
     /// Capture what there is, pass it on, and end.
     Stop,
+}
+
+/// What the uploader says of a snapshot.
+#[derive(Debug)]
+pub enum SnapshotAnswer {
+    /// The store is ready to take it.
+    Ready,
+    /// The store has it, and the manifest names it.
+    Stored,
+    /// It did not get there, as far as is known.
+    Failed(String),
+    /// The manifest names one at this TXID already: an earlier attempt got there after all.
+    Named(String),
 }
 
 /// Why a capture thread has ended.
@@ -149,6 +158,8 @@ pub struct CaptureThread {
     snapshot_wanted: bool,
     /// The store waits for the pieces of the snapshot at this TXID.
     snapshot_begun: Option<Txid>,
+    /// The number of the last attempt to take a snapshot.
+    snapshot_attempt: u64,
     /// A snapshot that lies in the state folder and is to be sent.
     spooled: Option<establish::Spooled>,
 }
@@ -234,7 +245,6 @@ impl CaptureThread {
                 }
             }
         };
-        establish::clear_spool(&config.meta_path);
         let Opened { position, doubt, durable } = opened;
         let next_unconfirmed = next_seq;
         let state_path = config.meta_path.join(STATE_FILE);
@@ -260,6 +270,7 @@ impl CaptureThread {
             failures: 0,
             snapshot_wanted: false,
             snapshot_begun: None,
+            snapshot_attempt: 0,
             spooled: None,
         })
     }
@@ -327,13 +338,14 @@ impl CaptureThread {
                     self.pause(RETRY);
                 }
             }
+            SessionEnd::Retry(reason) => {
+                self.wait_because(reason);
+                // What was committed is not captured yet: a process that stops goes on trying while that is of use.
+                std::thread::sleep(RETRY / 10);
+                return self.channels.out.is_closed();
+            }
             SessionEnd::Wait(reason) => {
-                let state = State::Waiting { reason: reason.clone() };
-                if self.status.figures().state != state {
-                    tracing::warn!(database = %self.config.path.display(), "waiting: {reason}");
-                }
-                self.status.set_state(state);
-                self.pause(RETRY);
+                self.wait_because(reason);
             }
             SessionEnd::Failed(reason, text) => {
                 self.doubt(reason);
@@ -348,6 +360,22 @@ impl CaptureThread {
             }
         }
         self.stopping
+    }
+
+    fn wait_because(&mut self, reason: String) {
+        let state = State::Waiting { reason };
+        if self.status.figures().state != state
+            && let State::Waiting { reason } = &state
+        {
+            tracing::warn!(database = %self.config.path.display(), "waiting: {reason}");
+        }
+        self.status.set_state(state);
+        self.pause(RETRY);
+    }
+
+    /// Whether nobody uploads any more.
+    pub(super) fn is_uploader_gone(&self) -> bool {
+        self.channels.out.is_closed()
     }
 
     /// Notes that the next session must compare all pages.
@@ -440,10 +468,11 @@ impl CaptureThread {
                 ToCapture::Uploaded(seq) => self.note_uploaded(seq),
                 ToCapture::Stop => self.stopping = true,
                 ToCapture::TakeSnapshot => self.snapshot_wanted = true,
-                ToCapture::SnapshotFailed(text) if self.snapshot_begun.take().is_some() => self.complain(&text),
-                ToCapture::SnapshotReady | ToCapture::SnapshotStored | ToCapture::SnapshotFailed(_) => {
-                    tracing::debug!("a snapshot that nobody waits for: {message:?}");
+                ToCapture::Snapshot(attempt, SnapshotAnswer::Failed(text)) if attempt == self.snapshot_attempt => {
+                    self.snapshot_begun = None;
+                    self.complain(&text);
                 }
+                ToCapture::Snapshot(..) => tracing::debug!("a snapshot that nobody waits for: {message:?}"),
             }
         }
         if self.channels.out.is_closed() {

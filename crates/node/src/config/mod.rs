@@ -245,10 +245,20 @@ impl Default for CheckpointConfig {
     }
 }
 
-/// The file that SQLite opens for `path`: itself where there is nothing yet.
+/// Symbolic links that are followed at most, as on Linux.
+const LINKS_MAX: usize = 40;
+
+/// The file that SQLite opens for `path`, also where there is none yet.
 fn follow_links(path: PathBuf) -> PathBuf {
-    let beside = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
-    path.canonicalize().ok().or_else(beside).unwrap_or(path)
+    let mut target = path.clone();
+    for _ in 0..LINKS_MAX {
+        match std::fs::read_link(&target) {
+            Ok(next) => target = target.parent().unwrap_or(Path::new("/")).join(next),
+            Err(_) => break,
+        }
+    }
+    let beside = || Some(target.parent()?.canonicalize().ok()?.join(target.file_name()?));
+    beside().unwrap_or(path)
 }
 
 /// `.NAME-rhyolite` beside the database.

@@ -675,6 +675,8 @@ fn a_symbolic_link_stands_for_the_file_that_sqlite_opens() {
     let real = rig.folder.path().join("real");
     std::fs::create_dir(&real).unwrap();
     std::os::unix::fs::symlink("real/data.db", rig.path()).unwrap();
+    // It may point to nothing when the replicator starts.
+    assert_eq!(DatabaseConfig::new(rig.path(), String::new()).path, real.canonicalize().unwrap().join("data.db"));
     let app = Connection::open(real.join("data.db")).unwrap();
     app.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
     rig.start_with(|c| c.monitor_interval = Duration::from_millis(20));
@@ -688,4 +690,22 @@ fn a_symbolic_link_stands_for_the_file_that_sqlite_opens() {
     assert!(real.join(".data.db-rhyolite").exists(), "the state folder lies beside the file");
     assert!(rig.stop().is_empty());
     assert_eq!(read_history(&rig.store()).positions.len(), 1 + 20, "each commit by itself");
+}
+
+#[test]
+fn a_commit_that_a_lock_hides_at_the_stop_is_captured_after_it() {
+    let mut rig = Rig::new();
+    let app = rig.open();
+    app.execute_batch("PRAGMA journal_mode = delete; CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    rig.start_with(|c| c.busy_timeout = Duration::from_millis(50));
+    rig.wait_durable();
+    // The exclusive lock comes with the commit that the next look would find, and outlasts many looks.
+    app.execute_batch("PRAGMA locking_mode = exclusive; INSERT INTO t VALUES (1, 2)").unwrap();
+    let release = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(1500));
+        drop(app);
+    });
+    let history = rig.check();
+    release.join().unwrap();
+    assert_eq!(history.positions.len(), 2, "the commit is in the store");
 }

@@ -7,15 +7,16 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rhyolite_format::{Checksum, Pos, Timestamp, Txid};
 
-use super::{CaptureThread, FAILURES_COUNTED, Known, RETRY, TableError, ToCapture, ToUploader};
+use super::{CaptureThread, FAILURES_COUNTED, Known, RETRY, SnapshotAnswer, TableError, ToCapture, ToUploader};
 use crate::capture::recorder::{RecordError, Recorder};
+use crate::capture::restart::SPOOL_FILE;
 use crate::capture::session::{Need, SessionEnd};
 use crate::capture::snapshot::{self, PIECE_BYTES, SnapshotError, SnapshotSummary};
 use crate::capture::table::PageTable;
@@ -23,8 +24,8 @@ use crate::capture::view::View;
 use crate::status::{DiffReason, State};
 use crate::time;
 
-/// File of the state folder that holds a snapshot until it is sent.
-const SPOOL_FILE: &str = "snapshot.tmp";
+/// Space in bytes that is left to the application when a snapshot is written beside its database.
+const SPOOL_RESERVE: u64 = 64 << 20;
 /// How often the uploader is listened to.
 const LISTEN: Duration = Duration::from_millis(100);
 
@@ -39,11 +40,6 @@ pub(super) struct Spooled {
 /// The file of a spooled snapshot, which goes when this does.
 #[derive(Debug)]
 struct SpoolFile(PathBuf);
-
-/// Removes what a process that was killed has left.
-pub(super) fn clear_spool(meta_path: &Path) {
-    drop(SpoolFile(meta_path.join(SPOOL_FILE)));
-}
 
 impl Drop for SpoolFile {
     fn drop(&mut self) {
@@ -156,20 +152,23 @@ impl CaptureThread {
         let txid = self.snapshot_txid();
         let mut tries = 0;
         while !self.is_state_gone() {
-            if self.channels.out.blocking_send(ToUploader::SnapshotBegin(txid)).is_err() {
+            self.snapshot_attempt += 1;
+            if self.channels.out.blocking_send(ToUploader::SnapshotBegin(txid, self.snapshot_attempt)).is_err() {
                 return Ok(());
             }
-            self.snapshot_begun = Some(txid);
-            match self.listen()? {
-                Some(Answer::Ready) => return Ok(()),
-                Some(Answer::Failed(text)) => {
-                    self.snapshot_begun = None;
+            match self.listen() {
+                Some(SnapshotAnswer::Ready) => {
+                    self.snapshot_begun = Some(txid);
+                    return Ok(());
+                }
+                Some(SnapshotAnswer::Named(text)) => return Err(SessionEnd::BeginAgain(text)),
+                Some(SnapshotAnswer::Failed(text)) => {
                     self.complain(&format!("begin a snapshot: {text}"));
                     std::thread::sleep(LISTEN);
                     self.pause(RETRY * (1 << tries));
                     tries = FAILURES_COUNTED.min(tries + 1);
                 }
-                Some(Answer::Stored) | None => return Ok(()),
+                Some(SnapshotAnswer::Stored) | None => return Ok(()),
             }
         }
         Ok(())
@@ -186,17 +185,17 @@ impl CaptureThread {
             return self.spool_snapshot(view, txid);
         }
         let out = self.channels.out.clone();
-        let time = self.now();
+        let (time, attempt) = (self.now(), self.snapshot_attempt);
         let mut heard = Vec::new();
         let sink = |piece| {
             heard.extend(self.channels.messages.try_iter());
-            let failed = heard.iter().any(|m| matches!(m, ToCapture::SnapshotFailed(_)));
+            let failed = heard.iter().any(|m| matches!(m, ToCapture::Snapshot(number, _) if *number == attempt));
             !failed && out.blocking_send(ToUploader::SnapshotPiece(piece)).is_ok()
         };
         let written = snapshot::write(view, txid, time, sink);
         self.snapshot_begun = None;
         for message in heard {
-            if let Some(Answer::Failed(text)) = self.hear(message) {
+            if let Some(SnapshotAnswer::Failed(text)) = self.hear(message) {
                 return Err(snapshot_failed(&text));
             }
         }
@@ -214,6 +213,16 @@ impl CaptureThread {
     /// Writes a snapshot to the state folder, as fast as the disk takes it.
     fn spool_snapshot(&mut self, view: &View<'_>, txid: Txid) -> Result<(), SessionEnd> {
         let (path, time) = (self.config.meta_path.join(SPOOL_FILE), self.now());
+        let bytes = u64::from(view.page_count().get()) * view.page_size().bytes() as u64;
+        if self.free_bytes().is_some_and(|free| free < bytes + SPOOL_RESERVE) {
+            let text = format!(
+                "a snapshot in rollback journal mode is first written to {}, where less than {} MiB are free: move the state \
+                 folder (meta-path), or switch the database to WAL mode",
+                path.display(),
+                (bytes + SPOOL_RESERVE) >> 20
+            );
+            return Err(SessionEnd::Failed(DiffReason::LogFull, text));
+        }
         let mut file = File::create(&path).map_err(RecordError::Log)?;
         let spool_file = SpoolFile(path);
         let mut failed = None;
@@ -230,6 +239,12 @@ impl CaptureThread {
         }
     }
 
+    /// Space that is free where the state folder lies, in bytes, where the system tells.
+    fn free_bytes(&self) -> Option<u64> {
+        let stat = rustix::fs::statvfs(&self.config.meta_path).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+
     /// Sends the snapshot that [`CaptureThread::establish`] has spooled, if it has.
     pub(in crate::capture) fn send_spooled(&mut self) -> Result<(), SessionEnd> {
         let Some(Spooled { summary, table, file }) = self.spooled.take() else { return Ok(()) };
@@ -242,7 +257,7 @@ impl CaptureThread {
                 break;
             }
             while let Ok(message) = self.channels.messages.try_recv() {
-                if let Some(Answer::Failed(text)) = self.hear(message) {
+                if let Some(SnapshotAnswer::Failed(text)) = self.hear(message) {
                     return Err(snapshot_failed(&text));
                 }
             }
@@ -255,21 +270,22 @@ impl CaptureThread {
 
     /// After the last piece: waits until the store has the snapshot, which the log then goes on from.
     fn end_snapshot(&mut self, summary: SnapshotSummary, table: PageTable) -> Result<(), SessionEnd> {
-        if self.channels.out.blocking_send(ToUploader::SnapshotEnd(summary.clone())).is_err() {
-            return Err(SessionEnd::Reopen);
-        }
-        match self.listen()? {
-            Some(Answer::Stored) => {}
-            // It may have got there all the same: only the store knows.
-            Some(Answer::Failed(text)) => return Err(snapshot_failed(&text)),
-            Some(Answer::Ready) | None => return Err(SessionEnd::Reopen),
+        // From here on it may have got there, whatever is said: only the store knows.
+        let sent = self.channels.out.blocking_send(ToUploader::SnapshotEnd(summary.clone())).is_ok();
+        match sent.then(|| self.listen()).flatten() {
+            Some(SnapshotAnswer::Stored) => {}
+            Some(SnapshotAnswer::Failed(text) | SnapshotAnswer::Named(text)) => return Err(snapshot_failed(&text)),
+            Some(SnapshotAnswer::Ready) => return Err(snapshot_failed("it was answered out of order")),
+            None => return Err(snapshot_failed("nobody uploads any more")),
         }
         let log = match self.known.take() {
             Some(Known::Fresh { log, .. } | Known::Position { log, .. }) => log,
             Some(Known::Recorded(recorder)) => recorder.log,
             None => panic!("known is only taken to be replaced"),
         };
-        self.known = Some(Known::Recorded(Box::new(Recorder::new(table, summary.pos, log, &self.config))));
+        let mut recorder = Recorder::new(table, summary.pos, log, &self.config);
+        recorder.not_before(summary.time);
+        self.known = Some(Known::Recorded(Box::new(recorder)));
         self.durable = Some(summary.pos);
         self.snapshot_wanted = false;
         self.doubt = None;
@@ -291,40 +307,31 @@ impl CaptureThread {
     ///
     /// A stop does not end the wait: the snapshot is what makes the backup usable, and may still get there within the time for
     /// stopping.
-    fn listen(&mut self) -> Result<Option<Answer>, SessionEnd> {
+    fn listen(&mut self) -> Option<SnapshotAnswer> {
         loop {
             match self.channels.messages.recv_timeout(LISTEN) {
                 Ok(message) => {
                     if let Some(answer) = self.hear(message) {
-                        return Ok(Some(answer));
+                        return Some(answer);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) if !self.channels.out.is_closed() => {}
-                Err(_) => return Ok(None),
+                Err(_) => return None,
             }
         }
     }
 
-    /// Takes a message in while a snapshot is under way.
-    fn hear(&mut self, message: ToCapture) -> Option<Answer> {
+    /// Takes a message in while a snapshot is under way. Answers to earlier attempts say nothing.
+    fn hear(&mut self, message: ToCapture) -> Option<SnapshotAnswer> {
         match message {
-            ToCapture::SnapshotReady => return Some(Answer::Ready),
-            ToCapture::SnapshotStored => return Some(Answer::Stored),
-            ToCapture::SnapshotFailed(text) => return Some(Answer::Failed(text)),
+            ToCapture::Snapshot(attempt, answer) if attempt == self.snapshot_attempt => return Some(answer),
+            ToCapture::Snapshot(..) => {}
             ToCapture::Uploaded(seq) => self.note_uploaded(seq),
             ToCapture::Stop => self.stopping = true,
-            // There is one on its way.
-            ToCapture::TakeSnapshot => {}
+            ToCapture::TakeSnapshot => self.snapshot_wanted = true,
         }
         None
     }
-}
-
-/// What the uploader says about a snapshot.
-enum Answer {
-    Ready,
-    Stored,
-    Failed(String),
 }
 
 fn snapshot_failed(text: &str) -> SessionEnd {
