@@ -24,7 +24,7 @@ const STEPS: &[(&str, &[&str])] = &[
     ("demo", &["xtask", "demo"]),
     ("faults", &["xtask", "faults"]),
     ("large", &["xtask", "large"]),
-    ("torture", &["xtask", "torture", "--seconds", "60", "--failures-max", "3"]),
+    ("torture", &["xtask", "torture", "--seconds", "60"]),
 ];
 
 /// Runs all steps in order, or only those named.

@@ -54,7 +54,6 @@ pub(crate) fn run(mut args: Args) -> Outcome {
     let cycles = args.option_or("--cycles", u64::MAX)?;
     let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).context("read the clock")?;
     let seed = args.option_or("--seed", clock.as_millis() as u64)?;
-    let failures_max: u64 = args.option_or("--failures-max", 0)?;
     let lanes: u64 = args.option_or("--lanes", 2)?;
     let store: String = args.option_or("--store", "dir".to_owned())?;
     let journal = match args.option::<String>("--journal")?.as_deref() {
@@ -83,7 +82,7 @@ pub(crate) fn run(mut args: Args) -> Outcome {
             scope.spawn(move || run_lane(&lane, rhyolite, limits, report));
         }
     });
-    tell(report.into_counts(), seed, began.elapsed(), failures_max)
+    tell(report.into_counts(), seed, began.elapsed())
 }
 
 /// What the worlds of a lane have in common.
@@ -131,7 +130,7 @@ fn run_world(world: &mut World<'_>, limits: &Limits, report: &Report, done: &mut
     world.end(report)
 }
 
-fn tell(mut counts: Counts, seed: u64, elapsed: Duration, failures_max: u64) -> Outcome {
+fn tell(mut counts: Counts, seed: u64, elapsed: Duration) -> Outcome {
     let json = counts.json(seed, elapsed);
     println!(
         "{} cycles in {} s: {} replicators and {} writers killed, {} restores compared byte for byte, {} judged by their rows",
@@ -147,7 +146,5 @@ fn tell(mut counts: Counts, seed: u64, elapsed: Duration, failures_max: u64) -> 
         counts.missing, counts.wrong, counts.mismatched, counts.failures
     );
     println!("{json}");
-    // Other failures are always told. A short run beside other checks may be asked to end with them, never with lost or wrong data.
-    let is_sound = counts.missing + counts.wrong + counts.mismatched == 0 && counts.failures <= failures_max;
-    if counts.is_clean() || is_sound { Ok(()) } else { fail("the torture test found faults") }
+    if counts.is_clean() { Ok(()) } else { fail("the torture test found faults") }
 }

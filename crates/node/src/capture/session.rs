@@ -53,8 +53,9 @@ pub(super) const NAP_UNWATCHED: Duration = Duration::from_millis(50);
 const CHECKPOINT_GAP: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(1));
 /// Shortest time between attempts to leave the first read mark, which another reader may hold for long.
 const FIRST_MARK_GAP: Duration = Duration::from_millis(20);
-/// Above this many captured bytes per second pages are stored instead of compressed: LZ4 is four fifths of the cost.
-const PACK_BYTES_PER_SECOND: u64 = 16 << 20;
+/// Above this many captured bytes per second pages are stored instead of compressed: LZ4 is four fifths of the cost. Below, what is
+/// not written to the disk does not keep the application waiting for it.
+const PACK_BYTES_PER_SECOND: u64 = 64 << 20;
 
 /// Why a session ended.
 #[derive(Debug)]
