@@ -80,6 +80,28 @@ impl Rhyolite {
         parse_points(&run(command)?.stdout)
     }
 
+    /// Whether a replicator says within `limit` that it captures `db`.
+    pub(crate) fn is_replicating(&self, db: &Path, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while !self.says_replicating(db) {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        true
+    }
+
+    fn says_replicating(&self, db: &Path) -> bool {
+        let mut command = self.command();
+        command.args(["status", "--json"]).arg(db);
+        let status = run(command).ok();
+        let status = status.and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
+        let said = |pointer| status.as_ref().and_then(|s| s.pointer(pointer)).cloned();
+        said("/databases/0/running") == Some(true.into())
+            && said("/databases/0/status/state/name") == Some("replicating".into())
+    }
+
     /// `rhyolite verify STORE --every-point`: everything in the store is proved.
     pub(crate) fn verify(&self, store: &str) -> Outcome {
         let mut command = self.command();

@@ -22,6 +22,9 @@ const WRITER_END_LIMIT: Duration = Duration::from_secs(30);
 /// How long a replicator may take to upload what is left.
 pub(crate) const REPLICATOR_END_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long after it is in order again a replicator may take to say so.
+const STATUS_LIMIT: Duration = Duration::from_secs(2);
+
 /// Where backups lie.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Backing<'a> {
@@ -178,9 +181,13 @@ impl<'a> World<'a> {
         fs::rename(&older, &database.path).context("put the older state in place")
     }
 
-    /// Whether replicators run and follow the WAL of every database, so that they see each commit.
+    /// Whether replicators run and follow the WAL of every database, so that they see each commit. One whose state folder was
+    /// removed runs, and first has to ask the store.
     pub(crate) fn is_following(&self) -> bool {
-        self.databases.iter().all(|database| database.replicator.is_some() && is_wal(&database.path))
+        self.databases.iter().all(|database| {
+            let follows = |path| self.rhyolite.is_replicating(path, STATUS_LIMIT);
+            database.replicator.is_some() && is_wal(&database.path) && follows(&database.path)
+        })
     }
 
     /// Kills all replicators.
