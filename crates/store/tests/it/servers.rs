@@ -71,7 +71,7 @@ fn shared(slot: &Mutex<Weak<Server>>, make: impl FnOnce() -> Server) -> Arc<Serv
 /// A running S3 server.
 pub(crate) fn moto() -> Option<Arc<Server>> {
     static SLOT: Mutex<Weak<Server>> = Mutex::new(Weak::new());
-    let program = program("RHYOLITE_MOTO", "moto/bin/moto_server", "RHYOLITE_REQUIRE_S3")?;
+    let program = program("RHYOLITE_MOTO", "moto/bin/moto_one_at_a_time", "RHYOLITE_REQUIRE_S3")?;
     Some(shared(&SLOT, || {
         start(&program, |port, _| ["-H", "127.0.0.1", "-p", &port.to_string()].map(str::to_owned).into())
     }))
