@@ -114,6 +114,7 @@ pub async fn run(
                 options: Arc::clone(&options),
                 stop,
                 nonces: Vec::new(),
+                is_last: false,
             }
             .run()
             .await;
@@ -150,6 +151,8 @@ struct Replication {
     stop: watch::Receiver<bool>,
     /// By which the lives so far knew their segments.
     nonces: Vec<Nonce>,
+    /// This life begins although the process stops.
+    is_last: bool,
 }
 
 /// What a start is made of.
@@ -165,10 +168,21 @@ impl Replication {
             tracing::warn!(database = %self.config.path.display(), "beginning again with what the store has");
             // Requests of the life before this may still be on their way.
             if !self.sleep(BEGIN_AGAIN_AFTER).await {
-                return Err(self.not_durable());
+                return self.run_last().await;
             }
         }
         Ok(())
+    }
+
+    /// One more life, although the process stops: nobody knows what the life before this has left undone.
+    async fn run_last(mut self) -> Result<(), ReplicateError> {
+        self.is_last = true;
+        let limit = self.options.stop_timeout;
+        match tokio::time::timeout(limit, self.run_once()).await {
+            Ok(Ok(Ended::Stopped)) => Ok(()),
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(_)) | Err(_) => Err(self.not_durable()),
+        }
     }
 
     async fn run_once(&mut self) -> Result<Ended, ReplicateError> {
@@ -223,14 +237,21 @@ impl Replication {
         Ok(Arc::new(Retrying::new(counted, policy)))
     }
 
+    /// Returns when this life is to end before it has begun.
+    async fn stopped(&self) {
+        if self.is_last {
+            std::future::pending::<()>().await;
+        }
+        // The sender lives as long as the process.
+        let _ = self.stop.clone().wait_for(|stop| *stop).await;
+    }
+
     /// `false` when stopped meanwhile.
     async fn sleep(&mut self, time: Duration) -> bool {
-        if *self.stop.borrow() {
-            return false;
-        }
         tokio::select! {
+            biased;
+            () = self.stopped() => false,
             () = tokio::time::sleep(time) => true,
-            _ = self.stop.wait_for(|stop| *stop) => false,
         }
     }
 
@@ -244,7 +265,7 @@ impl Replication {
         loop {
             let found = tokio::select! {
                 found = log_end::find(store, hint) => found,
-                _ = self.stop.wait_for(|stop| *stop) => return Ok(None),
+                () = self.stopped() => return Ok(None),
             };
             let error = match found {
                 Ok(end) => return Ok(Some(end)),

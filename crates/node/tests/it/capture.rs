@@ -709,3 +709,16 @@ fn a_commit_that_a_lock_hides_at_the_stop_is_captured_after_it() {
     release.join().unwrap();
     assert_eq!(history.positions.len(), 2, "the commit is in the store");
 }
+
+#[test]
+fn a_stop_right_after_the_state_folder_vanished_still_captures_everything() {
+    let mut rig = Rig::new();
+    let app = rig.open_wal(4096);
+    app.execute_batch("CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    rig.start_with(|c| c.monitor_interval = Duration::from_millis(20));
+    rig.wait_durable();
+    std::fs::remove_dir_all(rig.folder.path().join(".app.db-rhyolite")).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    insert(&app, 0..10);
+    rig.check();
+}
