@@ -171,6 +171,12 @@ impl Follower<'_> {
         if self.seen.is_some() && Mark::read(self.handle, &thread.config.path).ok().map(|(mark, _)| mark) == self.seen {
             return Ok(Looked::Nothing);
         }
+        // A journal is found by its name: with the file of a database that was replaced meanwhile, SQLite would take the journal of
+        // the new one for a hot one, play it back into the old file, and delete it.
+        if self.handle.has_moved()? {
+            let text = "another file lies at the path, or none".to_owned();
+            return Err(SessionEnd::Compare(DiffReason::Replaced, text));
+        }
         self.handle.begin_read()?;
         let hold = self.given_way >= GIVE_WAY_MAX;
         let began = Instant::now();
