@@ -128,7 +128,7 @@ impl Writer {
                 std::thread::sleep(Duration::from_millis(10));
             }
             Err(error) if is_interruption(&error) => return fail(format!("the application was stopped: {error}")),
-            Err(error) => return fail(format!("transaction: {error}")),
+            Err(error) => return fail(format!("transaction: {}", describe(&error))),
         }
         self.slowest = self.slowest.max(began.elapsed());
         if self.settings.pause_us_max > 0 {
@@ -166,7 +166,7 @@ impl Writer {
         }
         let modes = self.settings.journal == Journal::Any;
         match upkeep::run(&self.conn, &self.settings.db, modes, &mut self.rng) {
-            Err(error) if !is_interruption(&error) => fail(format!("upkeep: {error}")),
+            Err(error) if !is_interruption(&error) => fail(format!("upkeep: {}", describe(&error))),
             _ => {
                 // A step that was interrupted may have left its transaction open.
                 if !self.conn.is_autocommit() {
@@ -225,6 +225,12 @@ fn choose(conn: &Connection, schema: &str, storm: bool, rng: &mut Rng) -> rusqli
         (10, Change::Pairs),
         (5, Change::Words),
     ]))
+}
+
+/// The error with SQLite's extended code, which says what `disk I/O error` does not.
+fn describe(error: &rusqlite::Error) -> String {
+    let code = error.sqlite_error().map(|e| format!(" (extended code {})", e.extended_code));
+    format!("{error}{}", code.unwrap_or_default())
 }
 
 /// Whether somebody else undid, at the same moment, the transaction that a killed writer left over two databases in rollback

@@ -10,7 +10,8 @@
 //!
 //! # What is guaranteed
 //!
-//! - A handle never writes: it opens no write statement, and leaves the WAL in place when it closes.
+//! - A handle never writes: it opens no write statement, leaves the WAL in place when it closes, and cannot play a journal back
+//!   (`guard`). What it does on request is said by its name: checkpoints, and the switch to WAL mode.
 //! - Raw reads need an open read transaction ([`Handle::begin_read`]): it keeps the WAL from being reset, and `-shm` from
 //!   being truncated, under them.
 
@@ -24,6 +25,8 @@ use std::time::{Duration, Instant};
 use rhyolite_format::sqlite::wal_index::{self, WalIndex};
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
+
+use super::guard;
 
 /// Bytes at the start of the wal-index that hold both header copies and the checkpoint information.
 const WAL_INDEX_HEAD_BYTES: usize = 136;
@@ -41,6 +44,8 @@ pub enum HandleError {
     NotADatabase(String),
     /// The file is not there.
     Missing,
+    /// A writer has died within a transaction in rollback mode; the application's next connection rolls it back.
+    HotJournal,
     /// Somebody wrote to the database between two parts of a reading that must see one state of it; worth another try.
     Changed,
     /// Everything else, in SQLite's words.
@@ -53,6 +58,7 @@ impl std::fmt::Display for HandleError {
             Self::Busy => f.write_str("locked by another connection"),
             Self::NotADatabase(text) => write!(f, "not a usable SQLite database: {text}"),
             Self::Missing => f.write_str("no such file"),
+            Self::HotJournal => f.write_str("an unfinished transaction is to be rolled back by its application"),
             Self::Changed => f.write_str("written while it was read"),
             Self::Sqlite(text) => f.write_str(text),
         }
@@ -63,6 +69,9 @@ impl std::error::Error for HandleError {}
 
 impl From<rusqlite::Error> for HandleError {
     fn from(error: rusqlite::Error) -> Self {
+        if error.sqlite_error().is_some_and(|e| e.extended_code == ffi::SQLITE_READONLY_ROLLBACK) {
+            return Self::HotJournal;
+        }
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
             Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => Self::NotADatabase(error.to_string()),
@@ -99,7 +108,7 @@ impl Handle {
             return Err(HandleError::Missing);
         }
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags)?;
+        let connection = Connection::open_with_flags_and_vfs(path, flags, guard::name())?;
         connection.busy_timeout(busy_timeout)?;
         // Closing must neither checkpoint nor delete the WAL: the next start goes on from where it stands.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -201,9 +210,15 @@ impl Handle {
         Ok(mode.eq_ignore_ascii_case("wal"))
     }
 
-    /// Switches the database to WAL mode. `false` when SQLite did not agree (another connection is in the way).
-    pub fn switch_to_wal(&self) -> Result<bool, HandleError> {
-        let mode: String = self.connection.query_row("PRAGMA journal_mode=WAL", [], |r| r.get(0))?;
+    /// Switches the database at `path` to WAL mode. `false` when SQLite did not agree (another connection is in the way).
+    ///
+    /// This is a write like any of an application's, and done as such.
+    pub fn switch_to_wal(path: &Path, busy_timeout: Duration) -> Result<bool, HandleError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(busy_timeout)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let mode: String = connection.query_row("PRAGMA journal_mode=WAL", [], |r| r.get(0))?;
         Ok(mode.eq_ignore_ascii_case("wal"))
     }
 

@@ -21,6 +21,7 @@ pub mod table;
 pub mod thread;
 
 mod frames;
+mod guard;
 mod recorder;
 mod rollback;
 mod session;

@@ -33,6 +33,8 @@ const GIVE_WAY_MAX: u32 = 3;
 const REST_FACTOR: u32 = 4;
 /// Time between looks at a database that is not idle.
 const NAP: Duration = Duration::from_millis(20);
+/// Kept out for longer than this, the status says why.
+const KEPT_OUT_SILENTLY: Duration = Duration::from_secs(1);
 
 /// What tells that the file was written: file change counter and size for a commit, and the time of the last write for what no
 /// commit tells. A rollback leaves other bytes in free pages, which the journal does not hold.
@@ -105,6 +107,7 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
     let mut follower = Follower { handle, seen: None, given_way: 0, rest_until: Instant::now() };
     let mut watch = None;
     let mut active = Instant::now();
+    let mut kept_out = None;
     loop {
         let stop = thread.take_messages();
         if thread.is_state_gone() {
@@ -115,7 +118,10 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
         }
         match follower.look(thread, stop.is_some()) {
             // Also the last look before a stop waits for its moment, as long as there is somebody to upload what it finds.
-            Err(SessionEnd::Retry(_)) if !thread.is_uploader_gone() => {
+            Err(SessionEnd::Retry(reason)) if !thread.is_uploader_gone() => {
+                if kept_out.get_or_insert_with(Instant::now).elapsed() > KEPT_OUT_SILENTLY {
+                    thread.set_waiting(reason);
+                }
                 thread.wait(NAP);
                 continue;
             }
@@ -124,10 +130,12 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
                 watch = None;
                 thread.status.set_state(State::Replicating);
             }
+            Ok(Looked::Nothing) if kept_out.is_some() => thread.status.set_state(State::Replicating),
             Ok(Looked::Nothing) => {}
             Ok(Looked::OtherMode) => return Ok(SessionEnd::Reopen),
             Err(end) => return Err(end),
         }
+        kept_out = None;
         match stop {
             Some(Stop::Shutdown) => return Ok(SessionEnd::Stopped),
             Some(Stop::LogFull) => {
@@ -170,12 +178,6 @@ impl Follower<'_> {
         // be the one before: a later look sees the other.
         if self.seen.is_some() && Mark::read(self.handle, &thread.config.path).ok().map(|(mark, _)| mark) == self.seen {
             return Ok(Looked::Nothing);
-        }
-        // A journal is found by its name: with the file of a database that was replaced meanwhile, SQLite would take the journal of
-        // the new one for a hot one, play it back into the old file, and delete it.
-        if self.handle.has_moved()? {
-            let text = "another file lies at the path, or none".to_owned();
-            return Err(SessionEnd::Compare(DiffReason::Replaced, text));
         }
         self.handle.begin_read()?;
         let hold = self.given_way >= GIVE_WAY_MAX;

@@ -86,6 +86,9 @@ impl From<HandleError> for SessionEnd {
                 Self::Retry("the database is locked by another connection (locking_mode=EXCLUSIVE?)".to_owned())
             }
             HandleError::Changed => Self::Retry("the database is being written".to_owned()),
+            HandleError::HotJournal => Self::Retry(
+                "a writer died within a transaction, which the application's next connection rolls back".to_owned(),
+            ),
             HandleError::NotADatabase(text) => Self::Failed(DiffReason::Replaced, text),
             HandleError::Sqlite(text) => Self::Failed(DiffReason::Chain, text),
         }
@@ -139,11 +142,15 @@ pub(super) fn run(thread: &mut CaptureThread) -> SessionEnd {
 fn open(thread: &mut CaptureThread) -> Result<SessionEnd, SessionEnd> {
     let path = thread.config.path.clone();
     let bytes = std::fs::metadata(&path).map_err(|_| HandleError::Missing)?.len();
-    if bytes == 0 && !super::watch::beside(&path, "-wal").exists() {
+    if bytes == 0 {
+        // SQLite takes a WAL beside an empty file for one that was left over.
         return Err(SessionEnd::Wait("the database is empty: nothing was ever committed".to_owned()));
     }
     let handle = Handle::open(&path, thread.config.busy_timeout)?;
-    if handle.is_wal()? || (thread.config.enable_wal && handle.switch_to_wal()?) {
+    if !handle.is_wal()? && thread.config.enable_wal && Handle::switch_to_wal(&path, thread.config.busy_timeout)? {
+        return Ok(SessionEnd::Reopen);
+    }
+    if handle.is_wal()? {
         let other = Handle::open(&path, thread.config.busy_timeout)?;
         WalSession::begin(thread, handle, other)?.follow(thread)
     } else {

@@ -363,6 +363,12 @@ impl CaptureThread {
     }
 
     fn wait_because(&mut self, reason: String) {
+        self.set_waiting(reason);
+        self.pause(RETRY);
+    }
+
+    /// Says in the status, and once in the log, what keeps us from capturing.
+    pub(super) fn set_waiting(&self, reason: String) {
         let state = State::Waiting { reason };
         if self.status.figures().state != state
             && let State::Waiting { reason } = &state
@@ -370,7 +376,6 @@ impl CaptureThread {
             tracing::warn!(database = %self.config.path.display(), "waiting: {reason}");
         }
         self.status.set_state(state);
-        self.pause(RETRY);
     }
 
     /// Whether nobody uploads any more.
