@@ -15,10 +15,11 @@ use crate::rhyolite::{Point, Rhyolite};
 use crate::rng::Rng;
 use crate::s3_server::Server;
 use crate::scratch::Scratch;
+use crate::writer::BUSY_LIMIT;
 use crate::writer::schema::{self, Making};
 
-/// How long a writer may take to end when asked.
-const WRITER_END_LIMIT: Duration = Duration::from_secs(30);
+/// How long a writer may take to end when asked: longer than it may wait for its turn.
+const WRITER_END_LIMIT: Duration = BUSY_LIMIT.saturating_add(Duration::from_secs(10));
 /// How long a replicator may take to upload what is left.
 pub(crate) const REPLICATOR_END_LIMIT: Duration = Duration::from_secs(30);
 

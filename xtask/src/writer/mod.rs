@@ -21,8 +21,9 @@ use crate::rng::Rng;
 use mix::Change;
 use schema::Delta;
 
-/// How long a commit may wait for a lock before the application counts as stopped.
-const BUSY_LIMIT: Duration = Duration::from_secs(20);
+/// How long a commit may wait for a lock before the application counts as stopped. SQLite's waiting is not fair: of three writers in
+/// rollback mode, with nobody else at the file, one waited for 12 seconds on a busy disk.
+pub(crate) const BUSY_LIMIT: Duration = Duration::from_secs(90);
 
 static STOP: AtomicBool = AtomicBool::new(false);
 
