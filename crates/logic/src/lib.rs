@@ -4,6 +4,7 @@
 //! rule can be tested with a list.
 
 pub mod history_plan;
+pub mod lease;
 pub mod litestream_plan;
 pub mod log;
 #[cfg(test)]

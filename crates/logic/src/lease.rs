@@ -1,0 +1,480 @@
+//! The right to write, as a machine: takes, renews and gives up a lease that lies in a store (docs/spec/lease.md).
+//!
+//! ```text
+//!            ┌─────────── theirs: look again, take it when it has run out ◄──────────┐
+//!   nothing ─┤                                   │ taken                             │ somebody else's
+//!            └─ absent, released, or a dead ─────┴─► ours ──renewed──► ours          │
+//!               predecessor's: take it                │ not renewed in time          │
+//!                                                     └─► run out ──read: still ours─┴─► renewed, same epoch
+//! ```
+//!
+//! Invariants:
+//!
+//! 1. **Two never hold it at once.** A write gives the right until `ttl` after it was *sent*, by the holder's clock. An observer takes it
+//!    only when it has seen one and the same version for longer than `ttl` and a margin since it *received* that version. The write lies
+//!    between the two moments; the margin is for clocks that do not run alike.
+//! 2. **Every write is a compare-and-swap** on the version that was read last, under a nonce of its own. What becomes of a write whose
+//!    answer was lost is learned by reading: a record with one of our nonces is ours, and gives the right since *that* write was sent.
+//! 3. **An answer counts only for the request that is open.** An answer to an earlier one would give a right that was never granted.
+//! 4. **The epoch grows with each holder** and with [`Lease::require_epoch`]; a renewal keeps it. A holder whose lease has run out, and
+//!    whose record nobody has touched, renews it under the same epoch: the swap proves that nobody was in between.
+//!
+//! The machine decides who may write when; that what a late writer sends has no effect is the fence's work (`writer`).
+
+use std::time::Duration;
+
+use rhyolite_format::lease::{DurablePos, LeaseRecord, LeaseState};
+use rhyolite_format::{Epoch, Format1, Nonce, Timestamp};
+
+/// A reading of a clock of one machine that never goes back, in milliseconds. It goes on while the machine sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Monotonic(pub u64);
+
+impl Monotonic {
+    /// The moment `time` later.
+    #[must_use]
+    pub fn after(self, time: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// The time from `self` to `later`; zero when that is not later.
+    pub fn until(self, later: Self) -> Duration {
+        Duration::from_millis(later.0.saturating_sub(self.0))
+    }
+}
+
+/// What a step may know of the world.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// The holder's monotonic clock.
+    pub now: Monotonic,
+    /// The holder's wall clock, for people.
+    pub wall: Timestamp,
+    /// A random number that was never used before.
+    pub nonce: Nonce,
+}
+
+/// How a lease is held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// How long a write gives the right. At least a second.
+    pub ttl: Duration,
+    /// How much longer than the holder's `ttl` an observer waits.
+    pub margin: Duration,
+    /// Time between two looks at a lease that somebody else holds.
+    pub look: Duration,
+    /// How long an answer is waited for.
+    pub answer: Duration,
+    /// Name of the holder, for people.
+    pub holder: String,
+    /// Where the holder can be reached.
+    pub address: Option<String>,
+}
+
+impl Terms {
+    /// Terms with everything else in proportion to `ttl`.
+    pub fn new(ttl: Duration, holder: String) -> Self {
+        let look = (ttl / 12).clamp(Duration::from_millis(50), Duration::from_secs(2));
+        let margin = ttl / 10 + Duration::from_millis(500);
+        Self { ttl, margin, look, answer: ttl / 4, holder, address: None }
+    }
+
+    /// Time from sending a write to sending the next one: two may fail before the right ends.
+    fn renewal(&self) -> Duration {
+        self.ttl / 3
+    }
+
+    /// Time between tries while the store fails.
+    fn retry(&self) -> Duration {
+        (self.ttl / 30).clamp(Duration::from_millis(20), Duration::from_secs(1))
+    }
+}
+
+/// Rules that the simulator switches off one by one, to see that it finds what they prevent. Everything else uses [`Guards::ALL`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guards {
+    /// An answer counts only for the request that is open.
+    pub request_ids: bool,
+    /// The right counts from the moment at which a write was sent, not from that of its answer.
+    pub right_since_sent: bool,
+    /// A lease is taken only after it was seen unchanged for its time and the margin.
+    pub wait_for_expiry: bool,
+    /// A name that is taken is ours only when it carries our nonce.
+    pub nonces: bool,
+    /// Segments of an epoch that was over when they were written are void.
+    pub void_rule: bool,
+    /// A new writer fences the log before it goes on after its end.
+    pub fence: bool,
+    /// The manifest is changed only by the epoch that it names.
+    pub manifest_epoch: bool,
+    /// Objects are deleted only after the manifest was read again under the same epoch.
+    pub reread_before_delete: bool,
+}
+
+impl Guards {
+    /// Every rule holds.
+    pub const ALL: Self = Self {
+        request_ids: true,
+        right_since_sent: true,
+        wait_for_expiry: true,
+        nonces: true,
+        void_rule: true,
+        fence: true,
+        manifest_epoch: true,
+        reread_before_delete: true,
+    };
+}
+
+/// Number of a request. Answers carry it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// What the machine wants done. Versions are the store's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request<V> {
+    /// Read the lease, then [`Lease::handle_read`].
+    Read(RequestId),
+    /// Swap it, then [`Lease::handle_written`]. The nonce is to be remembered first, for a successor ([`Lease::new`]).
+    Write {
+        /// For the answer.
+        id: RequestId,
+        /// The version to replace; `None` when there must be no lease.
+        expected: Option<V>,
+        /// What to write.
+        record: LeaseRecord,
+    },
+}
+
+/// What became of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Written<V> {
+    /// The lease has this version.
+    Done(V),
+    /// The lease was another version.
+    Refused,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// How things stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The store has not told yet.
+    Unknown,
+    /// Somebody else has the right.
+    Theirs {
+        /// What the store holds.
+        record: LeaseRecord,
+        /// When it may be taken, unless it is renewed.
+        free: Monotonic,
+    },
+    /// We have it, until then.
+    Ours {
+        /// The number of the right.
+        epoch: Epoch,
+        /// Nothing may be written from this moment on, unless it is renewed before.
+        until: Monotonic,
+    },
+    /// It was given up.
+    Ended,
+}
+
+/// What is known of the lease.
+#[derive(Clone, Debug)]
+enum Known<V> {
+    Nothing,
+    Absent,
+    Theirs { record: LeaseRecord, version: V, since: Monotonic },
+    Ours { record: LeaseRecord, version: V, until: Monotonic, renew: Monotonic },
+}
+
+/// What is being done.
+#[derive(Clone, Debug)]
+enum Doing {
+    Resting {
+        until: Monotonic,
+    },
+    /// As resting, but whatever is known, the lease is to be read first.
+    ReadingNext {
+        at: Monotonic,
+    },
+    Reading {
+        id: RequestId,
+        sent: Monotonic,
+    },
+    Writing {
+        id: RequestId,
+        sent: Monotonic,
+        record: LeaseRecord,
+    },
+    Ended,
+}
+
+/// One of our writes, or of a predecessor's that is known to be dead.
+#[derive(Clone, Copy, Debug)]
+struct OwnWrite {
+    nonce: Nonce,
+    /// `None` for a predecessor's.
+    sent: Option<Monotonic>,
+}
+
+/// Of so many writes of ours a late effect is recognised.
+const WRITES_REMEMBERED: usize = 16;
+/// Tries to give the lease up before it is left to run out.
+const RELEASE_TRIES_MAX: u32 = 3;
+
+/// The machine. After each `handle_*` and at [`Lease::poll_timeout`] drain [`Lease::poll_request`].
+#[derive(Clone, Debug)]
+pub struct Lease<V> {
+    terms: Terms,
+    guards: Guards,
+    known: Known<V>,
+    doing: Doing,
+    writes: Vec<OwnWrite>,
+    requests: u64,
+    epoch_min: Option<Epoch>,
+    durable: Option<DurablePos>,
+    /// Tries that are left, when it is to be given up.
+    releasing: Option<u32>,
+}
+
+impl<V: Clone + Eq> Lease<V> {
+    /// Begins without knowledge. `dead` are nonces of writes by processes that are known to have ended: their lease need not run out.
+    pub fn new(terms: Terms, guards: Guards, dead: &[Nonce], now: Monotonic) -> Self {
+        let writes = dead.iter().map(|nonce| OwnWrite { nonce: *nonce, sent: None }).collect();
+        let doing = Doing::Resting { until: now };
+        Self {
+            terms,
+            guards,
+            known: Known::Nothing,
+            doing,
+            writes,
+            requests: 0,
+            epoch_min: None,
+            durable: None,
+            releasing: None,
+        }
+    }
+
+    /// How things stand. Whether the right has run out is for the caller to compare: `until` may lie in the past.
+    pub fn standing(&self) -> Standing {
+        match (&self.doing, &self.known) {
+            (Doing::Ended, _) => Standing::Ended,
+            (_, Known::Nothing | Known::Absent) => Standing::Unknown,
+            (_, Known::Theirs { record, since, .. }) => {
+                Standing::Theirs { record: record.clone(), free: self.free_at(record, *since) }
+            }
+            (_, Known::Ours { record, until, .. }) => Standing::Ours { epoch: record.epoch, until: *until },
+        }
+    }
+
+    /// Asks for at least this epoch: a log that was written without this lease may have come further.
+    pub fn require_epoch(&mut self, least: Epoch) {
+        self.epoch_min = self.epoch_min.max(Some(least));
+        if let Doing::Resting { until } = &mut self.doing {
+            *until = Monotonic(0);
+        }
+    }
+
+    /// The position that the next write names.
+    pub fn set_durable(&mut self, durable: Option<DurablePos>) {
+        self.durable = durable;
+    }
+
+    /// Gives the lease up as soon as no request is open. [`Standing::Ended`] follows, whatever the store does.
+    pub fn release(&mut self) {
+        self.releasing.get_or_insert(RELEASE_TRIES_MAX);
+        if let Doing::Resting { until } = &mut self.doing {
+            *until = Monotonic(0);
+        }
+    }
+
+    /// When [`Lease::poll_request`] must be called next, if nothing happens before. `None` after the end.
+    pub fn poll_timeout(&self) -> Option<Monotonic> {
+        match &self.doing {
+            Doing::Resting { until } | Doing::ReadingNext { at: until } => Some(*until),
+            Doing::Reading { sent, .. } | Doing::Writing { sent, .. } => Some(sent.after(self.terms.answer)),
+            Doing::Ended => None,
+        }
+    }
+
+    /// What is to be done now, if anything.
+    pub fn poll_request(&mut self, at: Moment) -> Option<Request<V>> {
+        match &self.doing {
+            Doing::Ended => None,
+            Doing::Resting { until } | Doing::ReadingNext { at: until } if at.now < *until => None,
+            Doing::Reading { sent, .. } | Doing::Writing { sent, .. } if at.now < sent.after(self.terms.answer) => None,
+            Doing::Resting { .. } => self.next(at),
+            // Or an answer did not come. What a write did is learned by reading.
+            Doing::ReadingNext { .. } | Doing::Reading { .. } | Doing::Writing { .. } => self.read_again(at.now),
+        }
+    }
+
+    fn read_again(&mut self, now: Monotonic) -> Option<Request<V>> {
+        match self.releasing.as_mut() {
+            Some(0) => {
+                self.doing = Doing::Ended;
+                return None;
+            }
+            Some(tries) => *tries -= 1,
+            None => {}
+        }
+        Some(self.read(now))
+    }
+
+    fn next(&mut self, at: Moment) -> Option<Request<V>> {
+        if let Some(tries) = self.releasing {
+            return self.next_release(at, tries);
+        }
+        match self.known.clone() {
+            Known::Nothing => Some(self.read(at.now)),
+            Known::Absent => Some(self.take(None, None, at)),
+            Known::Theirs { record, version, since } => {
+                if at.now < self.free_at(&record, since) {
+                    return Some(self.read(at.now));
+                }
+                Some(self.take(Some(version), Some(record.epoch), at))
+            }
+            Known::Ours { record, version, renew, .. } => {
+                let epoch = self.epoch_min.map_or(record.epoch, |least| least.max(record.epoch));
+                if epoch == record.epoch && at.now < renew {
+                    self.doing = Doing::Resting { until: renew };
+                    return None;
+                }
+                Some(self.write(Some(version), epoch, LeaseState::Held, at))
+            }
+        }
+    }
+
+    fn next_release(&mut self, at: Moment, tries: u32) -> Option<Request<V>> {
+        match self.known.clone() {
+            Known::Ours { record, version, .. } if tries > 0 => {
+                self.releasing = Some(tries - 1);
+                Some(self.write(Some(version), record.epoch, LeaseState::Released, at))
+            }
+            _ => {
+                self.doing = Doing::Ended;
+                None
+            }
+        }
+    }
+
+    /// When a lease of somebody else may be taken.
+    fn free_at(&self, record: &LeaseRecord, since: Monotonic) -> Monotonic {
+        let dead = self.writes.iter().any(|w| w.nonce == record.nonce);
+        if record.state == LeaseState::Released || dead || !self.guards.wait_for_expiry {
+            return since;
+        }
+        since.after(Duration::from_millis(record.ttl_ms)).after(self.terms.margin)
+    }
+
+    fn request_id(&mut self) -> RequestId {
+        self.requests += 1;
+        RequestId(self.requests)
+    }
+
+    fn read(&mut self, now: Monotonic) -> Request<V> {
+        let id = self.request_id();
+        self.doing = Doing::Reading { id, sent: now };
+        Request::Read(id)
+    }
+
+    fn take(&mut self, expected: Option<V>, theirs: Option<Epoch>, at: Moment) -> Request<V> {
+        let next = theirs.map_or(Epoch::FIRST, Epoch::next);
+        let epoch = self.epoch_min.map_or(next, |least| least.max(next));
+        self.write(expected, epoch, LeaseState::Held, at)
+    }
+
+    fn write(&mut self, expected: Option<V>, epoch: Epoch, state: LeaseState, at: Moment) -> Request<V> {
+        let record = LeaseRecord {
+            format: Format1,
+            epoch,
+            state,
+            holder: self.terms.holder.clone(),
+            address: self.terms.address.clone(),
+            nonce: at.nonce,
+            ttl_ms: u64::try_from(self.terms.ttl.as_millis()).unwrap_or(u64::MAX),
+            renewed: at.wall,
+            durable: self.durable,
+        };
+        let id = self.request_id();
+        self.writes.push(OwnWrite { nonce: at.nonce, sent: Some(at.now) });
+        let forgotten = self.writes.len().saturating_sub(WRITES_REMEMBERED);
+        self.writes.drain(..forgotten);
+        self.doing = Doing::Writing { id, sent: at.now, record: record.clone() };
+        Request::Write { id, expected, record }
+    }
+
+    /// What a read found: the lease and its version, that there is none, or (`Err`) nothing.
+    pub fn handle_read(&mut self, id: RequestId, found: Result<Option<(LeaseRecord, V)>, ()>, now: Monotonic) {
+        let is_open = match &self.doing {
+            Doing::Reading { id: open, .. } => *open == id || !self.guards.request_ids,
+            _ => false,
+        };
+        if !is_open {
+            return;
+        }
+        let Ok(found) = found else {
+            self.doing = Doing::ReadingNext { at: now.after(self.terms.retry()) };
+            return;
+        };
+        match found {
+            None => self.known_absent(now),
+            Some((record, version)) => self.known_record(record, version, now),
+        }
+    }
+
+    fn known_absent(&mut self, now: Monotonic) {
+        if let Known::Ours { record, .. } | Known::Theirs { record, .. } = &self.known {
+            // It is never deleted by us. Whoever did must not make epochs go back.
+            self.epoch_min = self.epoch_min.max(Some(record.epoch.next()));
+        }
+        self.known = Known::Absent;
+        self.doing = Doing::Resting { until: now };
+    }
+
+    fn known_record(&mut self, record: LeaseRecord, version: V, now: Monotonic) {
+        let own = self.writes.iter().find(|w| w.nonce == record.nonce).and_then(|w| w.sent);
+        match own {
+            Some(sent) if record.state == LeaseState::Held => self.known_ours(record, version, sent),
+            Some(_) => self.doing = Doing::Ended,
+            None => {
+                let since = match &self.known {
+                    Known::Theirs { version: seen, since, .. } if *seen == version => *since,
+                    _ => now,
+                };
+                let free = self.free_at(&record, since);
+                self.known = Known::Theirs { record, version, since };
+                self.doing = Doing::Resting { until: free.min(now.after(self.terms.look)).max(now) };
+            }
+        }
+    }
+
+    fn known_ours(&mut self, record: LeaseRecord, version: V, sent: Monotonic) {
+        let (until, renew) = (sent.after(self.terms.ttl), sent.after(self.terms.renewal()));
+        let at_once = self.releasing.is_some() || self.epoch_min.is_some_and(|least| record.epoch < least);
+        self.known = Known::Ours { record, version, until, renew };
+        self.doing = Doing::Resting { until: if at_once { sent } else { renew } };
+    }
+
+    /// What became of a write.
+    pub fn handle_written(&mut self, id: RequestId, written: Written<V>, now: Monotonic) {
+        let Doing::Writing { id: open, sent, record } = self.doing.clone() else { return };
+        if open != id && self.guards.request_ids {
+            return;
+        }
+        match written {
+            Written::Done(_) if record.state == LeaseState::Released => self.doing = Doing::Ended,
+            Written::Done(version) => {
+                let since = if self.guards.right_since_sent { sent } else { now };
+                self.known_ours(record, version, since);
+            }
+            // Also when refused: an earlier write of ours may have come in late. What is held stays held until its time is over, or until
+            // the reading says otherwise.
+            Written::Refused | Written::Unknown => self.doing = Doing::ReadingNext { at: now },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

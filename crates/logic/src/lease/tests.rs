@@ -1,0 +1,272 @@
+//! Scripts: one machine (or two) against a lease that the script keeps, at times that the script gives.
+
+use super::*;
+
+/// The store of a script: the record, and a version that grows.
+#[derive(Default)]
+struct Place {
+    held: Option<(LeaseRecord, u64)>,
+    versions: u64,
+}
+
+impl Place {
+    fn swap(&mut self, expected: Option<u64>, record: LeaseRecord) -> Written<u64> {
+        if self.held.as_ref().map(|(_, version)| *version) != expected {
+            return Written::Refused;
+        }
+        self.versions += 1;
+        self.held = Some((record, self.versions));
+        Written::Done(self.versions)
+    }
+}
+
+/// One would-be holder with a TTL of 12 seconds: margin 1.7 s, look 1 s, renewal after 4 s, answers within 3 s.
+struct Holder {
+    lease: Lease<u64>,
+    nonces: u16,
+    tag: u8,
+    slept_until: u64,
+}
+
+impl Holder {
+    fn new(name: &str, tag: u8, dead: &[Nonce], now: u64) -> Self {
+        let terms = Terms::new(Duration::from_secs(12), name.to_owned());
+        Self { lease: Lease::new(terms, Guards::ALL, dead, Monotonic(now)), nonces: 0, tag, slept_until: now }
+    }
+
+    fn poll(&mut self, now: u64) -> Option<Request<u64>> {
+        let mut nonce = [self.tag; 16];
+        nonce[..2].copy_from_slice(&self.nonces.to_be_bytes());
+        self.nonces += 1;
+        self.lease.poll_request(Moment { now: Monotonic(now), wall: Timestamp(0), nonce: Nonce(nonce) })
+    }
+
+    /// Does everything that is due at `now`, with answers at once.
+    fn run(&mut self, place: &mut Place, now: u64) {
+        while let Some(request) = self.poll(now) {
+            match request {
+                Request::Read(id) => self.lease.handle_read(id, Ok(place.held.clone()), Monotonic(now)),
+                Request::Write { id, expected, record } => {
+                    self.lease.handle_written(id, place.swap(expected, record), Monotonic(now));
+                }
+            }
+        }
+    }
+
+    /// Sleeps and acts as the machine says, from where it was last until `end`.
+    fn live(&mut self, place: &mut Place, end: u64) {
+        while let Some(Monotonic(next)) = self.lease.poll_timeout().filter(|at| at.0 <= end) {
+            self.run(place, next.max(self.slept_until));
+        }
+        self.slept_until = end;
+    }
+
+    /// Is not at work until then.
+    fn pause(&mut self, until: u64) {
+        self.slept_until = until;
+    }
+
+    fn check(&self, now: u64, expected: &str) {
+        let said = match self.lease.standing() {
+            Standing::Unknown => "unknown".to_owned(),
+            Standing::Theirs { record, free } => {
+                format!("{} has {} until {}", record.holder, record.epoch.get(), free.0)
+            }
+            Standing::Ours { epoch, until } if Monotonic(now) < until => {
+                format!("ours {} until {}", epoch.get(), until.0)
+            }
+            Standing::Ours { epoch, .. } => format!("ours {} run out", epoch.get()),
+            Standing::Ended => "ended".to_owned(),
+        };
+        assert_eq!(said, expected, "at {now}");
+    }
+}
+
+fn write_of(request: Option<Request<u64>>) -> (RequestId, Option<u64>, LeaseRecord) {
+    match request {
+        Some(Request::Write { id, expected, record }) => (id, expected, record),
+        other => panic!("expected a write, not {other:?}"),
+    }
+}
+
+fn read_of(request: Option<Request<u64>>) -> RequestId {
+    match request {
+        Some(Request::Read(id)) => id,
+        other => panic!("expected a read, not {other:?}"),
+    }
+}
+
+/// A holder that has it since 0, and its place.
+fn held() -> (Holder, Place) {
+    let (mut a, mut place) = (Holder::new("a", 1, &[], 0), Place::default());
+    a.run(&mut place, 0);
+    a.check(0, "ours 1 until 12000");
+    (a, place)
+}
+
+#[test]
+fn the_first_takes_it_and_renews_it() {
+    let (mut a, mut place) = held();
+    a.live(&mut place, 100_000);
+    a.check(100_000, "ours 1 until 112000");
+    assert_eq!(place.versions, 1 + 25, "a write every third of its time");
+}
+
+#[test]
+fn the_second_waits_and_takes_over_when_the_first_is_gone() {
+    let (mut a, mut place) = held();
+    let mut b = Holder::new("b", 2, &[], 1_000);
+    b.live(&mut place, 3_000);
+    b.check(3_000, "a has 1 until 14700");
+    a.live(&mut place, 4_000);
+    b.live(&mut place, 6_000);
+    b.check(6_000, "a has 1 until 17700");
+    // From here on a is silent. It was last renewed at 4,000, and b has seen that at 4,000.
+    b.live(&mut place, 17_699);
+    b.check(17_699, "a has 1 until 17700");
+    b.live(&mut place, 17_700);
+    b.check(17_700, "ours 2 until 29700");
+    a.check(17_700, "ours 1 run out");
+    a.pause(17_700);
+    a.live(&mut place, 20_000);
+    a.check(20_000, "b has 2 until 31400");
+    assert_eq!(place.held.unwrap().0.holder, "b");
+}
+
+#[test]
+fn a_released_lease_is_taken_at_the_next_look() {
+    let (mut a, mut place) = held();
+    let mut b = Holder::new("b", 2, &[], 0);
+    b.live(&mut place, 500);
+    a.lease.release();
+    a.run(&mut place, 600);
+    a.check(600, "ended");
+    assert_eq!(a.lease.poll_timeout(), None);
+    b.live(&mut place, 1_000);
+    b.check(1_000, "ours 2 until 13000");
+}
+
+#[test]
+fn who_knows_that_the_holder_is_dead_does_not_wait() {
+    let (_, mut place) = held();
+    let nonce = place.held.as_ref().unwrap().0.nonce;
+    let mut successor = Holder::new("a", 3, &[nonce], 0);
+    successor.run(&mut place, 10);
+    successor.check(10, "ours 2 until 12010");
+}
+
+#[test]
+fn a_write_whose_answer_was_lost_counts_since_it_was_sent() {
+    let (mut a, mut place) = (Holder::new("a", 1, &[], 0), Place::default());
+    let id = read_of(a.poll(0));
+    a.lease.handle_read(id, Ok(None), Monotonic(0));
+    let (_, expected, record) = write_of(a.poll(0));
+    place.swap(expected, record);
+    assert_eq!(a.lease.poll_timeout(), Some(Monotonic(3_000)), "the answer is waited for");
+    a.live(&mut place, 3_000);
+    a.check(3_000, "ours 1 until 12000");
+}
+
+#[test]
+fn a_refused_renewal_that_had_come_in_late_is_recognised() {
+    let (mut a, mut place) = held();
+    let (lost, expected, record) = write_of(a.poll(4_000));
+    a.lease.handle_written(lost, Written::Unknown, Monotonic(5_000));
+    // The reading still sees the old version; then the first try comes in, and the second is refused.
+    let id = read_of(a.poll(5_000));
+    a.lease.handle_read(id, Ok(place.held.clone()), Monotonic(5_100));
+    a.check(5_100, "ours 1 until 12000");
+    let (second, expected_by_second, other) = write_of(a.poll(5_100));
+    assert_eq!(place.swap(expected, record), Written::Done(2));
+    let refused = place.swap(expected_by_second, other);
+    assert_eq!(refused, Written::Refused);
+    a.lease.handle_written(second, refused, Monotonic(5_200));
+    a.run(&mut place, 5_200);
+    a.check(5_200, "ours 1 until 16000");
+}
+
+#[test]
+fn an_answer_to_an_earlier_request_says_nothing() {
+    let (mut a, mut place) = held();
+    let (early, expected, record) = write_of(a.poll(4_000));
+    let done = place.swap(expected, record);
+    // No answer within three seconds: it reads, and renews again.
+    let id = read_of(a.poll(7_000));
+    a.lease.handle_written(early, done.clone(), Monotonic(7_050));
+    a.lease.handle_read(RequestId(id.0 - 1), Ok(None), Monotonic(7_060));
+    a.check(7_060, "ours 1 until 12000");
+    a.lease.handle_read(id, Ok(place.held.clone()), Monotonic(7_100));
+    a.check(7_100, "ours 1 until 16000");
+    let (late, ..) = write_of(a.poll(8_000));
+    a.lease.handle_written(early, done, Monotonic(8_100));
+    a.check(8_100, "ours 1 until 16000");
+    assert!(late > early);
+}
+
+#[test]
+fn a_lease_that_nobody_touched_while_it_had_run_out_goes_on_under_its_epoch() {
+    let (mut a, mut place) = held();
+    for now in (4_000..30_000).step_by(100) {
+        match a.poll(now) {
+            Some(Request::Read(id)) => a.lease.handle_read(id, Err(()), Monotonic(now)),
+            Some(Request::Write { id, .. }) => a.lease.handle_written(id, Written::Unknown, Monotonic(now)),
+            None => {}
+        }
+    }
+    a.check(30_000, "ours 1 run out");
+    a.pause(30_000);
+    a.live(&mut place, 31_000);
+    let Standing::Ours { epoch, until } = a.lease.standing() else { panic!("{:?}", a.lease.standing()) };
+    assert!(epoch == Epoch::FIRST && until > Monotonic(41_000), "{until:?}");
+}
+
+#[test]
+fn an_epoch_may_be_asked_for() {
+    let (mut a, mut place) = held();
+    a.lease.require_epoch(Epoch::new(7).unwrap());
+    a.run(&mut place, 100);
+    a.check(100, "ours 7 until 12100");
+    a.lease.require_epoch(Epoch::new(3).unwrap());
+    a.run(&mut place, 200);
+    a.check(200, "ours 7 until 12100");
+    a.lease.release();
+    a.run(&mut place, 300);
+    let mut b = Holder::new("b", 2, &[], 300);
+    b.run(&mut place, 400);
+    b.check(400, "ours 8 until 12400");
+}
+
+#[test]
+fn a_lease_that_was_deleted_does_not_make_epochs_go_back() {
+    let (mut a, mut place) = held();
+    place.held = None;
+    a.live(&mut place, 5_000);
+    a.check(5_000, "ours 2 until 16000");
+}
+
+#[test]
+fn giving_up_ends_even_when_the_store_does_not_answer() {
+    let (mut a, _) = held();
+    a.lease.release();
+    let mut now = 100;
+    while let Some(at) = a.lease.poll_timeout() {
+        now = now.max(at.0);
+        let _ = a.poll(now);
+        assert!(now < 60_000, "it ends");
+        if let Some(Request::Read(id)) = a.poll(now) {
+            a.lease.handle_read(id, Err(()), Monotonic(now));
+        }
+    }
+    a.check(now, "ended");
+}
+
+#[test]
+fn the_record_says_what_the_terms_say() {
+    let (mut a, _) = (Holder::new("host a", 1, &[], 0), ());
+    let id = read_of(a.poll(0));
+    a.lease.handle_read(id, Ok(None), Monotonic(0));
+    let (_, expected, record) = write_of(a.poll(0));
+    assert_eq!((expected, record.format, record.ttl_ms), (None, Format1, 12_000));
+    assert_eq!((record.holder.as_str(), record.state), ("host a", LeaseState::Held));
+    assert_eq!(LeaseRecord::decode(&record.encode()).unwrap(), record);
+}
