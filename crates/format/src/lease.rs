@@ -90,3 +90,26 @@ impl LeaseRecord {
         Ok(())
     }
 }
+
+/// The file `lease` of a state folder (docs/spec/state.md): nonces under which a process wrote the lease, newest last, one to a line.
+pub fn encode_nonces(nonces: &[Nonce]) -> String {
+    nonces.iter().map(|nonce| format!("{nonce}\n")).collect()
+}
+
+/// Reads them. What is no nonce is left out: it only costs a wait.
+pub fn decode_nonces(text: &str) -> Vec<Nonce> {
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nonces_are_read_back() {
+        let nonces = [Nonce([1; 16]), Nonce([0xab; 16])];
+        assert_eq!(decode_nonces(&encode_nonces(&nonces)), nonces);
+        assert_eq!(decode_nonces("what\n\n0101"), []);
+        assert_eq!(decode_nonces(&format!("torn\n{}", nonces[1])), nonces[1..]);
+    }
+}

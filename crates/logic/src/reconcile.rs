@@ -11,8 +11,7 @@
 //! | empty | there | anything else | `Fresh`: same lineage, snapshot; loud when the store once held something |
 //! | another lineage | there | any | [`Start::WrongLineage`]: refuse |
 //! | there | none or damaged | any | [`Start::Adopt`]: no state |
-//! | there | same lineage | joins the store's end, by sequence number and position | [`Start::Continue`]: upload the rest |
-//! | ends with our nonce | same lineage | the reply to a create was lost | `Continue`, those segments are confirmed |
+//! | there | same lineage | the store's end is a position in it | [`Start::Continue`]: upload the rest, under new sequence numbers |
 //! | at the local position | same lineage | nothing beyond | `Continue`, nothing to upload |
 //! | at the confirmed position | same lineage | what was beyond is unreadable | `Adopt`: local log lost |
 //! | behind the confirmed position | same lineage | does not join | `Adopt`: the store is behind, loud |
@@ -26,7 +25,7 @@ use std::fmt;
 
 use rhyolite_format::segment::{Segment, SegmentEntry};
 use rhyolite_format::state::LocalState;
-use rhyolite_format::{Lineage, Nonce, Pos, Seq};
+use rhyolite_format::{Lineage, Pos, Seq};
 
 /// The end of the log in the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,8 +36,6 @@ pub struct StoreEnd {
     pub pos: Option<Pos>,
     /// The first sequence number without an object.
     pub next_seq: Seq,
-    /// Nonce of the segment before it; `None` when there is none or it is not known any more.
-    pub last_nonce: Option<Nonce>,
 }
 
 /// What to do first.
@@ -59,7 +56,7 @@ pub enum Start {
         confirmed: Vec<Seq>,
         /// Local segments to upload, in order. The last may have to be finished first.
         upload: Vec<Seq>,
-        /// Sequence number of the first upload.
+        /// Sequence number of the first upload; the others follow, whatever they were called here.
         next_seq: Seq,
         /// The position after all of them.
         end: Option<Pos>,
@@ -212,27 +209,34 @@ fn adopt(store: &StoreEnd, reason: AdoptReason) -> Start {
     Start::Adopt { lineage: store.lineage, at: store.pos, next_seq: store.next_seq, reason }
 }
 
-/// The first run of local segments with consecutive sequence numbers, forming a chain, that reaches the place right before
-/// `next_seq` or goes beyond it. Segments without a transaction at its end are left out: they say nothing.
-fn usable(lineage: Lineage, local_log: &[Segment], next_seq: Seq) -> Vec<&Segment> {
-    let mut run: Vec<&Segment> = Vec::new();
+/// The local segments that form chains, each as long as it goes. Segments without a transaction at an end are left out: they say
+/// nothing.
+fn runs(lineage: Lineage, local_log: &[Segment]) -> Vec<Vec<&Segment>> {
+    let mut runs: Vec<Vec<&Segment>> = Vec::new();
     for segment in local_log.iter().filter(|s| s.header.lineage == lineage) {
-        let joins = run.last().is_none_or(|last| {
-            let end = end_of(&run);
-            last.header.seq.next() == segment.header.seq && (end.is_none() || follows(segment, end))
-        });
-        if !joins {
-            if run.last().is_some_and(|s| s.header.seq.next() >= next_seq) {
-                break;
-            }
-            run.clear();
+        match runs.last_mut() {
+            Some(run) if end_of(run).is_none() || follows(segment, end_of(run)) => run.push(segment),
+            _ => runs.push(vec![segment]),
         }
-        run.push(segment);
     }
-    while run.last().is_some_and(|s| s.entries.is_empty()) {
-        run.pop();
+    for run in &mut runs {
+        while run.last().is_some_and(|s| s.entries.is_empty()) {
+            run.pop();
+        }
     }
-    run
+    runs
+}
+
+/// How many segments of `run` the store has, if the run joins its end there. Positions decide, not sequence numbers: a segment
+/// that did not get there may get another one. Only a run that begins with a snapshot, which follows anything, must come next.
+fn held_by(run: &[&Segment], store: &StoreEnd) -> Option<usize> {
+    let first = run.first()?;
+    let starts_there = start_of(run).is_some_and(|start| Some(start) == store.pos);
+    if starts_there || (first.header.seq == store.next_seq && follows(first, store.pos)) {
+        return Some(0);
+    }
+    let end = store.pos?;
+    run.iter().position(|s| s.end() == Some(end)).map(|index| index + 1)
 }
 
 /// Whether the first transaction of `segment` may come right after `pos`. Without a transaction it may come anywhere.
@@ -272,7 +276,7 @@ fn tail_of(state: &LocalState, start: Option<Pos>, segments: &[&Segment]) -> Loc
 }
 
 fn fresh(state: &LocalState, local_log: &[Segment]) -> Start {
-    let local = usable(state.lineage, local_log, Seq::FIRST);
+    let local = runs(state.lineage, local_log).into_iter().next().unwrap_or_default();
     let from_the_start = local.first().is_some_and(|s| s.header.seq == Seq::FIRST && follows(s, None));
     let whole = from_the_start && tail_of(state, None, &local) != LocalTail::Lost;
     let first = if whole { FirstUpload::Segments(seqs(&local)) } else { FirstUpload::Snapshot };
@@ -280,25 +284,18 @@ fn fresh(state: &LocalState, local_log: &[Segment]) -> Start {
 }
 
 fn same_lineage(state: &LocalState, local_log: &[Segment], store: &StoreEnd) -> Start {
-    let local = usable(state.lineage, local_log, store.next_seq);
-    let split = local.partition_point(|s| s.header.seq < store.next_seq);
-    let (held, rest) = local.split_at(split);
-    // Uploaded before the state could say so: the store ends with a segment of ours.
-    let is_ours = held.last().is_some_and(|last| {
-        let nonce_fits = store.last_nonce.is_none_or(|nonce| nonce == last.header.nonce);
-        last.header.seq.next() == store.next_seq && nonce_fits && last.end() == store.pos
-    });
-    let confirmed = seqs(held);
-    let held = if is_ours { held } else { &[] };
-    let joins = rest.first().is_some_and(|s| s.header.seq == store.next_seq && follows(s, store.pos));
-    if joins || (rest.is_empty() && (is_ours || store.pos == state.pos)) {
-        let chain = [held, rest].concat();
-        let start = if is_ours { start_of(&chain) } else { store.pos };
-        let end = end_of(&chain).or(start);
-        let tail = tail_of(state, start, &chain);
-        return Start::Continue { confirmed, upload: seqs(rest), next_seq: store.next_seq, end, tail };
-    }
-    not_joined(state, local_log, store)
+    let runs = runs(state.lineage, local_log);
+    let joined = runs.iter().find_map(|run| Some((run.as_slice(), held_by(run, store)?)));
+    let nothing: &[&Segment] = &[];
+    let at_the_end = store.pos == state.pos;
+    let Some((local, held)) = joined.or_else(|| at_the_end.then_some((nothing, 0))) else {
+        return not_joined(state, local_log, store);
+    };
+    let start = if held > 0 { start_of(local) } else { store.pos };
+    let end = end_of(local).or(start);
+    let tail = tail_of(state, start, local);
+    let (confirmed, upload) = (seqs(&local[..held]), seqs(&local[held..]));
+    Start::Continue { confirmed, upload, next_seq: store.next_seq, end, tail }
 }
 
 /// The local log does not join the store's end.

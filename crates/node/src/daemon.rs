@@ -85,6 +85,7 @@ impl Daemon {
                 code
             }
             Cause::ReplicationEnded(result) => {
+                status_file::write_changed(&board);
                 end_application(&mut application, Signal::TERM, stop_timeout).await;
                 return result.map(|()| Status::Ok.code());
             }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use rhyolite_format::{Epoch, Seq};
+use rhyolite_format::Seq;
 use rhyolite_logic::history_plan::Policy;
 use rhyolite_store::Store;
 
@@ -19,6 +19,7 @@ use crate::capture::watch::Wake;
 use crate::history::{self, HistoryOptions, SegmentSource};
 use crate::status::DatabaseStatus;
 use crate::time;
+use crate::upload::{NoRight, Right};
 
 /// Shortest time between two looks, whatever the intervals say.
 const LOOK_MIN: Duration = Duration::from_secs(1);
@@ -42,7 +43,7 @@ pub struct Keeper {
     /// The database's prefix.
     pub store: Arc<dyn Store>,
     /// The right to write.
-    pub epoch: Epoch,
+    pub right: Right,
     /// What to keep, and when to do what.
     pub policy: Policy,
     /// Where segments need not be fetched from.
@@ -85,10 +86,14 @@ impl Keeper {
     }
 
     async fn look_after(&self) -> Result<bool, String> {
+        match self.right.exercise().await {
+            Ok(()) => {}
+            Err(NoRight::Lost(text) | NoRight::Passing(text)) => return Err(text),
+        }
         let options = HistoryOptions {
             store: Arc::clone(&self.store),
             policy: self.policy.clone(),
-            epoch: self.epoch,
+            epoch: self.right.claim.epoch(),
             now: time::now(),
             segments: Some(Arc::clone(&self.segments) as Arc<dyn SegmentSource>),
         };

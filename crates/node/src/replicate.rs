@@ -12,7 +12,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use rhyolite_format::identity::Identity;
@@ -20,17 +20,18 @@ use rhyolite_format::segment::Segment;
 use rhyolite_format::sqlite::header::DatabaseHeader;
 use rhyolite_format::{Epoch, Lineage, Nonce, PageSize, Pos, Seq, keys};
 use rhyolite_logic::reconcile::{Start as Decision, StoreEnd, reconcile};
-use rhyolite_store::{Counted, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind};
-use rustix::fs::{FlockOperation, flock};
+use rhyolite_store::{Counted, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind, Version};
 use tokio::sync::{mpsc, watch};
 
 use crate::capture::local_log::{SealedSegment, Writer};
+use crate::capture::restamp;
 use crate::capture::restart::{self, LocalStart};
 use crate::capture::thread::{CaptureThread, Channels, Ended, Start, TableError, TableSource, ToCapture};
 use crate::capture::watch::Wake;
 use crate::config::DatabaseConfig;
 use crate::keep::{Keeper, LocalSegments};
-use crate::log_end::{self, LogEnd};
+use crate::lease::LeasePool;
+use crate::log_end::{self, Hint, LogEnd};
 use crate::manifest_swap::ManifestError;
 use crate::random;
 use crate::restore::{self, RestoreError};
@@ -39,8 +40,10 @@ use crate::status::{DatabaseStatus, DiffReason, State, StatusBoard};
 use crate::time;
 use crate::upload::{UploadEnd, Uploader};
 
-/// The fixed right to write while there is no lease.
-const EPOCH: Epoch = Epoch::FIRST;
+mod turn;
+
+use turn::Turn;
+
 /// Messages that may wait for an uploader: a snapshot's pieces at most.
 const QUEUE: usize = 4;
 /// Longest time between tries to reach the store at start.
@@ -49,8 +52,8 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 const BEGIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Of so many lives of one process a late request is recognised.
 const LIVES_REMEMBERED: usize = 16;
-/// How long the lock of the state folder is waited for.
-const LOCK_WAIT: Duration = Duration::from_secs(1);
+/// How long giving up the leases may take at the end.
+const RELEASE_WAIT: Duration = Duration::from_secs(1);
 /// Stack of a capture thread in bytes: SQLite needs little.
 const STACK_BYTES: usize = 512 << 10;
 
@@ -103,21 +106,23 @@ pub async fn run(
     stop: watch::Receiver<bool>,
 ) -> Vec<ReplicateError> {
     let options = Arc::new(options);
+    let leases = Arc::new(LeasePool::default());
     let mut tasks = tokio::task::JoinSet::new();
     for config in options.databases.clone() {
         let status = board.add(config.path.clone(), config.meta_path.clone(), config.store.clone());
-        let (options, stop) = (Arc::clone(&options), stop.clone());
+        let (options, leases, stop) = (Arc::clone(&options), Arc::clone(&leases), stop.clone());
         tasks.spawn(async move {
-            let ended = Replication {
+            let replication = Replication {
                 config,
                 status: Arc::clone(&status),
                 options: Arc::clone(&options),
+                leases,
                 stop,
                 nonces: Vec::new(),
+                written: None,
                 is_last: false,
-            }
-            .run()
-            .await;
+            };
+            let ended = replication.run().await;
             match &ended {
                 Ok(()) => status.set_state(State::Stopped),
                 Err(error) => {
@@ -141,6 +146,7 @@ pub async fn run(
             Err(panic) => errors.push(ReplicateError::Local(format!("internal error, please report it: {panic}"))),
         }
     }
+    leases.release_all(RELEASE_WAIT).await;
     errors
 }
 
@@ -148,9 +154,12 @@ struct Replication {
     config: DatabaseConfig,
     status: Arc<DatabaseStatus>,
     options: Arc<ReplicateOptions>,
+    leases: Arc<LeasePool>,
     stop: watch::Receiver<bool>,
     /// By which the lives so far knew their segments.
     nonces: Vec<Nonce>,
+    /// The epoch under which this process has last gone to work on the store.
+    written: Option<Epoch>,
     /// This life begins although the process stops.
     is_last: bool,
 }
@@ -160,6 +169,8 @@ struct Opening {
     writer: Writer,
     next_seq: Seq,
     start: Start,
+    /// The version of the manifest that belongs to the end of the log.
+    manifest: Option<Version>,
 }
 
 impl Replication {
@@ -188,7 +199,7 @@ impl Replication {
     async fn run_once(&mut self) -> Result<Ended, ReplicateError> {
         let Some(page_size) = self.wait_for_database().await? else { return Ok(Ended::Stopped) };
         let store = self.open_store()?;
-        let meta_lock = lock_state_folder(&self.config.meta_path).await?;
+        let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Ended::Stopped) };
         let meta_path = self.config.meta_path.clone();
         let local =
             tokio::task::spawn_blocking(move || restart::load(&meta_path)).await.expect("loading does not panic");
@@ -196,15 +207,38 @@ impl Replication {
         for problem in local.problems.drain(..) {
             tracing::warn!(database = %self.config.path.display(), "state folder: {problem}");
         }
-        let hint = local.state.as_ref().and_then(|s| Some((s.next_seq, s.durable?)));
-        let Some(end) = self.find_end(&store, hint).await? else { return Ok(Ended::Stopped) };
-        let opening = self.decide(local, end)?;
+        tokio::select! {
+            checked = self.check_history(&store, local.state.as_ref().map(|s| s.lineage)) => checked?,
+            () = self.stopped() => return Ok(Ended::Stopped),
+        }
+        let lease = self.leases.get(&self.config, &self.status.requests);
+        let lease = lease.map_err(|e| ReplicateError::Store(e.to_string()))?;
+        let hint = local.state.as_ref();
+        let hint = hint.and_then(|s| Some(Hint { next_seq: s.next_seq, pos: s.durable?, epoch: s.epoch }));
+        let Some((turn, end)) = self.take_turn(&store, &lease, hint).await? else { return Ok(Ended::Stopped) };
+        let opening = self.decide(local, end, turn.epoch).await?;
         if !self.ensure_identity(&store, opening.writer.lineage, page_size).await? {
             return Ok(Ended::Stopped);
         }
-        let ended = self.drive(store, opening).await;
+        let ended = self.drive(store, turn, opening).await;
         drop(meta_lock);
         ended
+    }
+
+    /// Refuses a store that holds another history, before so much as the lease is touched. A store that does not answer is asked again
+    /// later.
+    async fn check_history(&self, store: &Arc<dyn Store>, known: Option<Lineage>) -> Result<(), ReplicateError> {
+        let Ok(object) = store.get(keys::ID).await else { return Ok(()) };
+        let found = Identity::decode(&object.bytes)
+            .map_err(|error| ReplicateError::Store(format!("{} in {}: {error}", keys::ID, self.config.store)))?;
+        match known.filter(|known| *known != found.lineage) {
+            Some(local) => Err(self.wrong_lineage(&Decision::WrongLineage { local, store: found.lineage })),
+            None => Ok(()),
+        }
+    }
+
+    fn wrong_lineage(&self, decided: &Decision) -> ReplicateError {
+        ReplicateError::WrongLineage(format!("{} and {}: {decided}", self.config.path.display(), self.config.store))
     }
 
     /// Waits for a database to replicate. `None` when stopped before. A file that is something else is refused, and
@@ -259,7 +293,7 @@ impl Replication {
     async fn find_end(
         &mut self,
         store: &Arc<dyn Store>,
-        hint: Option<(Seq, rhyolite_format::Pos)>,
+        hint: Option<Hint>,
     ) -> Result<Option<Option<LogEnd>>, ReplicateError> {
         let mut delay = Duration::from_millis(100);
         loop {
@@ -273,7 +307,7 @@ impl Replication {
             };
             match &error {
                 ManifestError::Store(e) if is_passing(e) => {}
-                ManifestError::Contended => {}
+                ManifestError::Contended | ManifestError::Changed => {}
                 _ => return Err(ReplicateError::Store(error.to_string())),
             }
             self.complain(&error.to_string(), "the store cannot be reached");
@@ -295,14 +329,10 @@ impl Replication {
     }
 
     /// How to go on: `logic::reconcile` has the table of cases.
-    fn decide(&self, local: LocalStart, end: Option<LogEnd>) -> Result<Opening, ReplicateError> {
+    async fn decide(&self, local: LocalStart, end: Option<LogEnd>, epoch: Epoch) -> Result<Opening, ReplicateError> {
         let local_log: Vec<Segment> = local.segments.iter().map(SealedSegment::index).collect();
-        let store_end = end.as_ref().map(|e| StoreEnd {
-            lineage: e.identity.lineage,
-            pos: e.pos,
-            next_seq: e.next_seq,
-            last_nonce: e.last_nonce,
-        });
+        let store_end =
+            end.as_ref().map(|e| StoreEnd { lineage: e.identity.lineage, pos: e.pos, next_seq: e.next_seq });
         let decided = reconcile(local.state.as_ref(), &local_log, store_end.as_ref());
         let path = self.config.path.display().to_string();
         if decided.is_loud() {
@@ -313,23 +343,49 @@ impl Replication {
         let known_lineage = local.state.as_ref().map(|s| s.lineage);
         let last_local = local.table.as_ref().map(|(_, pos)| pos.txid);
         let reason = self.doubt_of(&local);
-        let (lineage, next_seq, start) = match decided {
+        let nonce = Nonce(random::bytes());
+        let writer = |lineage: Option<Lineage>| Writer {
+            lineage: lineage.unwrap_or_else(|| Lineage(random::bytes())),
+            epoch,
+            nonce,
+        };
+        let (writer, next_seq, start) = match decided {
             Decision::WrongLineage { .. } => {
-                return Err(ReplicateError::WrongLineage(format!("{path} and {}: {decided}", self.config.store)));
+                return Err(self.wrong_lineage(&decided));
             }
             // The log of a fresh store begins with a snapshot in the manifest, so there is nothing else to upload first.
-            Decision::Fresh { .. } => (known_lineage, Seq::FIRST, Start::Fresh { last: last_local }),
-            Decision::Continue { next_seq, end: Some(end), .. } => {
+            Decision::Fresh { .. } => (writer(known_lineage), Seq::FIRST, Start::Fresh { last: last_local }),
+            Decision::Continue { next_seq, end: Some(end), upload, .. } => {
+                let writer = writer(known_lineage);
                 let durable = store_end.as_ref().and_then(|e| e.pos).unwrap_or(end);
-                (known_lineage, next_seq, continue_local(local, end, durable, next_seq, reason))
+                let local = self.restamp(local, upload, writer, next_seq).await?;
+                (writer, next_seq, continue_local(local, end, durable, next_seq, reason))
             }
-            Decision::Adopt { lineage, at, next_seq, .. } => (Some(lineage), next_seq, adopt(at, next_seq, reason)),
-            Decision::Conflict { at, next_seq, .. } => (known_lineage, next_seq, adopt(at, next_seq, reason)),
-            Decision::Continue { next_seq, end: None, .. } => (known_lineage, next_seq, Start::Fresh { last: None }),
+            Decision::Adopt { lineage, at, next_seq, .. } => {
+                (writer(Some(lineage)), next_seq, adopt(at, next_seq, reason))
+            }
+            Decision::Conflict { at, next_seq, .. } => (writer(known_lineage), next_seq, adopt(at, next_seq, reason)),
+            Decision::Continue { next_seq, end: None, .. } => {
+                (writer(known_lineage), next_seq, Start::Fresh { last: None })
+            }
         };
-        let lineage = lineage.unwrap_or_else(|| Lineage(random::bytes()));
-        let writer = Writer { lineage, epoch: EPOCH, nonce: Nonce(random::bytes()) };
-        Ok(Opening { writer, next_seq, start })
+        let manifest = end.and_then(|end| end.manifest_version);
+        Ok(Opening { writer, next_seq, start, manifest })
+    }
+
+    /// What the store does not have is uploaded under this life's right.
+    async fn restamp(
+        &self,
+        mut local: LocalStart,
+        upload: Vec<Seq>,
+        writer: Writer,
+        next_seq: Seq,
+    ) -> Result<LocalStart, ReplicateError> {
+        let segments = std::mem::take(&mut local.segments);
+        let stamped = tokio::task::spawn_blocking(move || restamp::restamp(segments, &upload, writer, next_seq));
+        let stamped = stamped.await.expect("stamping does not panic");
+        local.segments = stamped.map_err(|e| self.local_error("write", &e))?;
+        Ok(local)
     }
 
     fn doubt_of(&self, local: &LocalStart) -> DiffReason {
@@ -385,8 +441,9 @@ impl Replication {
     }
 
     /// Runs capture thread and uploader until both have ended.
-    async fn drive(&mut self, store: Arc<dyn Store>, opening: Opening) -> Result<Ended, ReplicateError> {
-        let Opening { writer, next_seq, start } = opening;
+    async fn drive(&mut self, store: Arc<dyn Store>, turn: Turn, opening: Opening) -> Result<Ended, ReplicateError> {
+        let Opening { writer, next_seq, start, manifest } = opening;
+        let right = self.right(&store, &turn, manifest);
         let wake = Wake::new().map_err(|e| self.local_error("watch", &e))?;
         let (out, from_capture) = mpsc::channel(QUEUE);
         let (answers, messages) = std::sync::mpsc::channel();
@@ -406,22 +463,18 @@ impl Replication {
         let spawned = spawned.map_err(|e| self.local_error("start a thread for", &e))?;
         let keeper = Keeper {
             store: Arc::clone(&store),
-            epoch: writer.epoch,
+            right: right.clone(),
             policy: self.config.history.clone(),
             segments: Arc::new(LocalSegments { folder: self.config.meta_path.join(restart::LOG_FOLDER) }),
             status: Arc::clone(&self.status),
             capture: answers.clone(),
             wake: wake.clone(),
         };
-        let earlier = self.nonces.clone();
-        self.nonces.push(writer.nonce);
-        // A request that is older than that many lives has long been answered.
-        let forgotten = self.nonces.len().saturating_sub(LIVES_REMEMBERED);
-        self.nonces.drain(..forgotten);
         let uploader = Uploader {
             store,
             writer,
-            earlier,
+            right,
+            earlier: self.add_life(writer.nonce),
             first_seq: next_seq,
             status: Arc::clone(&self.status),
             answers: answers.clone(),
@@ -436,6 +489,7 @@ impl Replication {
                 Some(UploadEnd::Done)
             }
             () = self.stop_within(&answers, &wake) => None,
+            () = turn.lease.over(turn.epoch) => Some(UploadEnd::BeginAgain("the lease was lost".to_owned())),
             never = keeper.run() => match never {},
         };
         // The uploader is gone: the thread sees its closed channel and ends by itself.
@@ -454,6 +508,16 @@ impl Replication {
             Some(UploadEnd::Done) if outcome == Some(Ended::Stopped) && self.is_all_durable() => Ok(Ended::Stopped),
             Some(UploadEnd::Done) | None => Err(self.not_durable()),
         }
+    }
+
+    /// Notes by which this life knows its segments, and gives what the lives before it did.
+    fn add_life(&mut self, nonce: Nonce) -> Vec<Nonce> {
+        let earlier = self.nonces.clone();
+        self.nonces.push(nonce);
+        // A request that is older than that many lives has long been answered.
+        let forgotten = self.nonces.len().saturating_sub(LIVES_REMEMBERED);
+        self.nonces.drain(..forgotten);
+        earlier
     }
 
     fn not_durable(&self) -> ReplicateError {
@@ -530,35 +594,6 @@ fn table_source(store: Arc<dyn Store>, cancelled: watch::Receiver<bool>) -> Tabl
 fn is_passing(error: &StoreError) -> bool {
     use StoreErrorKind::{Ambiguous, Denied, Full, Unavailable};
     matches!(error.kind, Unavailable | Ambiguous | Full | Denied)
-}
-
-/// Holds the state folder for this process: the lock goes with the returned file.
-async fn lock_state_folder(meta_path: &Path) -> Result<File, ReplicateError> {
-    let error = |e: &dyn std::fmt::Display| ReplicateError::Local(format!("state folder {}: {e}", meta_path.display()));
-    std::fs::create_dir_all(meta_path).map_err(|e| error(&e))?;
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(meta_path.join(restart::LOCK_FILE))
-        .map_err(|e| error(&e))?;
-    let began = Instant::now();
-    loop {
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => return Ok(file),
-            // The process before this one may be about to end.
-            Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < LOCK_WAIT => {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(ReplicateError::Conflict(format!(
-                    "state folder {}: another rhyolite on this machine replicates this database",
-                    meta_path.display()
-                )));
-            }
-            Err(e) => return Err(error(&e)),
-        }
-    }
 }
 
 enum HeaderError {

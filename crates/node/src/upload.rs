@@ -1,31 +1,36 @@
 //! The uploader of one database: segments in sequence, one at a time, and snapshots.
 //!
 //! A segment is durable when the store has acknowledged its creation. Its key is taken once and for ever; "exists" is settled
-//! by reading back: the same bytes carry our nonce, so an earlier try had worked; others mean that somebody else writes to this
-//! prefix. Then this uploader stops for good: two writers must not mix.
+//! by reading back ([`rhyolite_writer::create`]): the same bytes carry our nonce, so an earlier try had worked; others are another
+//! writer's. Then this uploader ends, and what the store holds decides how to go on.
 //!
-//! Every error but that is tried again, without end, until the process stops.
+//! Nothing is sent while the lease has run out, and nothing before the manifest was claimed. Every other error is tried again, without
+//! end, until the process stops.
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use bytes::Bytes;
 use rhyolite_format::crc::Crc64;
-use rhyolite_format::manifest::{Crc64Hex, FileKind, Manifest, ManifestFile};
-use rhyolite_format::segment::SegmentHeader;
+use rhyolite_format::lease::DurablePos;
+use rhyolite_format::manifest::{Crc64Hex, FileKind, ManifestFile};
 use rhyolite_format::{Nonce, Seq, Txid, keys};
-use rhyolite_store::{Store, StoreError, StoreErrorKind, Upload};
+use rhyolite_logic::lease::Guards;
+use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind, Upload};
+use rhyolite_writer::claim::Claim;
+use rhyolite_writer::create::{self, CreateError};
+use rhyolite_writer::lease_keeper::LeaseHandle;
+use rhyolite_writer::name::{self, Author};
 use tokio::sync::mpsc::Receiver;
 
 use crate::capture::local_log::{SealedSegment, Writer};
 use crate::capture::snapshot::SnapshotSummary;
 use crate::capture::thread::{SnapshotAnswer, ToCapture, ToUploader};
 use crate::capture::watch::Wake;
-use crate::manifest_swap;
-use crate::random;
+use crate::manifest_swap::{self, ManifestError};
 use crate::status::DatabaseStatus;
 use crate::time;
+use crate::world::RealWorld;
 
 /// Shortest and longest time between tries.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
@@ -41,6 +46,8 @@ pub struct Uploader {
     pub store: Arc<dyn Store>,
     /// Who writes.
     pub writer: Writer,
+    /// The right to write, and the claim that goes before the first writing.
+    pub right: Right,
     /// By which earlier lives of this process knew their segments.
     pub earlier: Vec<Nonce>,
     /// The first sequence number of this session's log, for a manifest that does not exist yet.
@@ -53,6 +60,40 @@ pub struct Uploader {
     pub wake: Wake,
 }
 
+/// Under which right is written.
+#[derive(Clone, Debug)]
+pub struct Right {
+    /// The lease.
+    pub lease: LeaseHandle,
+    /// Whether the lease is this database's alone: then it names the last durable position.
+    pub is_own: bool,
+    /// The manifest's claim.
+    pub claim: Arc<Claim>,
+}
+
+/// Why [`Right::exercise`] failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoRight {
+    /// Another writer was faster, or is at work.
+    Lost(String),
+    /// The store did not do it; worth another try.
+    Passing(String),
+}
+
+impl Right {
+    /// Waits until we may write, and makes the claim. To be called before everything that is put into the store.
+    pub async fn exercise(&self) -> Result<(), NoRight> {
+        let epoch = self.claim.epoch();
+        if self.lease.acquired().await != Some(epoch) {
+            return Err(NoRight::Lost("the lease was lost".to_owned()));
+        }
+        self.claim.ensure().await.map_err(|error| match error {
+            ManifestError::Fenced { .. } | ManifestError::Changed => NoRight::Lost(error.to_string()),
+            error => NoRight::Passing(error.to_string()),
+        })
+    }
+}
+
 /// Why an uploader ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UploadEnd {
@@ -60,8 +101,8 @@ pub enum UploadEnd {
     Done,
     /// Somebody else writes to this prefix.
     Conflict(String),
-    /// What is to be uploaded is gone or damaged, or an earlier life of this process has put something else in its place: begin
-    /// again with what the store has.
+    /// What is to be uploaded is gone or damaged, or another writer, or an earlier life of this process, has put something else in its
+    /// place: begin again with what the store has.
     BeginAgain(String),
 }
 
@@ -140,64 +181,60 @@ impl Uploader {
         let check = created < CHECK_FIRST || created.is_multiple_of(CHECK_EVERY);
         let mut delay = RETRY.0;
         loop {
-            let bytes = match segment.bytes() {
-                Ok(bytes) => bytes,
-                Err(error) => {
-                    let text = format!("read {}: {error}", segment.path.display());
-                    self.status.error(text.clone());
-                    return Err(UploadEnd::BeginAgain(text));
-                }
+            let error = match self.try_create(&key, segment, check).await {
+                Ok(()) => break,
+                Err(TryError::End(end)) => return Err(end),
+                Err(TryError::Passing(error)) => error,
             };
-            match self.try_create(&key, bytes, check).await {
-                Ok(()) => {
-                    self.status.update(|f| {
-                        f.uploaded.segments += 1;
-                        f.uploaded.segment_bytes += segment.len;
-                        f.uploaded.last = Some(time::now());
-                    });
-                    return Ok(());
-                }
-                Err(TryError::Conflict) => {
-                    let text = format!(
-                        "another writer is at work in {}: {key} is not ours; stop the other one, then start this again",
-                        self.store.describe()
-                    );
-                    return Err(UploadEnd::Conflict(text));
-                }
-                Err(TryError::OwnLate) => {
-                    return Err(UploadEnd::BeginAgain(format!("{key}: a request of our own came late")));
-                }
-                Err(TryError::Store(error)) => {
-                    tracing::warn!(database = %self.status.path.display(), "upload {key}: {error}");
-                    self.status.error(format!("upload {key}: {error}"));
-                    pause(&mut delay).await;
-                }
-            }
+            tracing::warn!(database = %self.status.path.display(), "upload {key}: {error}");
+            self.status.error(format!("upload {key}: {error}"));
+            pause(&mut delay).await;
+        }
+        self.status.update(|f| {
+            f.uploaded.segments += 1;
+            f.uploaded.segment_bytes += segment.len;
+            f.uploaded.last = Some(time::now());
+        });
+        if self.right.is_own {
+            let lineage = self.writer.lineage;
+            self.right.lease.set_durable(segment.end().map(|pos| DurablePos { lineage, pos }));
+        }
+        Ok(())
+    }
+
+    async fn try_create(&self, key: &str, segment: &SealedSegment, check: bool) -> Result<(), TryError> {
+        self.right.exercise().await?;
+        let bytes = segment.bytes().map_err(|error| {
+            let text = format!("read {}: {error}", segment.path.display());
+            self.status.error(text.clone());
+            TryError::End(UploadEnd::BeginAgain(text))
+        })?;
+        match create::segment(&*self.store, Guards::ALL, &segment.header, bytes, &self.earlier).await {
+            Ok(Some(version)) if check => Ok(self.store.verify_created(key, &version, segment.len).await?),
+            Ok(_) => Ok(()),
+            Err(error) => Err(self.judge(key, error)),
         }
     }
 
-    async fn try_create(&self, key: &str, bytes: Bytes, check: bool) -> Result<(), TryError> {
-        match self.store.create(key, bytes.clone()).await {
-            Ok(version) if check => {
-                let size = bytes.len() as u64;
-                Ok(self.store.verify_created(key, &version, size).await?)
-            }
-            Ok(_) => Ok(()),
-            Err(error) if matches!(error.kind, StoreErrorKind::Exists | StoreErrorKind::Ambiguous) => {
-                match self.store.get(key).await {
-                    Ok(object) if object.bytes == bytes => Ok(()),
-                    Ok(object) => match SegmentHeader::decode(&object.bytes) {
-                        Ok(header) if self.earlier.contains(&header.nonce) => Err(TryError::OwnLate),
-                        _ => Err(TryError::Conflict),
-                    },
-                    Err(_) => Err(TryError::Store(error)),
-                }
-            }
-            Err(error) => Err(TryError::Store(error)),
+    fn judge(&self, key: &str, error: CreateError) -> TryError {
+        let begin_again = |text: String| TryError::End(UploadEnd::BeginAgain(format!("{key}: {text}")));
+        match error {
+            CreateError::Store(error) => TryError::Passing(error.to_string()),
+            CreateError::OwnLate => begin_again("a request of our own came late".to_owned()),
+            CreateError::Older { theirs } => begin_again(format!("a request of epoch {} came late", theirs.get())),
+            CreateError::Fenced { theirs } => begin_again(format!("epoch {} writes here by now", theirs.get())),
+            CreateError::Conflict => TryError::End(UploadEnd::Conflict(format!(
+                "another writer is at work in {}: {key} is not ours; stop the other one, then start this again",
+                self.store.describe()
+            ))),
         }
     }
 
     async fn begin_snapshot(&self, txid: Txid) -> Result<SnapshotUpload, StoreError> {
+        if let Err(NoRight::Lost(text) | NoRight::Passing(text)) = self.right.exercise().await {
+            let kind = StoreErrorKind::Unavailable;
+            return Err(StoreError::new(kind, Operation::Upload, "a snapshot", self.store.describe(), text));
+        }
         let key = keys::ltx(keys::SNAPSHOT_LEVEL, Txid::FIRST, txid, self.writer.epoch);
         manifest_swap::clear_unnamed(&*self.store, &key).await?;
         let upload = self.store.upload(&key).await?;
@@ -225,10 +262,10 @@ impl Uploader {
             pages: u64::from(summary.pages),
             entries: 1,
         };
-        let swapped =
-            manifest_swap::update(&*self.store, time::now(), |manifest| Some(self.with_snapshot(manifest, &file)))
-                .await;
-        swapped.map_err(|e| e.to_string())?;
+        let Writer { lineage, epoch, .. } = self.writer;
+        let author = Author { lineage, epoch, first_seq: self.first_seq };
+        let named = name::snapshot(&*self.store, &RealWorld, Guards::ALL, author, &file).await;
+        named.map_err(|e| e.to_string())?;
         self.status.update(|f| {
             f.uploaded.files += 1;
             f.uploaded.file_bytes += summary.len;
@@ -236,35 +273,25 @@ impl Uploader {
         });
         Ok(())
     }
-
-    /// The manifest with one more snapshot. The first one starts the log.
-    fn with_snapshot(&self, manifest: Option<Manifest>, file: &ManifestFile) -> Manifest {
-        let Writer { lineage, epoch, .. } = self.writer;
-        let nonce = Nonce(random::bytes());
-        let first = manifest.is_none();
-        let mut next = manifest.unwrap_or_else(|| Manifest::new(lineage, epoch, nonce, time::now(), self.first_seq));
-        if first {
-            next.log_start = Some(file.end());
-        }
-        next.files.retain(|f| f.key != file.key);
-        next.retired_files.retain(|f| f.key != file.key);
-        next.files.push(file.clone());
-        next.files.sort_by_key(|f| (f.level, f.min_txid, f.max_txid));
-        next
-    }
 }
 
 enum TryError {
-    /// Somebody else's object has the name.
-    Conflict,
-    /// One of our own from before we began again has it.
-    OwnLate,
-    Store(StoreError),
+    End(UploadEnd),
+    Passing(String),
 }
 
 impl From<StoreError> for TryError {
     fn from(error: StoreError) -> Self {
-        Self::Store(error)
+        Self::Passing(error.to_string())
+    }
+}
+
+impl From<NoRight> for TryError {
+    fn from(error: NoRight) -> Self {
+        match error {
+            NoRight::Lost(text) => Self::End(UploadEnd::BeginAgain(text)),
+            NoRight::Passing(text) => Self::Passing(text),
+        }
     }
 }
 
@@ -316,7 +343,12 @@ mod tests {
         let (answers, _messages) = std::sync::mpsc::channel();
         let status = StatusBoard::new().add("app.db".into(), "state".into(), "memory:".into());
         let wake = Wake::new().unwrap();
-        let uploader = Uploader { store, writer: writer(1), earlier, first_seq: Seq::FIRST, status, answers, wake };
+        let world: Arc<dyn rhyolite_writer::World> = Arc::new(RealWorld);
+        let lease = LeaseHandle::alone(Arc::clone(&world));
+        let claim = Arc::new(Claim::new(Arc::clone(&store), world, Guards::ALL, Epoch::FIRST, None));
+        let right = Right { lease, is_own: true, claim };
+        let uploader =
+            Uploader { store, writer: writer(1), right, earlier, first_seq: Seq::FIRST, status, answers, wake };
         uploader.create_segment(&segment(writer(1), &folder.path().join("ours")), 0).await
     }
 

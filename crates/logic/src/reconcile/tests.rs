@@ -1,7 +1,7 @@
 //! The cases of `testdata/scripts/reconcile.txt`.
 
 use rhyolite_format::segment::SegmentHeader;
-use rhyolite_format::{Checksum, Epoch, PageCount, PageSize, Timestamp, Txid};
+use rhyolite_format::{Checksum, Epoch, Nonce, PageCount, PageSize, Timestamp, Txid};
 
 use super::*;
 
@@ -85,12 +85,7 @@ fn state(words: &[&str]) -> LocalState {
 }
 
 fn store(words: &[&str]) -> StoreEnd {
-    StoreEnd {
-        lineage: lineage(words[0]),
-        pos: pos(value(words, "pos")),
-        next_seq: seq(value(words, "next")),
-        last_nonce: nonce(value(words, "last")),
-    }
+    StoreEnd { lineage: lineage(words[0]), pos: pos(value(words, "pos")), next_seq: seq(value(words, "next")) }
 }
 
 fn say_seqs(seqs: &[Seq]) -> String {

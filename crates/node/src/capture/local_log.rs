@@ -29,6 +29,8 @@ const IMAGE_BYTES_MAX: u64 = 9 << 20;
 const IMAGES_MAX: usize = 2;
 /// So many segments are kept at most after the store has them, for bundling.
 const KEEP_SEGMENTS_MAX: usize = 1200;
+/// Ends the name of a segment that is on its way to another number.
+pub(super) const MOVING_EXTENSION: &str = "moving";
 /// A transaction is written out in pieces of this size while it is encoded.
 const SPILL_BYTES: usize = 1 << 20;
 
@@ -50,6 +52,11 @@ pub struct SealedSegment {
 }
 
 impl SealedSegment {
+    /// A segment in a file.
+    pub(super) fn new(header: SegmentHeader, path: PathBuf, len: u64, entries: Vec<SegmentEntry>) -> Self {
+        Self { seq: header.seq, header, path, len, entries, image: None }
+    }
+
     /// All its bytes, from memory or from the file.
     pub fn bytes(&self) -> io::Result<Bytes> {
         if let Some(image) = &self.image {
@@ -313,9 +320,9 @@ impl LocalLog {
         let after = self.sent();
         for segment in self.sealed.range_mut(before..after) {
             self.sent_bytes += segment.len;
-            let SealedSegment { seq, header, path, len, entries, .. } = &**segment;
+            let SealedSegment { header, path, len, entries, .. } = &**segment;
             let (header, path, entries) = (header.clone(), path.clone(), entries.clone());
-            *segment = Arc::new(SealedSegment { seq: *seq, header, path, len: *len, entries, image: None });
+            *segment = Arc::new(SealedSegment::new(header, path, *len, entries));
         }
     }
 
@@ -372,14 +379,15 @@ impl LocalLog {
     }
 }
 
-fn segment_path(dir: &Path, seq: Seq) -> PathBuf {
+/// Name of a segment's file.
+pub(super) fn segment_path(dir: &Path, seq: Seq) -> PathBuf {
     dir.join(format!("{seq}.seg"))
 }
 
 /// What [`recover`] found in a log folder.
 #[derive(Debug, Default)]
 pub struct Recovered {
-    /// Whole segments with consecutive sequence numbers, oldest first. A segment that was still open was sealed.
+    /// Whole segments, each of which follows the one before, oldest first. A segment that was still open was sealed.
     pub segments: Vec<SealedSegment>,
     /// What was thrown away, for the log.
     pub damage: Vec<String>,
@@ -396,6 +404,11 @@ pub fn recover(dir: &Path, lineage: Lineage) -> io::Result<Recovered> {
         Ok(entries) => {
             for entry in entries {
                 let path = entry?.path();
+                if path.extension().is_some_and(|e| e == MOVING_EXTENSION) {
+                    // What it held is found by comparing pages.
+                    fs::remove_file(&path)?;
+                    continue;
+                }
                 let seq = path.file_name().and_then(|n| n.to_str()).and_then(|n| n.strip_suffix(".seg"));
                 names.extend(seq.and_then(|s| s.parse().ok()).map(|seq: Seq| (seq, path.clone())));
             }
@@ -411,10 +424,7 @@ pub fn recover(dir: &Path, lineage: Lineage) -> io::Result<Recovered> {
         }
         match recover_segment(seq, &path, lineage)? {
             Ok(Some(segment)) => {
-                let joins = recovered
-                    .segments
-                    .last()
-                    .is_none_or(|before| before.seq.next() == seq && follows(before, &segment));
+                let joins = recovered.segments.last().is_none_or(|before| follows(before, &segment));
                 if !joins {
                     recovered.damage.push(format!("segment {seq} does not follow the one before it"));
                     remove_all(&mut recovered.segments)?;
@@ -452,7 +462,8 @@ fn recover_segment(seq: Seq, path: &Path, lineage: Lineage) -> io::Result<Result
         return Ok(Ok(None));
     }
     let header = match SegmentHeader::decode(&bytes) {
-        Ok(header) if header.lineage == lineage && header.seq == seq => header,
+        // The name decides: a restart may have been interrupted between giving a segment its new number and moving it.
+        Ok(header) if header.lineage == lineage => SegmentHeader { seq, ..header },
         Ok(_) => return Ok(Err("belongs to another log".to_owned())),
         Err(error) => return Ok(Err(error.to_string())),
     };
@@ -466,12 +477,12 @@ fn recover_segment(seq: Seq, path: &Path, lineage: Lineage) -> io::Result<Result
         None if entries.is_empty() => return Ok(Ok(None)),
         None => {
             bytes.truncate(end);
+            bytes[..segment::HEADER_SIZE].copy_from_slice(&header.encode());
             segment::encode_index(&entries, &header, end as u64, &mut bytes);
             rewrite(path, &bytes)?;
         }
     }
-    let len = bytes.len() as u64;
-    Ok(Ok(Some(SealedSegment { seq, header, path: path.to_owned(), len, entries, image: None })))
+    Ok(Ok(Some(SealedSegment::new(header, path.to_owned(), bytes.len() as u64, entries))))
 }
 
 fn rewrite(path: &Path, bytes: &[u8]) -> io::Result<()> {
@@ -523,4 +534,54 @@ fn whole_transaction(bytes: &[u8], offset: u64, page: &mut Vec<u8>) -> Option<(S
         post_apply: trailer.post_apply?,
     };
     Some((entry, len))
+}
+
+/// Real logs for tests.
+#[cfg(test)]
+pub(super) mod samples {
+    use rhyolite_format::ltx::{Encoder, LtxHeader, Packing};
+    use rhyolite_format::{Checksum, PageCount, PageNumber, PageSize};
+
+    use super::*;
+
+    /// One sealed segment for each of the consecutive sequence numbers, with one transaction of the same number.
+    pub(crate) fn log_with(dir: &Path, seqs: &[u64]) {
+        let writer = Writer { lineage: Lineage([1; 16]), epoch: Epoch::FIRST, nonce: Nonce([1; 16]) };
+        let mut log = LocalLog::new(dir.to_owned(), writer, Seq::new(seqs[0]).unwrap(), Vec::new()).unwrap();
+        let page = |n: u64| vec![u8::try_from(n).unwrap(); 512];
+        let sum = |n: u64| Checksum::of_page(PageNumber::FIRST, &page(n));
+        for n in seqs {
+            let txid = Txid::new(*n).unwrap();
+            let header = LtxHeader {
+                no_checksum: false,
+                page_size: PageSize::MIN,
+                commit: PageCount(1),
+                min_txid: txid,
+                max_txid: txid,
+                timestamp: Timestamp(0),
+                pre_apply: Some(sum(n - 1)),
+                wal_offset: 0,
+                wal_size: 0,
+                wal_salt: (0, 0),
+                node_id: 0,
+            };
+            let out = log.begin(Timestamp(0)).unwrap();
+            let mut encoder = Encoder::new(header, Packing::Lz4, out).unwrap();
+            encoder.page(PageNumber::FIRST, &page(*n), out).unwrap();
+            encoder.finish(Some(sum(*n)), out).unwrap();
+            log.commit(SegmentEntry {
+                min_txid: txid,
+                max_txid: txid,
+                offset: 0,
+                len: 0,
+                timestamp: Timestamp(0),
+                page_size: PageSize::MIN,
+                commit: PageCount(1),
+                pages: 1,
+                pre_apply: Some(sum(n - 1)),
+                post_apply: sum(*n),
+            });
+            log.seal().unwrap().unwrap();
+        }
+    }
 }

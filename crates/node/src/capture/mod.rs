@@ -15,6 +15,7 @@
 
 pub mod handle;
 pub mod local_log;
+pub mod restamp;
 pub mod restart;
 pub mod snapshot;
 pub mod table;

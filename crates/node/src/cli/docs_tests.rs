@@ -9,7 +9,7 @@ use serde::{Deserialize, forward_to_deserialize_any};
 
 use super::Cli;
 use super::exit::Status;
-use crate::config::file::{ConfigFile, DatabaseFile, IntervalFile, KeepFile, LoggingFile, ReplicaFile};
+use crate::config::file::{ConfigFile, DatabaseFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile};
 use crate::observe::metrics::{BUILD_INFO, METRICS};
 use crate::status::{DiffReason, State};
 
@@ -117,6 +117,7 @@ fn every_key_is_documented() {
         ("merge", fields::<IntervalFile>()),
         ("snapshot", fields::<IntervalFile>()),
         ("keep", fields::<KeepFile>()),
+        ("lease", fields::<LeaseFile>()),
     ];
     let mut keys = BTreeSet::new();
     let mut add = |prefix: &str, names: Vec<&str>| {

@@ -75,6 +75,9 @@ pub(super) struct ReplicateArgs {
     /// State folder (.NAME-rhyolite beside the database)
     #[arg(long, value_name = "PATH", requires = "db")]
     meta_path: Option<PathBuf>,
+    /// Keep the lease in this store, and share it with every database whose lease lies there
+    #[arg(long, value_name = "STORE", requires = "db")]
+    lease_url: Option<String>,
     #[command(flatten)]
     settings: Settings,
 }
@@ -148,6 +151,7 @@ fn one_database(args: &ReplicateArgs, db: &Path, store: &str) -> Result<Config, 
         database.meta_path = absolute(meta_path)?;
     }
     args.settings.apply(&mut database);
+    database.lease.store.clone_from(&args.lease_url);
     settings::validate(&database).map_err(Failure::usage)?;
     Ok(Config { databases: vec![database], ..Config::default() })
 }

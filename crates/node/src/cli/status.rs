@@ -18,10 +18,11 @@ use super::replicate::DEFAULT_CONFIG;
 use super::store;
 use crate::config::units::{format_duration, format_size};
 use crate::config::{DatabaseConfig, default_meta_path, file, io_text};
+use crate::log_end::{self, Hint};
 use crate::observe::report::{DatabaseReport, ProcessReport};
 use crate::observe::status_file;
 use crate::status::{DiffReason, Figures};
-use crate::{log_end, time};
+use crate::time;
 
 /// Name of the state in a state folder.
 const STATE_FILE: &str = "state";
@@ -199,7 +200,7 @@ fn local_state(meta_path: &Path) -> Result<Option<LocalState>, Failure> {
 
 fn store_position(url: &str, options: &StoreOptions, state: Option<&LocalState>) -> Result<StoreLine, Failure> {
     let opened = store::open_with(url, options)?;
-    let hint = state.and_then(|s| Some((s.next_seq, s.durable?)));
+    let hint = state.and_then(|s| Some(Hint { next_seq: s.next_seq, pos: s.durable?, epoch: s.epoch }));
     let end = store::block_on(async { Ok(log_end::find(&opened, hint).await) })?;
     let (end, error) = match end {
         Ok(end) => (end, None),

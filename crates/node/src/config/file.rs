@@ -12,7 +12,9 @@ use serde_saphyr::Spanned;
 
 use super::settings::{self, Settings};
 use super::units::{DurationText, SizeText};
-use super::{Config, ConfigError, Credentials, DatabaseConfig, LogFormat, LogLevel, expand, parse_addr, suggest};
+use super::{
+    Config, ConfigError, Credentials, DatabaseConfig, IfHeld, LogFormat, LogLevel, expand, parse_addr, suggest,
+};
 
 /// Most a configuration may hold: parsed values, which bounds what aliases can multiply.
 const NODES_MAX: usize = 20_000;
@@ -51,6 +53,8 @@ macro_rules! with_settings {
             pub snapshot: IntervalFile,
             /// What the store keeps.
             pub keep: KeepFile,
+            /// The right to write.
+            pub lease: LeaseFile,
         }
 
         impl $name {
@@ -71,6 +75,10 @@ macro_rules! with_settings {
                     keep_every_commit: self.keep.every_commit.map(|d| d.0),
                     keep_hourly: self.keep.hourly.map(|d| d.0),
                     keep_daily: self.keep.daily.map(|d| d.0),
+                    lease: self.lease.enabled,
+                    lease_ttl: self.lease.ttl.map(|d| d.0),
+                    if_held: self.lease.if_held,
+                    lease_url: self.lease.url.clone(),
                 }
             }
         }
@@ -135,6 +143,20 @@ pub struct KeepFile {
     pub hourly: Option<DurationText>,
     /// See [`Settings::keep_daily`].
     pub daily: Option<DurationText>,
+}
+
+/// `lease`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct LeaseFile {
+    /// See [`Settings::lease`].
+    pub enabled: Option<bool>,
+    /// See [`Settings::lease_ttl`].
+    pub ttl: Option<DurationText>,
+    /// See [`Settings::if_held`].
+    pub if_held: Option<IfHeld>,
+    /// See [`Settings::lease_url`].
+    pub url: Option<String>,
 }
 
 /// `replica`: a URL, or its parts.

@@ -176,6 +176,38 @@ pub struct DatabaseConfig {
     pub segment_bytes_max: u64,
     /// What the store keeps and for how long (`bundle`, `merge`, `snapshot`, `keep`).
     pub history: Policy,
+    /// How other writers are kept away (`lease`).
+    pub lease: LeaseConfig,
+}
+
+/// The right to write to the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseConfig {
+    /// Whether one is taken. Without it, of two writers the one that started last wins, and the other one stops.
+    pub enabled: bool,
+    /// How long a holder that cannot be heard of keeps it (`lease.ttl`).
+    pub ttl: Duration,
+    /// What to do while another process has it (`lease.if-held`).
+    pub if_held: IfHeld,
+    /// Where it lies, when several databases share one; otherwise in the database's own store (`lease.url`).
+    pub store: Option<String>,
+}
+
+/// What to do while another process has the lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum IfHeld {
+    /// Take over when it is given up or runs out.
+    #[default]
+    Wait,
+    /// End.
+    Exit,
+}
+
+impl Default for LeaseConfig {
+    fn default() -> Self {
+        Self { enabled: true, ttl: 60 * SECOND, if_held: IfHeld::Wait, store: None }
+    }
 }
 
 /// When the WAL is checkpointed by us. The application's own automatic checkpoints stay as they are.
@@ -211,6 +243,7 @@ impl DatabaseConfig {
             log_bytes_max: 1024 * MIB,
             segment_bytes_max: 8 * MIB,
             history: Policy::default(),
+            lease: LeaseConfig::default(),
         }
     }
 }

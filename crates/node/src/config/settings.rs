@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::DatabaseConfig;
 use super::units::{format_duration, format_size, parse_duration, parse_size};
+use super::{DatabaseConfig, IfHeld};
 
 /// What may be set for a database; `None` leaves what was there.
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +59,18 @@ pub struct Settings {
     /// Keep one restore point per day for this long (30d)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub keep_daily: Option<Duration>,
+    /// Hold a lease in the store, so that two processes cannot write there at a time (true or false; true)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub lease: Option<bool>,
+    /// A holder of the lease that is not heard of keeps it this long (1m)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub lease_ttl: Option<Duration>,
+    /// While another process holds the lease: wait, and take over; or exit (wait)
+    #[arg(long, value_name = "WHAT")]
+    pub if_held: Option<IfHeld>,
+    /// Where the lease lies, when several databases share one. A flag of the command, because it has no default.
+    #[arg(skip)]
+    pub lease_url: Option<String>,
 }
 
 fn set<T: Copy>(target: &mut T, value: Option<T>) {
@@ -85,6 +97,12 @@ impl Settings {
         set(&mut config.history.keep_every_commit, self.keep_every_commit);
         set(&mut config.history.keep_hourly, self.keep_hourly);
         set(&mut config.history.keep_daily, self.keep_daily);
+        set(&mut config.lease.enabled, self.lease);
+        set(&mut config.lease.ttl, self.lease_ttl);
+        set(&mut config.lease.if_held, self.if_held);
+        if self.lease_url.is_some() {
+            config.lease.store.clone_from(&self.lease_url);
+        }
     }
 }
 
@@ -93,6 +111,8 @@ const BYTES_MIN: u64 = 128 << 10;
 /// Below these, looking would cost more than it finds, and rewriting more than it saves.
 const LOOK_INTERVAL_MIN: Duration = Duration::from_millis(10);
 const HISTORY_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// A shorter lease would be lost by every hiccup.
+const LEASE_TTL_MIN: Duration = Duration::from_secs(1);
 
 /// Checks what no single value can show.
 ///
@@ -105,6 +125,7 @@ pub fn validate(config: &DatabaseConfig) -> Result<(), String> {
         ("bundle.interval", history.bundle_interval, HISTORY_INTERVAL_MIN),
         ("merge.interval", history.merge_interval, HISTORY_INTERVAL_MIN),
         ("snapshot.interval", history.snapshot_interval, HISTORY_INTERVAL_MIN),
+        ("lease.ttl", config.lease.ttl, LEASE_TTL_MIN),
     ];
     if let Some((name, value, min)) = durations.iter().find(|(_, value, min)| value < min) {
         return Err(format!("{name} is {}, but must be at least {}", format_duration(*value), format_duration(*min)));
@@ -138,6 +159,7 @@ mod tests {
     use clap::{CommandFactory, Parser};
 
     use super::*;
+    use crate::config::LeaseConfig;
 
     #[derive(Debug, Parser)]
     struct Flags {
@@ -179,6 +201,7 @@ mod tests {
         config.history.keep_every_commit = Duration::ZERO;
         config.history.keep_hourly = Duration::ZERO;
         config.history.keep_daily = Duration::ZERO;
+        config.lease = LeaseConfig { enabled: false, ttl: hour, if_held: IfHeld::Exit, store: None };
         settings.apply(&mut config);
         assert_eq!(config, default);
         assert_eq!(validate(&default), Ok(()));

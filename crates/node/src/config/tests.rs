@@ -83,6 +83,7 @@ dbs:
     merge: {interval: 2m}
     snapshot: {interval: 3m}
     keep: {every-commit: 1h, hourly: 2h, daily: 3h}
+    lease: {enabled: false, ttl: 5s, if-held: exit, url: ./leases}
 ";
     let seconds = Duration::from_secs;
     let config = parse(text).unwrap();
@@ -112,6 +113,12 @@ dbs:
             keep_hourly: seconds(7_200),
             keep_daily: seconds(10_800),
             ..Policy::default()
+        },
+        lease: LeaseConfig {
+            enabled: false,
+            ttl: seconds(5),
+            if_held: IfHeld::Exit,
+            store: Some("./leases".to_owned()),
         },
     };
     assert_eq!(config.databases, [expected]);

@@ -13,17 +13,21 @@ use std::fs::File;
 use std::sync::Arc;
 
 use rhyolite_format::manifest::{Manifest, ManifestFile, RetiredSegments};
-use rhyolite_format::{Epoch, Nonce, Seq, Timestamp, Txid, keys};
+use rhyolite_format::{Epoch, Nonce, Seq, Timestamp, Txid};
 use rhyolite_logic::Target;
 use rhyolite_logic::history_plan::{Piece, Policy, SnapshotReason, Step, Update, apply, plan};
+use rhyolite_logic::lease::Guards;
 use rhyolite_logic::log::live;
 use rhyolite_store::{Store, StoreError};
+use rhyolite_writer::delete::{self, Deletion};
+use rhyolite_writer::manifest_swap::update_as;
 
-use crate::manifest_swap::{self, ManifestError};
+use crate::manifest_swap::ManifestError;
 use crate::random;
 use crate::restore::catalog::{Catalog, OnDamage};
 use crate::restore::reader::Reader;
 use crate::restore::{RestoreError, plan_in};
+use crate::world::RealWorld;
 use merge::Inputs;
 use write::Workshop;
 
@@ -88,8 +92,6 @@ pub enum HistoryError {
         /// The epoch of the manifest.
         theirs: Epoch,
     },
-    /// There is no manifest yet.
-    NoManifest,
 }
 
 impl std::fmt::Display for HistoryError {
@@ -101,7 +103,6 @@ impl std::fmt::Display for HistoryError {
             Self::Fenced { ours, theirs } => {
                 write!(f, "another process writes under epoch {theirs}, this one had {ours}")
             }
-            Self::NoManifest => f.write_str("there is no manifest yet"),
         }
     }
 }
@@ -122,7 +123,10 @@ impl From<StoreError> for HistoryError {
 
 impl From<ManifestError> for HistoryError {
     fn from(error: ManifestError) -> Self {
-        Self::Manifest(error)
+        match error {
+            ManifestError::Fenced { ours, theirs } => Self::Fenced { ours, theirs },
+            error => Self::Manifest(error),
+        }
     }
 }
 
@@ -211,7 +215,8 @@ impl<'a> Round<'a> {
             Some(apply(&manifest, step, made.clone(), update))
         };
         let store = &*self.options.store;
-        if manifest_swap::update(store, self.options.now, change).await?.is_none() {
+        let swapped = update_as(store, &RealWorld, Guards::ALL, self.options.epoch, change).await?;
+        if swapped.is_none() {
             return Ok(false);
         }
         report.bytes_written += written;
@@ -276,33 +281,14 @@ impl<'a> Round<'a> {
         files.chain(commits).min().unwrap_or(self.options.now)
     }
 
-    /// Deletes what the manifest, read again, still lists as retired since before the grace period.
     async fn delete(&self, files: &[String], segments: &[RetiredSegments]) -> Result<u64, HistoryError> {
-        let manifest = manifest_swap::read(&*self.options.store).await?;
-        let (manifest, _) = manifest.ok_or(HistoryError::NoManifest)?;
-        check_epoch(&manifest, self.options.epoch)?;
-        let grace = i64::try_from(self.options.policy.grace.as_millis()).unwrap_or(i64::MAX);
-        let due = |since: Timestamp| since.0 <= self.options.now.0.saturating_sub(grace);
-        let mut keys: Vec<String> = Vec::new();
-        for retired in manifest.retired_files.iter().filter(|retired| files.contains(&retired.key)) {
-            let is_live = manifest.files.iter().any(|file| file.key == retired.key);
-            assert!(!is_live, "nothing is both live and retired");
-            if due(retired.since) {
-                keys.push(retired.key.clone());
-            }
-        }
-        for range in manifest.retired_segments.iter().filter(|range| segments.contains(range)) {
-            assert!(range.last_seq < manifest.first_seq, "a live segment is not retired");
-            if due(range.since) {
-                let seqs = range.first_seq.get()..=range.last_seq.get();
-                keys.extend(seqs.map(|seq| keys::segment(Seq::new(seq).expect("not below the first"))));
-            }
-        }
-        let store = &self.options.store;
-        for some in keys.chunks(1000) {
-            store.delete(some).await?;
-        }
-        Ok(keys.len() as u64)
+        let HistoryOptions { store, policy, epoch, now, .. } = self.options;
+        let deletion = Deletion { files, segments, epoch: *epoch, grace: policy.grace, now: *now, guards: Guards::ALL };
+        delete::retired(&**store, deletion).await.map_err(|error| match error {
+            // Of a deletion that the store refuses the report tells.
+            ManifestError::Store(error) => HistoryError::Write(error),
+            error => error.into(),
+        })
     }
 }
 

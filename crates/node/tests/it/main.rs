@@ -5,6 +5,7 @@ mod cli;
 mod follow;
 mod history;
 mod history_builder;
+mod lease;
 mod program;
 mod readme;
 mod restore;

@@ -150,6 +150,11 @@ impl Running {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+
     /// Waits for the end.
     pub(crate) fn wait(mut self) -> Outcome {
         let (stdout, stderr) = (self.0.stdout.take(), self.0.stderr.take());

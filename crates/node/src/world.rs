@@ -1,0 +1,39 @@
+//! The real time and chance of [`rhyolite_writer::World`].
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use rhyolite_format::{Nonce, Timestamp};
+use rhyolite_logic::lease::Monotonic;
+use rhyolite_writer::World;
+
+use crate::{random, time};
+
+/// This machine.
+#[derive(Clone, Copy, Debug)]
+pub struct RealWorld;
+
+impl World for RealWorld {
+    fn now(&self) -> Monotonic {
+        // Unlike the clock of `Instant` it goes on while the machine sleeps: a lease runs out meanwhile.
+        #[cfg(target_os = "linux")]
+        let clock = rustix::time::ClockId::Boottime;
+        #[cfg(not(target_os = "linux"))]
+        let clock = rustix::time::ClockId::Monotonic;
+        let time = Duration::try_from(rustix::time::clock_gettime(clock)).expect("the clock starts at 0");
+        Monotonic(u64::try_from(time.as_millis()).expect("less than 500 million years"))
+    }
+
+    fn wall(&self) -> Timestamp {
+        time::now()
+    }
+
+    fn nonce(&self) -> Nonce {
+        Nonce(random::bytes())
+    }
+
+    fn sleep(&self, time: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(tokio::time::sleep(time))
+    }
+}

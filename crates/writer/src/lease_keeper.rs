@@ -1,0 +1,319 @@
+//! Drives [`rhyolite_logic::lease`] over a store: sends its requests, hands it the answers, and tells others how things stand.
+//!
+//! Requests run beside each other: one that has not been answered in time stays open, and its answer is handed over whenever it comes.
+//! Which answers count is the machine's decision.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, Either, select};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use rhyolite_format::lease::{DurablePos, LeaseRecord};
+use rhyolite_format::{Epoch, Nonce, keys};
+use rhyolite_logic::lease::{Guards, Lease, Monotonic, Request, RequestId, Standing, Terms, Written};
+use rhyolite_store::{Store, StoreError, StoreErrorKind, Version};
+use tokio::sync::watch;
+
+use crate::World;
+
+/// Requests that may be open at a time. A store that answers none gets no more.
+const OPEN_MAX: usize = 8;
+
+/// Where nonces are noted before they are written, so that a successor knows the lease of a dead process by them.
+pub trait Memory: Send + Sync {
+    /// Notes one more. A failure only costs the successor a wait.
+    fn remember(&self, nonce: Nonce);
+}
+
+/// Remembers nothing: a successor waits until the lease has run out.
+#[derive(Clone, Copy, Debug)]
+pub struct Forgetful;
+
+impl Memory for Forgetful {
+    fn remember(&self, _: Nonce) {}
+}
+
+/// What others want of the lease.
+#[derive(Clone, Debug, Default)]
+struct Wanted {
+    epoch_min: Option<Epoch>,
+    release: bool,
+    durable: Option<DurablePos>,
+}
+
+/// How things stand, and what stands in the way.
+#[derive(Clone, Debug)]
+struct Published {
+    standing: Standing,
+    problem: Option<String>,
+}
+
+/// The lease as the rest of the process sees it. Clones are the same lease.
+#[derive(Clone)]
+pub struct LeaseHandle {
+    kind: Kind,
+    world: Arc<dyn World>,
+}
+
+#[derive(Clone)]
+enum Kind {
+    Kept {
+        published: watch::Receiver<Published>,
+        wanted: Arc<watch::Sender<Wanted>>,
+    },
+    /// Nobody else is expected, and nothing is kept in the store.
+    Alone(Arc<Mutex<Epoch>>),
+}
+
+impl fmt::Debug for LeaseHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseHandle").field("standing", &self.standing()).finish_non_exhaustive()
+    }
+}
+
+impl LeaseHandle {
+    /// A right that nobody contests and no store holds. Fences still work: who starts last wins, and the other one stops.
+    pub fn alone(world: Arc<dyn World>) -> Self {
+        Self { kind: Kind::Alone(Arc::new(Mutex::new(Epoch::FIRST))), world }
+    }
+
+    /// How things stand.
+    pub fn standing(&self) -> Standing {
+        match &self.kind {
+            Kind::Kept { published, .. } => published.borrow().standing.clone(),
+            Kind::Alone(epoch) => {
+                let epoch = *epoch.lock().unwrap_or_else(PoisonError::into_inner);
+                Standing::Ours { epoch, until: Monotonic(u64::MAX) }
+            }
+        }
+    }
+
+    /// What keeps the lease from being read or written, if anything does.
+    pub fn problem(&self) -> Option<String> {
+        match &self.kind {
+            Kind::Kept { published, .. } => published.borrow().problem.clone(),
+            Kind::Alone(_) => None,
+        }
+    }
+
+    /// The epoch under which may be written at this moment.
+    pub fn right(&self) -> Option<Epoch> {
+        match self.standing() {
+            Standing::Ours { epoch, until } if self.world.now() < until => Some(epoch),
+            _ => None,
+        }
+    }
+
+    /// Waits until we have the right. `None` when the lease was given up.
+    pub async fn acquired(&self) -> Option<Epoch> {
+        let Kind::Kept { published, .. } = &self.kind else { return self.right() };
+        let mut published = published.clone();
+        loop {
+            published.borrow_and_update();
+            if let Some(epoch) = self.right() {
+                return Some(epoch);
+            }
+            if published.borrow().standing == Standing::Ended || published.changed().await.is_err() {
+                return None;
+            }
+        }
+    }
+
+    /// Waits until `epoch` is over for good: somebody else has the lease, it was given up, or the epoch was raised. A right that has
+    /// only run out may come back.
+    pub async fn over(&self, epoch: Epoch) {
+        let Kind::Kept { published, .. } = &self.kind else { return std::future::pending().await };
+        let mut published = published.clone();
+        let is_over = |published: &Published| match &published.standing {
+            Standing::Ours { epoch: ours, .. } => *ours != epoch,
+            Standing::Unknown => false,
+            Standing::Theirs { .. } | Standing::Ended => true,
+        };
+        // Without a sender nobody keeps the lease any more.
+        let _ = published.wait_for(is_over).await;
+    }
+
+    /// Waits until something changed since the last call of this on `seen`, which starts as [`LeaseHandle::changes`].
+    pub fn changes(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let Kind::Kept { published, .. } = &self.kind else { return None };
+        let mut published = published.clone();
+        Some(async move {
+            published.mark_unchanged();
+            let _ = published.changed().await;
+        })
+    }
+
+    /// Asks for at least this epoch: a log may have been written without this lease.
+    pub fn require_epoch(&self, least: Epoch) {
+        match &self.kind {
+            Kind::Kept { wanted, .. } => wanted.send_modify(|w| w.epoch_min = w.epoch_min.max(Some(least))),
+            Kind::Alone(epoch) => {
+                let mut epoch = epoch.lock().unwrap_or_else(PoisonError::into_inner);
+                *epoch = least.max(*epoch);
+            }
+        }
+    }
+
+    /// The position that the next renewal names.
+    pub fn set_durable(&self, durable: Option<DurablePos>) {
+        if let Kind::Kept { wanted, .. } = &self.kind {
+            wanted.send_if_modified(|w| std::mem::replace(&mut w.durable, durable) != durable);
+        }
+    }
+
+    /// Gives the lease up, and waits until that is done, or cannot be done in time.
+    pub async fn release(&self) {
+        let Kind::Kept { published, wanted } = &self.kind else { return };
+        wanted.send_modify(|w| w.release = true);
+        let _ = published.clone().wait_for(|p| p.standing == Standing::Ended).await;
+    }
+}
+
+/// Keeps one lease, until it is given up.
+pub struct LeaseKeeper {
+    store: Arc<dyn Store>,
+    world: Arc<dyn World>,
+    memory: Box<dyn Memory>,
+    lease: Lease<Version>,
+    published: watch::Sender<Published>,
+    wanted: watch::Receiver<Wanted>,
+    open: FuturesUnordered<BoxFuture<'static, Answer>>,
+    problem: Option<String>,
+}
+
+impl fmt::Debug for LeaseKeeper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LeaseKeeper").field("lease", &self.lease).finish_non_exhaustive()
+    }
+}
+
+/// An answer of the store.
+enum Answer {
+    Read(RequestId, Result<Option<(LeaseRecord, Version)>, String>),
+    Written(RequestId, Result<Version, StoreError>),
+}
+
+/// A keeper of the lease in `store`, and the handle for everybody else. `dead` are nonces of processes that are known to have ended.
+pub fn lease(
+    store: Arc<dyn Store>,
+    world: Arc<dyn World>,
+    memory: Box<dyn Memory>,
+    terms: Terms,
+    guards: Guards,
+    dead: &[Nonce],
+) -> (LeaseKeeper, LeaseHandle) {
+    let lease = Lease::new(terms, guards, dead, world.now());
+    let (publish, published) = watch::channel(Published { standing: Standing::Unknown, problem: None });
+    let (want, wanted) = watch::channel(Wanted::default());
+    let handle = LeaseHandle { kind: Kind::Kept { published, wanted: Arc::new(want) }, world: Arc::clone(&world) };
+    let open = FuturesUnordered::new();
+    (LeaseKeeper { store, world, memory, lease, published: publish, wanted, open, problem: None }, handle)
+}
+
+impl LeaseKeeper {
+    /// Runs until the lease was given up. Dropped before, it leaves the lease to run out.
+    pub async fn run(mut self) {
+        loop {
+            self.take_wishes();
+            if self.open.len() < OPEN_MAX
+                && let Some(request) = self.lease.poll_request(self.world.moment())
+            {
+                self.send(request);
+                continue;
+            }
+            self.publish();
+            let Some(next) = self.lease.poll_timeout() else { return };
+            self.wait(next).await;
+        }
+    }
+
+    fn take_wishes(&mut self) {
+        let wanted = self.wanted.borrow_and_update().clone();
+        self.lease.set_durable(wanted.durable);
+        if let Some(least) = wanted.epoch_min
+            && !matches!(self.lease.standing(), Standing::Ours { epoch, .. } if epoch >= least)
+        {
+            self.lease.require_epoch(least);
+        }
+        if wanted.release {
+            self.lease.release();
+        }
+    }
+
+    fn publish(&self) {
+        let (standing, problem) = (self.lease.standing(), self.problem.clone());
+        self.published.send_if_modified(|published| {
+            let changed = published.standing != standing || published.problem != problem;
+            *published = Published { standing, problem };
+            changed
+        });
+    }
+
+    fn send(&mut self, request: Request<Version>) {
+        let store = Arc::clone(&self.store);
+        self.open.push(match request {
+            Request::Read(id) => Box::pin(async move { Answer::Read(id, read(&*store).await) }),
+            Request::Write { id, expected, record } => {
+                self.memory.remember(record.nonce);
+                let bytes = Bytes::from(record.encode());
+                Box::pin(async move { Answer::Written(id, store.swap_if(keys::LEASE, expected.as_ref(), bytes).await) })
+            }
+        });
+    }
+
+    /// Until `next`, an answer, or a wish.
+    async fn wait(&mut self, next: Monotonic) {
+        let sleep = self.world.sleep(self.world.now().until(next));
+        let wish = Box::pin(self.wanted.changed());
+        let quiet = select(sleep, wish);
+        if self.open.is_empty() {
+            quiet.await;
+            return;
+        }
+        let answer = match select(self.open.next(), quiet).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(_) => None,
+        };
+        if let Some(answer) = answer {
+            self.hear(answer);
+        }
+    }
+
+    fn hear(&mut self, answer: Answer) {
+        let now = self.world.now();
+        match answer {
+            Answer::Read(id, Ok(found)) => {
+                self.problem = None;
+                self.lease.handle_read(id, Ok(found), now);
+            }
+            Answer::Read(id, Err(text)) => {
+                self.problem = Some(text);
+                self.lease.handle_read(id, Err(()), now);
+            }
+            Answer::Written(id, Ok(version)) => {
+                self.problem = None;
+                self.lease.handle_written(id, Written::Done(version), now);
+            }
+            Answer::Written(id, Err(error)) => {
+                let refused = matches!(error.kind, StoreErrorKind::Conflict | StoreErrorKind::Exists);
+                if !refused {
+                    self.problem = Some(error.to_string());
+                }
+                self.lease.handle_written(id, if refused { Written::Refused } else { Written::Unknown }, now);
+            }
+        }
+    }
+}
+
+/// The lease as the store has it. Anything that cannot be read is no answer.
+async fn read(store: &dyn Store) -> Result<Option<(LeaseRecord, Version)>, String> {
+    match store.get(keys::LEASE).await {
+        Ok(object) => match LeaseRecord::decode(&object.bytes) {
+            Ok(record) => Ok(Some((record, object.version))),
+            Err(error) => Err(format!("{} in {}: {error}", keys::LEASE, store.describe())),
+        },
+        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.to_string()),
+    }
+}

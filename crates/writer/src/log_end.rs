@@ -1,0 +1,246 @@
+//! Where the log of a database ends in a store.
+//!
+//! Four requests when the local state tells where to look and nobody has claimed the manifest since: identity, manifest, the last
+//! segment, which must be there, and the next, which must not. Otherwise the log is listed.
+//!
+//! # Which segment is the last that counts
+//!
+//! A segment of an epoch lower than that of one before it is void. Every writer claims the manifest before it creates a segment, so no
+//! segment has a higher epoch than a manifest that is still the same *after* the log was listed. A newest segment that has just the manifest's epoch is
+//! therefore live, and nothing before it needs to be read. Otherwise every header is.
+
+use std::sync::Arc;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use rhyolite_format::identity::Identity;
+use rhyolite_format::manifest::Manifest;
+use rhyolite_format::segment::{FOOTER_SIZE, HEADER_SIZE, Segment, SegmentHeader, decode_footer, decode_index};
+use rhyolite_format::{Epoch, Nonce, Pos, Seq, keys};
+use rhyolite_store::{LIST_PAGE, Store, StoreError, StoreErrorKind, Version};
+
+use crate::manifest_swap::{self, ManifestError};
+
+/// A segment up to this size is read whole to learn what it holds.
+const WHOLE_BYTES_MAX: u64 = 1 << 20;
+/// So much of the end of a larger one is read at first.
+const TAIL_BYTES: u64 = 64 << 10;
+/// Headers that are read at a time.
+const HEADERS_AT_ONCE: usize = 16;
+/// So often a log is looked at again that a new writer went on with meanwhile.
+const TRIES_MAX: usize = 5;
+
+/// Where the local state takes the end to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hint {
+    /// The next sequence number.
+    pub next_seq: Seq,
+    /// The position before it.
+    pub pos: Pos,
+    /// The epoch under which that was written.
+    pub epoch: Epoch,
+}
+
+/// What a store holds of a database.
+#[derive(Clone, Debug)]
+pub struct LogEnd {
+    /// Which history.
+    pub identity: Identity,
+    /// `None` when the first snapshot was never finished.
+    pub manifest: Option<Manifest>,
+    /// The version of the manifest to which all this belongs.
+    pub manifest_version: Option<Version>,
+    /// The highest epoch that wrote to the log or the manifest; `None` when none did.
+    pub epoch: Option<Epoch>,
+    /// The last position that the log, the bundles or a snapshot reach.
+    pub pos: Option<Pos>,
+    /// The sequence number of the next segment.
+    pub next_seq: Seq,
+    /// Who wrote the last segment.
+    pub last_nonce: Option<Nonce>,
+}
+
+/// Finds the end. `None` in an empty store.
+pub async fn find(store: &Arc<dyn Store>, hint: Option<Hint>) -> Result<Option<LogEnd>, ManifestError> {
+    let identity = match store.get(keys::ID).await {
+        Ok(object) => Identity::decode(&object.bytes)
+            .map_err(|e| ManifestError::Damaged(format!("{} in {}: {e}", keys::ID, store.describe())))?,
+        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    for _ in 0..TRIES_MAX {
+        let Some((manifest, version)) = manifest_swap::read(&**store).await? else {
+            return without_manifest(store, identity).await.map(Some);
+        };
+        let from_manifest = manifest.files.iter().map(|f| f.end()).chain(manifest.log_start).max_by_key(|p| p.txid);
+        let mut end = LogEnd {
+            identity: identity.clone(),
+            next_seq: manifest.first_seq,
+            manifest: None,
+            manifest_version: Some(version),
+            epoch: Some(manifest.epoch),
+            pos: from_manifest,
+            last_nonce: None,
+        };
+        let found = match hint.filter(|h| h.next_seq >= manifest.first_seq && h.epoch == manifest.epoch) {
+            Some(hint) if is_end(&**store, &manifest, hint.next_seq).await? => {
+                end.next_seq = hint.next_seq;
+                end.pos = later(end.pos, Some(hint.pos));
+                true
+            }
+            _ => walk(store, &manifest, &mut end).await?,
+        };
+        if found {
+            end.manifest = Some(manifest);
+            return Ok(Some(end));
+        }
+    }
+    Err(ManifestError::Contended)
+}
+
+async fn without_manifest(store: &Arc<dyn Store>, identity: Identity) -> Result<LogEnd, ManifestError> {
+    if !store.list_after(keys::LOG_PREFIX.trim_end_matches('/'), None, 1).await?.is_empty() {
+        let text = format!(
+            "{} is missing in {}, but there is a log: put it back, or use another prefix",
+            keys::MANIFEST,
+            store.describe()
+        );
+        return Err(ManifestError::Damaged(text));
+    }
+    let next_seq = Seq::FIRST;
+    let (manifest, manifest_version, epoch) = (None, None, None);
+    Ok(LogEnd { identity, manifest, manifest_version, epoch, pos: None, next_seq, last_nonce: None })
+}
+
+fn later(a: Option<Pos>, b: Option<Pos>) -> Option<Pos> {
+    [a, b].into_iter().flatten().max_by_key(|p| p.txid)
+}
+
+/// Whether `seq` is the first sequence number without a segment: it has none, and the one before it has, or is in a bundle. A
+/// store that was put back to an older state is not taken for one that has everything.
+async fn is_end(store: &dyn Store, manifest: &Manifest, seq: Seq) -> Result<bool, StoreError> {
+    if !is_free(store, seq).await? {
+        return Ok(false);
+    }
+    match seq.previous().filter(|before| *before >= manifest.first_seq) {
+        Some(before) => Ok(!is_free(store, before).await?),
+        None => Ok(true),
+    }
+}
+
+async fn is_free(store: &dyn Store, seq: Seq) -> Result<bool, StoreError> {
+    match store.head(&keys::segment(seq)).await {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lists the log and reads the last segment that counts and holds a transaction. `false` when the manifest has changed meanwhile so
+/// that it must be looked at again.
+async fn walk(store: &Arc<dyn Store>, manifest: &Manifest, end: &mut LogEnd) -> Result<bool, ManifestError> {
+    let segments = list(store, manifest).await?;
+    if Some(store.head(keys::MANIFEST).await?.version) != end.manifest_version {
+        return Ok(false);
+    }
+    end.next_seq = segments.last().map_or(manifest.first_seq, |(seq, _)| seq.next());
+    let Some((last, size)) = segments.last().copied() else { return Ok(true) };
+    let newest = read_index(&**store, last, size).await?;
+    end.last_nonce = Some(newest.header.nonce);
+    if newest.header.epoch > manifest.epoch {
+        // Its writer has claimed the manifest before.
+        return Ok(false);
+    }
+    let live = if newest.header.epoch == manifest.epoch {
+        segments
+    } else {
+        let epochs = epochs(store, &segments).await?;
+        let Some(live) = without_void(manifest, &segments, &epochs) else { return Ok(false) };
+        live
+    };
+    for (seq, size) in live.into_iter().rev() {
+        let segment = if seq == last { newest.clone() } else { read_index(&**store, seq, size).await? };
+        if segment.header.lineage != end.identity.lineage {
+            let text = format!("segment {seq} in {} belongs to another history", store.describe());
+            return Err(ManifestError::Damaged(text));
+        }
+        if let Some(pos) = segment.end() {
+            end.pos = later(end.pos, Some(pos));
+            break;
+        }
+    }
+    Ok(true)
+}
+
+/// The live log as it is listed: sequence numbers and sizes, without a hole.
+async fn list(store: &Arc<dyn Store>, manifest: &Manifest) -> Result<Vec<(Seq, u64)>, ManifestError> {
+    let mut segments: Vec<(Seq, u64)> = Vec::new();
+    let mut after = manifest.first_seq.previous().map(keys::segment);
+    loop {
+        let page = store.list_after(keys::LOG_PREFIX.trim_end_matches('/'), after.as_deref(), LIST_PAGE).await?;
+        let last = page.len() < LIST_PAGE;
+        after = page.last().map(|e| e.key.clone());
+        segments.extend(page.iter().filter_map(|e| Some((keys::parse_segment(&e.key)?, e.size))));
+        if last {
+            break;
+        }
+    }
+    segments.retain(|(seq, _)| *seq >= manifest.first_seq);
+    let mut expected = manifest.first_seq;
+    for (seq, _) in &segments {
+        if *seq != expected {
+            return Err(ManifestError::Damaged(format!("segment {expected} is missing in {}", store.describe())));
+        }
+        expected = expected.next();
+    }
+    Ok(segments)
+}
+
+/// The epoch of every segment.
+async fn epochs(store: &Arc<dyn Store>, segments: &[(Seq, u64)]) -> Result<Vec<Epoch>, ManifestError> {
+    let headers: Vec<_> = segments.iter().map(|(seq, _)| epoch_of(Arc::clone(store), *seq)).collect();
+    stream::iter(headers).buffered(HEADERS_AT_ONCE).try_collect().await
+}
+
+async fn epoch_of(store: Arc<dyn Store>, seq: Seq) -> Result<Epoch, ManifestError> {
+    let key = keys::segment(seq);
+    let bytes = store.get_range(&key, 0..HEADER_SIZE as u64).await?;
+    let damaged = |e| ManifestError::Damaged(format!("{key} in {}: {e}", store.describe()));
+    SegmentHeader::decode(&bytes).map(|header| header.epoch).map_err(damaged)
+}
+
+/// Leaves void segments out. `None` when one is of a later epoch than the manifest.
+fn without_void(manifest: &Manifest, segments: &[(Seq, u64)], epochs: &[Epoch]) -> Option<Vec<(Seq, u64)>> {
+    let mut highest = manifest.log_epoch;
+    let mut live = Vec::new();
+    for (segment, epoch) in segments.iter().zip(epochs) {
+        if *epoch >= highest {
+            highest = *epoch;
+            live.push(*segment);
+        }
+    }
+    (highest <= manifest.epoch).then_some(live)
+}
+
+/// Header and entries of one segment.
+async fn read_index(store: &dyn Store, seq: Seq, size: u64) -> Result<Segment, ManifestError> {
+    let key = keys::segment(seq);
+    let damaged = |e| ManifestError::Damaged(format!("{key} in {}: {e}", store.describe()));
+    if size <= WHOLE_BYTES_MAX {
+        let object = store.get(&key).await?;
+        return Segment::decode(&object.bytes).map_err(damaged);
+    }
+    let head = store.get_range(&key, 0..HEADER_SIZE as u64).await?;
+    let header = SegmentHeader::decode(&head).map_err(damaged)?;
+    let mut tail = store.get_tail(&key, TAIL_BYTES).await?;
+    let index = decode_footer(&tail.bytes, tail.size).map_err(damaged)?;
+    let needed = tail.size - index.start;
+    assert!(needed >= FOOTER_SIZE as u64, "the footer lies after the entries");
+    if needed > tail.bytes.len() as u64 {
+        tail = store.get_tail(&key, needed).await?;
+    }
+    let start = usize::try_from(needed).ok().and_then(|needed| tail.bytes.len().checked_sub(needed));
+    let start = start
+        .ok_or_else(|| ManifestError::Damaged(format!("{key} in {}: its end cannot be read", store.describe())))?;
+    let entries = decode_index(&header, &tail.bytes[start..], tail.size).map_err(damaged)?;
+    Ok(Segment { header, entries })
+}

@@ -1,0 +1,50 @@
+//! Entering a snapshot of the live database in the manifest, which makes the first one as well.
+
+use rhyolite_format::manifest::{Manifest, ManifestFile};
+use rhyolite_format::{Epoch, Lineage, Seq};
+use rhyolite_logic::lease::Guards;
+use rhyolite_store::Store;
+
+use crate::World;
+use crate::manifest_swap::{self, ManifestError};
+
+/// Who enters it.
+#[derive(Clone, Copy, Debug)]
+pub struct Author {
+    /// The history.
+    pub lineage: Lineage,
+    /// The right to write.
+    pub epoch: Epoch,
+    /// The first sequence number of its log, for a manifest that does not exist yet.
+    pub first_seq: Seq,
+}
+
+/// Names `file`, which the store has.
+///
+/// # Errors
+/// The manifest belongs to another epoch, or the store did not do it: then the snapshot counts for nothing.
+pub async fn snapshot(
+    store: &dyn Store,
+    world: &dyn World,
+    guards: Guards,
+    author: Author,
+    file: &ManifestFile,
+) -> Result<(), ManifestError> {
+    let change = |manifest: Option<Manifest>| Some(with_snapshot(manifest, file, world, author));
+    manifest_swap::update_as(store, world, guards, author.epoch, change).await.map(|_| ())
+}
+
+/// The manifest with one more snapshot. The first one starts the log.
+fn with_snapshot(manifest: Option<Manifest>, file: &ManifestFile, world: &dyn World, author: Author) -> Manifest {
+    let first = manifest.is_none();
+    let fresh = || Manifest::new(author.lineage, author.epoch, world.nonce(), world.wall(), author.first_seq);
+    let mut next = manifest.unwrap_or_else(fresh);
+    if first {
+        next.log_start = Some(file.end());
+    }
+    next.files.retain(|f| f.key != file.key);
+    next.retired_files.retain(|f| f.key != file.key);
+    next.files.push(file.clone());
+    next.files.sort_by_key(|f| (f.level, f.min_txid, f.max_txid));
+    next
+}
