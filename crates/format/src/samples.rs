@@ -123,6 +123,7 @@ pub(crate) fn lease() -> LeaseRecord {
         state: LeaseState::Held,
         holder: "host-a".to_owned(),
         address: Some("http://10.0.0.1:7391".to_owned()),
+        process: None,
         nonce: NONCE,
         ttl_ms: 10_000,
         renewed: NOON,

@@ -69,6 +69,8 @@ pub struct Terms {
     pub holder: String,
     /// Where the holder can be reached.
     pub address: Option<String>,
+    /// Which process the holder is.
+    pub process: Option<String>,
 }
 
 impl Terms {
@@ -76,7 +78,7 @@ impl Terms {
     pub fn new(ttl: Duration, holder: String) -> Self {
         let look = (ttl / 12).clamp(Duration::from_millis(50), Duration::from_secs(2));
         let margin = ttl / 10 + Duration::from_millis(500);
-        Self { ttl, margin, look, answer: ttl / 4, holder, address: None }
+        Self { ttl, margin, look, answer: ttl / 4, holder, address: None, process: None }
     }
 
     /// Time from sending a write to sending the next one: two may fail before the right ends.
@@ -276,6 +278,13 @@ impl<V: Clone + Eq> Lease<V> {
         }
     }
 
+    /// Who wrote under this nonce is known to have ended: its lease need not run out.
+    pub fn note_dead(&mut self, nonce: Nonce) {
+        if !self.writes.iter().any(|write| write.nonce == nonce) {
+            self.writes.push(OwnWrite { nonce, sent: None });
+        }
+    }
+
     /// The position that the next write names.
     pub fn set_durable(&mut self, durable: Option<DurablePos>) {
         self.durable = durable;
@@ -392,6 +401,7 @@ impl<V: Clone + Eq> Lease<V> {
             state,
             holder: self.terms.holder.clone(),
             address: self.terms.address.clone(),
+            process: self.terms.process.clone(),
             nonce: at.nonce,
             ttl_ms: u64::try_from(self.terms.ttl.as_millis()).unwrap_or(u64::MAX),
             renewed: at.wall,

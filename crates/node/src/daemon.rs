@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use crate::cli::exit::{Failure, Status};
 use crate::config::units::format_duration;
 use crate::exec::Application;
+use crate::notify::Notifier;
 use crate::observe::{http, status_file};
 use crate::signals::StopRequest;
 use crate::status::{DatabaseStatus, Figures, StatusBoard};
@@ -71,13 +72,17 @@ impl Daemon {
             tokio::spawn(http::serve(listener, Arc::clone(&board)));
         }
         tokio::spawn(status_file::keep_written(Arc::clone(&board)));
+        let manager = Arc::new(Notifier::from_environment());
+        tokio::spawn(Arc::clone(&manager).keep_reporting(Arc::clone(&board)));
         let (tell_stop, told_stop) = watch::channel(false);
         let mut replication = std::pin::pin!(replicate(told_stop));
+        manager.ready();
         let cause = tokio::select! {
             result = &mut replication => Cause::ReplicationEnded(result),
             signal = first_signal(&mut stop) => Cause::Signal(signal),
             code = application_end(&mut application) => Cause::ApplicationEnded(code),
         };
+        manager.stopping(stop_timeout + upload_timeout);
         let code = match cause {
             Cause::Signal(signal) => end_application(&mut application, signal, stop_timeout).await,
             Cause::ApplicationEnded(code) => {

@@ -16,6 +16,7 @@ use rhyolite_writer::lease_keeper::{Forgetful, LeaseHandle, Memory, lease};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::config::DatabaseConfig;
+use crate::process;
 use crate::world::RealWorld;
 
 /// File in the state folder with the nonces of our last writes.
@@ -70,7 +71,7 @@ fn keep(url: &str, config: &DatabaseConfig, requests: &Arc<Counters>) -> Result<
     // Not retried below: the lease has its own ways with answers that are lost.
     let store = Arc::new(Counted::new(store, Arc::clone(requests)));
     let (memory, dead) = remember_in(&config.meta_path);
-    let terms = Terms::new(config.lease.ttl, holder());
+    let terms = Terms { process: process::own(), ..Terms::new(config.lease.ttl, holder()) };
     let (keeper, handle) = lease(store, Arc::new(RealWorld), memory, terms, Guards::ALL, &dead);
     tokio::spawn(keeper.run());
     Ok(handle)

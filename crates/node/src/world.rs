@@ -8,7 +8,7 @@ use rhyolite_format::{Nonce, Timestamp};
 use rhyolite_logic::lease::Monotonic;
 use rhyolite_writer::World;
 
-use crate::{random, time};
+use crate::{process, random, time};
 
 /// This machine.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +31,10 @@ impl World for RealWorld {
 
     fn nonce(&self) -> Nonce {
         Nonce(random::bytes())
+    }
+
+    fn is_dead(&self, process: &str) -> bool {
+        process::is_dead(process)
     }
 
     fn sleep(&self, time: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {

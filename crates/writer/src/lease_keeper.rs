@@ -285,6 +285,11 @@ impl LeaseKeeper {
         match answer {
             Answer::Read(id, Ok(found)) => {
                 self.problem = None;
+                if let Some((record, _)) = &found
+                    && record.process.as_ref().is_some_and(|process| self.world.is_dead(process))
+                {
+                    self.lease.note_dead(record.nonce);
+                }
                 self.lease.handle_read(id, Ok(found), now);
             }
             Answer::Read(id, Err(text)) => {

@@ -156,6 +156,17 @@ fn who_knows_that_the_holder_is_dead_does_not_wait() {
 }
 
 #[test]
+fn a_holder_that_is_found_dead_is_followed_at_once() {
+    let (_, mut place) = held();
+    let mut b = Holder::new("b", 3, &[], 0);
+    b.run(&mut place, 10);
+    b.check(10, "a has 1 until 13710");
+    b.lease.note_dead(place.held.as_ref().unwrap().0.nonce);
+    b.live(&mut place, 1_010);
+    b.check(1_010, "ours 2 until 13010");
+}
+
+#[test]
 fn a_write_whose_answer_was_lost_counts_since_it_was_sent() {
     let (mut a, mut place) = (Holder::new("a", 1, &[], 0), Place::default());
     let id = read_of(a.poll(0));

@@ -54,6 +54,8 @@ enum Command {
     Version(info::VersionArgs),
     /// Print a completion script for a shell
     Completions(info::CompletionsArgs),
+    /// Print the manual, or write one page for each command
+    Man(info::ManArgs),
 }
 
 /// The process from its first to its last instruction.
@@ -101,6 +103,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Ltx(command) => ltx::run(command)?,
         Command::Version(args) => info::version(&args)?,
         Command::Completions(args) => info::completions(&args, &mut Cli::command())?,
+        Command::Man(args) => info::man(&args, Cli::command())?,
     }
     Ok(Status::Ok.code())
 }

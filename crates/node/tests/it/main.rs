@@ -6,6 +6,7 @@ mod follow;
 mod history;
 mod history_builder;
 mod lease;
+mod operating;
 mod program;
 mod readme;
 mod restore;
