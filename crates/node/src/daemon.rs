@@ -163,7 +163,9 @@ fn check_durable(board: &StatusBoard, waited: Option<Duration>) -> Result<(), Fa
 
 fn is_durable(figures: &Figures, database: &DatabaseStatus) -> bool {
     let holds_something = || std::fs::metadata(&database.path).is_ok_and(|meta| meta.len() > 0);
-    figures.pending_since.is_none() && (figures.local.is_some() || !holds_something())
+    // What another process captures is not for this one to judge.
+    let is_known = || figures.local.is_some() || figures.standby || !holds_something();
+    figures.pending_since.is_none() && is_known()
 }
 
 #[cfg(test)]

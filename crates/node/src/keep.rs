@@ -86,7 +86,7 @@ impl Keeper {
     }
 
     async fn look_after(&self) -> Result<bool, String> {
-        match self.right.exercise().await {
+        match self.right.exercise(&self.status).await {
             Ok(()) => {}
             Err(NoRight::Lost(text) | NoRight::Passing(text)) => return Err(text),
         }

@@ -14,14 +14,23 @@ pub fn own() -> Option<String> {
 
 /// Whether the process that is named in this way is known not to exist any more.
 pub fn is_dead(process: &str) -> bool {
-    let Some((named_scope, pid, started)) = parse(process) else { return false };
-    if scope().is_none_or(|scope| scope != named_scope) {
-        return false;
+    lives(process) == Some(false)
+}
+
+/// Whether it is known to exist.
+pub fn is_alive(process: &str) -> bool {
+    lives(process) == Some(true)
+}
+
+fn lives(process: &str) -> Option<bool> {
+    let (named_scope, pid, started) = parse(process)?;
+    if scope()? != named_scope {
+        return None;
     }
     match state_and_start(pid) {
         // Killed, and not yet noticed by its parent.
-        Some((state, found)) => found != started || matches!(state, 'Z' | 'X'),
-        None => !fs::exists(format!("/proc/{pid}")).unwrap_or(true),
+        Some((state, found)) => Some(found == started && !matches!(state, 'Z' | 'X')),
+        None => (!fs::exists(format!("/proc/{pid}")).ok()?).then_some(false),
     }
 }
 
@@ -57,7 +66,7 @@ mod tests {
     #[test]
     fn the_living_are_not_dead_and_the_dead_are() {
         let own = own().unwrap();
-        assert!(!is_dead(&own));
+        assert!(!is_dead(&own) && is_alive(&own));
         let mut child = Command::new("sleep").arg("100").spawn().unwrap();
         let (_, started) = state_and_start(child.id()).unwrap();
         let process = format!("{} {} {started}", scope().unwrap(), child.id());
@@ -85,7 +94,7 @@ mod tests {
             format!("{named_scope} 999999999"),
             format!("other-boot pid:[1] {} 1", std::process::id()),
         ] {
-            assert!(!is_dead(&process), "{process}");
+            assert!(!is_dead(&process) && !is_alive(&process), "{process}");
         }
     }
 }

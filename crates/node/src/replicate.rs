@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,7 +43,7 @@ use crate::upload::{UploadEnd, Uploader};
 
 mod turn;
 
-use turn::Turn;
+use turn::{Past, Turn};
 
 /// Messages that may wait for an uploader: a snapshot's pieces at most.
 const QUEUE: usize = 4;
@@ -116,13 +117,15 @@ pub async fn run(
                 config,
                 status: Arc::clone(&status),
                 options: Arc::clone(&options),
-                leases,
+                leases: Arc::clone(&leases),
                 stop,
                 nonces: Vec::new(),
-                written: None,
+                past: Past::default(),
                 is_last: false,
             };
+            let config = replication.config.clone();
             let ended = replication.run().await;
+            leases.leave(&config, RELEASE_WAIT).await;
             match &ended {
                 Ok(()) => status.set_state(State::Stopped),
                 Err(error) => {
@@ -146,7 +149,6 @@ pub async fn run(
             Err(panic) => errors.push(ReplicateError::Local(format!("internal error, please report it: {panic}"))),
         }
     }
-    leases.release_all(RELEASE_WAIT).await;
     errors
 }
 
@@ -158,8 +160,8 @@ struct Replication {
     stop: watch::Receiver<bool>,
     /// By which the lives so far knew their segments.
     nonces: Vec<Nonce>,
-    /// The epoch under which this process has last gone to work on the store.
-    written: Option<Epoch>,
+    /// What this process has done under its rights so far.
+    past: Past,
     /// This life begins although the process stops.
     is_last: bool,
 }
@@ -199,7 +201,37 @@ impl Replication {
     async fn run_once(&mut self) -> Result<Ended, ReplicateError> {
         let Some(page_size) = self.wait_for_database().await? else { return Ok(Ended::Stopped) };
         let store = self.open_store()?;
+        let known = restart::lineage(&self.config.meta_path);
+        tokio::select! {
+            checked = self.check_history(&store, known) => checked?,
+            () = self.stopped() => return Ok(Ended::Stopped),
+        }
+        let lease = self.leases.get(&self.config, &self.status.requests);
+        let lease = lease.map_err(|e| ReplicateError::Store(e.to_string()))?;
+        let Some(turn) = self.wait_for_turn(&lease).await? else { return Ok(Ended::Stopped) };
         let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Ended::Stopped) };
+        let local = self.load_local().await?;
+        let known = local.state.as_ref().map(|s| s.lineage);
+        let hint = local.state.as_ref();
+        let hint = hint.and_then(|s| Some(Hint { next_seq: s.next_seq, pos: s.durable?, epoch: s.epoch }));
+        let Some(end) = self.take_turn(&store, &turn, hint, known).await? else {
+            let is_stopped = *self.stop.borrow() && !self.is_last;
+            return Ok(if is_stopped { Ended::Stopped } else { Ended::BeginAgain });
+        };
+        let opening = self.decide(local, end, turn.epoch).await?;
+        match self.ensure_identity(&store, opening.writer.lineage, page_size).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(Ended::Stopped),
+            // Another first writer was faster: ours was only drawn just now.
+            Err(ReplicateError::Conflict(_)) if known.is_none() => return Ok(Ended::BeginAgain),
+            Err(error) => return Err(error),
+        }
+        let ended = self.drive(store, turn, opening).await;
+        drop(meta_lock);
+        ended
+    }
+
+    async fn load_local(&self) -> Result<LocalStart, ReplicateError> {
         let meta_path = self.config.meta_path.clone();
         let local =
             tokio::task::spawn_blocking(move || restart::load(&meta_path)).await.expect("loading does not panic");
@@ -207,22 +239,7 @@ impl Replication {
         for problem in local.problems.drain(..) {
             tracing::warn!(database = %self.config.path.display(), "state folder: {problem}");
         }
-        tokio::select! {
-            checked = self.check_history(&store, local.state.as_ref().map(|s| s.lineage)) => checked?,
-            () = self.stopped() => return Ok(Ended::Stopped),
-        }
-        let lease = self.leases.get(&self.config, &self.status.requests);
-        let lease = lease.map_err(|e| ReplicateError::Store(e.to_string()))?;
-        let hint = local.state.as_ref();
-        let hint = hint.and_then(|s| Some(Hint { next_seq: s.next_seq, pos: s.durable?, epoch: s.epoch }));
-        let Some((turn, end)) = self.take_turn(&store, &lease, hint).await? else { return Ok(Ended::Stopped) };
-        let opening = self.decide(local, end, turn.epoch).await?;
-        if !self.ensure_identity(&store, opening.writer.lineage, page_size).await? {
-            return Ok(Ended::Stopped);
-        }
-        let ended = self.drive(store, turn, opening).await;
-        drop(meta_lock);
-        ended
+        Ok(local)
     }
 
     /// Refuses a store that holds another history, before so much as the lease is touched. A store that does not answer is asked again
@@ -444,6 +461,7 @@ impl Replication {
     async fn drive(&mut self, store: Arc<dyn Store>, turn: Turn, opening: Opening) -> Result<Ended, ReplicateError> {
         let Opening { writer, next_seq, start, manifest } = opening;
         let right = self.right(&store, &turn, manifest);
+        let (is_fenced, unnamed) = (self.past.is_fenced(turn.epoch), Arc::new(AtomicBool::new(false)));
         let wake = Wake::new().map_err(|e| self.local_error("watch", &e))?;
         let (out, from_capture) = mpsc::channel(QUEUE);
         let (answers, messages) = std::sync::mpsc::channel();
@@ -475,6 +493,8 @@ impl Replication {
             writer,
             right,
             earlier: self.add_life(writer.nonce),
+            is_fenced,
+            unnamed: Arc::clone(&unnamed),
             first_seq: next_seq,
             status: Arc::clone(&self.status),
             answers: answers.clone(),
@@ -492,6 +512,9 @@ impl Replication {
             () = turn.lease.over(turn.epoch) => Some(UploadEnd::BeginAgain("the lease was lost".to_owned())),
             never = keeper.run() => match never {},
         };
+        if unnamed.load(Ordering::Acquire) {
+            self.past.spoil(turn.epoch);
+        }
         // The uploader is gone: the thread sees its closed channel and ends by itself.
         uploader_gone.send_replace(true);
         wake.ring();
@@ -504,6 +527,10 @@ impl Replication {
         match uploaded {
             Some(UploadEnd::Conflict(text)) => Err(ReplicateError::Conflict(text)),
             Some(UploadEnd::BeginAgain(_)) => Ok(Ended::BeginAgain),
+            Some(UploadEnd::FenceFirst) => {
+                self.past.require_fence();
+                Ok(Ended::BeginAgain)
+            }
             _ if outcome == Some(Ended::BeginAgain) => Ok(Ended::BeginAgain),
             Some(UploadEnd::Done) if outcome == Some(Ended::Stopped) && self.is_all_durable() => Ok(Ended::Stopped),
             Some(UploadEnd::Done) | None => Err(self.not_durable()),

@@ -245,6 +245,9 @@ pub struct Figures {
     pub lineage: Option<Lineage>,
     /// The right under which it is written.
     pub epoch: Option<Epoch>,
+    /// Another process has the right, and this one waits for its turn.
+    #[serde(default)]
+    pub standby: bool,
     /// The last commit that was captured.
     pub local: Option<Pos>,
     /// The last commit that the store acknowledged.

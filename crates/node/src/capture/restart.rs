@@ -79,6 +79,12 @@ pub fn load(meta_path: &Path) -> io::Result<LocalStart> {
     Ok(start)
 }
 
+/// The history to which the folder belongs, if that can be read. Needs no lock.
+pub fn lineage(meta_path: &Path) -> Option<Lineage> {
+    let bytes = fs::read(meta_path.join(STATE_FILE)).ok()?;
+    LocalState::decode(&bytes).ok().map(|state| state.lineage)
+}
+
 /// Removes everything that [`load`] reads.
 pub fn clear(meta_path: &Path) -> io::Result<()> {
     for name in [STATE_FILE, TABLE_FILE] {
