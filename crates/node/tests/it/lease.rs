@@ -119,17 +119,19 @@ fn a_snapshot_that_comes_first_under_a_new_right_is_fenced() {
     insert(&db, 0..5);
     let first = start(&folder, "one", &[]);
     wait_durable(&folder, "one", 4);
+    insert(&db, 5..6);
+    wait_durable(&folder, "one", 5);
     first.signal(Signal::TERM);
     assert_eq!(first.wait().code, 0);
     db.execute_batch("PRAGMA journal_mode = delete; PRAGMA page_size = 8192; VACUUM; PRAGMA journal_mode = wal")
         .unwrap();
-    insert(&db, 5..6);
+    insert(&db, 6..7);
     let log = || std::fs::read_dir(folder.path("backup/log")).unwrap().count();
     let before = log();
     let second = start(&folder, "one", &[]);
-    wait_durable(&folder, "one", 5);
+    wait_durable(&folder, "one", 6);
     assert_eq!(log(), before + 1, "an empty segment, and the commits are in the snapshot");
-    insert(&db, 6..9);
+    insert(&db, 7..9);
     wait_durable(&folder, "one", 8);
     second.signal(Signal::TERM);
     assert_eq!(second.wait().code, 0);
