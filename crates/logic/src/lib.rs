@@ -3,6 +3,11 @@
 //! Nothing here does I/O, reads a clock or draws a random number: listings and times are arguments, plans are values. So every
 //! rule can be tested with a list.
 
+pub mod contradiction;
+pub mod cost_plan;
+pub mod doctor;
+pub mod drill;
+pub mod garbage;
 pub mod history_plan;
 pub mod lease;
 pub mod litestream_plan;

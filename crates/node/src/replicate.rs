@@ -30,6 +30,7 @@ use crate::capture::restart::{self, LocalStart};
 use crate::capture::thread::{CaptureThread, Channels, Ended, Start, TableError, TableSource, ToCapture};
 use crate::capture::watch::Wake;
 use crate::config::DatabaseConfig;
+use crate::drill::Driller;
 use crate::keep::{Keeper, LocalSegments};
 use crate::lease::LeasePool;
 use crate::log_end::{self, Hint, LogEnd};
@@ -39,7 +40,7 @@ use crate::restore::{self, RestoreError};
 
 use crate::status::{DatabaseStatus, DiffReason, State, StatusBoard};
 use crate::time;
-use crate::upload::{UploadEnd, Uploader};
+use crate::upload::{Right, UploadEnd, Uploader};
 
 mod turn;
 
@@ -473,21 +474,13 @@ impl Replication {
         let thread = thread.map_err(|e| self.local_error("write", &e))?;
         let name = self.config.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
         let (ended_sender, mut ended) = tokio::sync::oneshot::channel();
-        let builder = std::thread::Builder::new().name(name).stack_size(STACK_BYTES);
-        let spawned = builder.spawn(move || {
+        let spawned = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
             // Without a receiver nobody waits for the answer.
             let _ = ended_sender.send(thread.run());
         });
         let spawned = spawned.map_err(|e| self.local_error("start a thread for", &e))?;
-        let keeper = Keeper {
-            store: Arc::clone(&store),
-            right: right.clone(),
-            policy: self.config.history.clone(),
-            segments: Arc::new(LocalSegments { folder: self.config.meta_path.join(restart::LOG_FOLDER) }),
-            status: Arc::clone(&self.status),
-            capture: answers.clone(),
-            wake: wake.clone(),
-        };
+        let keeper = self.keeper(&store, &right, &answers, &wake);
+        let driller = Driller::new(&self.config, &self.status, &store);
         let uploader = Uploader {
             store,
             writer,
@@ -510,7 +503,7 @@ impl Replication {
             }
             () = self.stop_within(&answers, &wake) => None,
             () = turn.lease.over(turn.epoch) => Some(UploadEnd::BeginAgain("the lease was lost".to_owned())),
-            never = keeper.run() => match never {},
+            never = keeper.run_with(driller) => match never {},
         };
         if unnamed.load(Ordering::Acquire) {
             self.past.spoil(turn.epoch);
@@ -534,6 +527,26 @@ impl Replication {
             _ if outcome == Some(Ended::BeginAgain) => Ok(Ended::BeginAgain),
             Some(UploadEnd::Done) if outcome == Some(Ended::Stopped) && self.is_all_durable() => Ok(Ended::Stopped),
             Some(UploadEnd::Done) | None => Err(self.not_durable()),
+        }
+    }
+
+    /// What looks after the history beside the uploads.
+    fn keeper(
+        &self,
+        store: &Arc<dyn Store>,
+        right: &Right,
+        answers: &std::sync::mpsc::Sender<ToCapture>,
+        wake: &Wake,
+    ) -> Keeper {
+        Keeper {
+            store: Arc::clone(store),
+            right: right.clone(),
+            policy: self.config.history.clone(),
+            duty: self.config.duty,
+            segments: Arc::new(LocalSegments::new(&self.status)),
+            status: Arc::clone(&self.status),
+            capture: answers.clone(),
+            wake: wake.clone(),
         }
     }
 

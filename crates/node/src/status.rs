@@ -19,6 +19,7 @@ use rhyolite_store::Counters;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use crate::drill::Drill;
 use crate::time;
 
 /// What a database is doing.
@@ -271,6 +272,9 @@ pub struct Figures {
     pub checkpoints: Checkpoints,
     /// Page diffs by reason.
     pub page_diffs: PageDiffs,
+    /// Restore drills.
+    #[serde(default)]
+    pub drill: Drill,
     /// Errors of any kind, those that a retry mended included.
     pub errors: u64,
     /// The last of them.

@@ -146,13 +146,9 @@ pub(crate) async fn swap(
     }
 }
 
-/// Removes what an earlier try left under `key` before the manifest named it. A key that the manifest names, also as one that may
-/// be deleted, is refused: `Exists`.
-pub async fn clear_unnamed(store: &dyn Store, key: &str) -> Result<(), StoreError> {
-    match store.head(key).await {
-        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(()),
-        found => found?,
-    };
+/// Refuses a key that the manifest names, also as one that may be deleted: `Exists`. Whoever deletes what is retired may be doing it
+/// right now.
+pub async fn refuse_named(store: &dyn Store, key: &str) -> Result<(), StoreError> {
     let exists = |text: String| StoreError::new(StoreErrorKind::Exists, Operation::Upload, key, store.describe(), text);
     match read(store).await {
         Err(ManifestError::Store(error)) => Err(error),
@@ -160,8 +156,19 @@ pub async fn clear_unnamed(store: &dyn Store, key: &str) -> Result<(), StoreErro
         Ok(Some((manifest, _))) if names(&manifest, key) => {
             Err(exists("the manifest names this object already".to_owned()))
         }
-        Ok(_) => store.delete(&[key.to_owned()]).await,
+        Ok(_) => Ok(()),
     }
+}
+
+/// Removes what an earlier try left under `key` before the manifest named it. A key that the manifest names, also as one that may
+/// be deleted, is refused: `Exists`.
+pub async fn clear_unnamed(store: &dyn Store, key: &str) -> Result<(), StoreError> {
+    match store.head(key).await {
+        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    refuse_named(store, key).await?;
+    store.delete(&[key.to_owned()]).await
 }
 
 fn names(manifest: &Manifest, key: &str) -> bool {

@@ -19,8 +19,8 @@ use super::local_log::{self, SealedSegment};
 use super::table::PageTable;
 
 /// File names in the state folder.
-pub(super) const STATE_FILE: &str = "state";
-pub(super) const TABLE_FILE: &str = "pages";
+pub(crate) const STATE_FILE: &str = "state";
+pub(crate) const TABLE_FILE: &str = "pages";
 /// Holds a snapshot until it is sent, where it cannot be sent as it is read.
 pub(super) const SPOOL_FILE: &str = "snapshot.tmp";
 pub(crate) const LOG_FOLDER: &str = "log";

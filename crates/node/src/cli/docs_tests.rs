@@ -9,7 +9,9 @@ use serde::{Deserialize, forward_to_deserialize_any};
 
 use super::Cli;
 use super::exit::Status;
-use crate::config::file::{ConfigFile, DatabaseFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile};
+use crate::config::file::{
+    ConfigFile, DatabaseFile, DrillFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile, RetentionFile,
+};
 use crate::observe::metrics::{BUILD_INFO, METRICS};
 use crate::status::{DiffReason, State};
 
@@ -118,6 +120,8 @@ fn every_key_is_documented() {
         ("snapshot", fields::<IntervalFile>()),
         ("keep", fields::<KeepFile>()),
         ("lease", fields::<LeaseFile>()),
+        ("retention", fields::<RetentionFile>()),
+        ("drill", fields::<DrillFile>()),
     ];
     let mut keys = BTreeSet::new();
     let mut add = |prefix: &str, names: Vec<&str>| {

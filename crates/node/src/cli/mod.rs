@@ -12,13 +12,19 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod compact;
 #[cfg(test)]
 mod docs_tests;
+mod doctor;
 pub mod exit;
 mod info;
 mod log;
 mod ltx;
 pub mod output;
+mod pin;
+mod plan;
+mod policy;
+mod prune;
 mod replicate;
 mod restore;
 mod status;
@@ -47,6 +53,11 @@ enum Command {
     Status(status::StatusArgs),
     Log(log::LogArgs),
     Verify(verify::VerifyArgs),
+    Pin(pin::PinArgs),
+    Compact(compact::CompactArgs),
+    Prune(prune::PruneArgs),
+    Plan(plan::PlanArgs),
+    Doctor(doctor::DoctorArgs),
     /// Look into LTX files, check them, apply them
     #[command(subcommand)]
     Ltx(ltx::LtxCommand),
@@ -100,6 +111,11 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Status(args) => status::run(&args)?,
         Command::Log(args) => log::run(&args)?,
         Command::Verify(args) => verify::run(&args)?,
+        Command::Pin(args) => pin::run(&args)?,
+        Command::Compact(args) => compact::run(&args)?,
+        Command::Prune(args) => prune::run(&args)?,
+        Command::Plan(args) => plan::run(&args)?,
+        Command::Doctor(args) => doctor::run(&args)?,
         Command::Ltx(command) => ltx::run(command)?,
         Command::Version(args) => info::version(&args)?,
         Command::Completions(args) => info::completions(&args, &mut Cli::command())?,

@@ -37,7 +37,7 @@ const FOLLOW_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 #[command(after_help = "Times without a zone are in this machine's zone. `rhyolite log` shows what can be \
 restored.\n\nExit statuses: 0 restored and proved, or nothing to do; 3 damage found; 5 no such backup or restore \
 point.\n\nExamples:\n  rhyolite restore s3://bucket/app -o copy.db\n  rhyolite restore ./backup -o copy.db --at \"10m \
-ago\"\n  rhyolite restore ./backup -o copy.db --txid 42\n  rhyolite restore ./backup -o - | ssh host 'cat > \
+ago\"\n  rhyolite restore ./backup -o copy.db --txid 42\n  rhyolite restore ./backup -o copy.db --pin release-7\n  rhyolite restore ./backup -o - | ssh host 'cat > \
 copy.db'\n  rhyolite restore ./backup -o copy.db --reuse\n  rhyolite restore ./backup -o replica.db --follow\n  rhyolite restore s3://bucket/app -o app.db --if-missing --if-backup-exists")]
 pub(super) struct RestoreArgs {
     /// Store of one database
@@ -61,7 +61,7 @@ pub(super) struct RestoreArgs {
     #[arg(long)]
     if_backup_exists: bool,
     /// After the restore, keep the output up to date until a signal comes; SQLite may read it meanwhile, but not write
-    #[arg(long, conflicts_with_all = ["at", "txid", "if_missing"])]
+    #[arg(long, conflicts_with_all = ["at", "txid", "pin", "if_missing"])]
     follow: bool,
     /// Ask for new commits this often (1s)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "follow")]
@@ -113,16 +113,18 @@ pub(super) fn run(args: &RestoreArgs) -> Result<(), Failure> {
     if args.follow {
         return run_follow(args, store);
     }
-    let options = RestoreOptions {
-        store,
-        output: if to_stdout { Output::Stdout } else { Output::File(args.output.clone()) },
-        target: args.target.target(),
-        existing: existing(args),
-        threads: threads(args),
-        spool: None,
-        progress: store::progress("restore"),
-    };
-    let result = store::block_on(async { Ok(restore(options).await) })?;
+    let result = store::block_on(async {
+        let options = RestoreOptions {
+            target: args.target.target(&*store).await?,
+            store,
+            output: if to_stdout { Output::Stdout } else { Output::File(args.output.clone()) },
+            existing: existing(args),
+            threads: threads(args),
+            spool: None,
+            progress: store::progress("restore"),
+        };
+        Ok(restore(options).await)
+    })?;
     match result {
         Ok(_) if to_stdout => Ok(()),
         Ok(report) => print(args, &report),

@@ -18,6 +18,7 @@ use super::replicate::DEFAULT_CONFIG;
 use super::store;
 use crate::config::units::{format_duration, format_size};
 use crate::config::{DatabaseConfig, default_meta_path, file, io_text};
+use crate::drill::{Drill, in_words};
 use crate::log_end::{self, Hint};
 use crate::observe::report::{DatabaseReport, ProcessReport};
 use crate::observe::status_file;
@@ -271,6 +272,9 @@ fn figures_text(out: &mut Output, report: &DatabaseReport) -> Result<(), Failure
     }
     let (wal, log) = (format_size(figures.wal_bytes), format_size(figures.log_bytes));
     out.line(format!("  WAL          {wal}; local log {log}"))?;
+    for line in drill(figures) {
+        out.line(line)?;
+    }
     for line in activity(report, figures) {
         out.line(line)?;
     }
@@ -279,6 +283,22 @@ fn figures_text(out: &mut Output, report: &DatabaseReport) -> Result<(), Failure
         out.line(format!("  errors       {}, the last at {when}: {}", figures.errors, error.text))?;
     }
     Ok(())
+}
+
+/// What restore drills say.
+fn drill(figures: &Figures) -> Vec<String> {
+    let Drill { proved, failed, is_damage, .. } = &figures.drill;
+    let mut lines = Vec::new();
+    if let Some(proof) = proved {
+        let (to, at) = (time::format_utc(proof.committed), time::format_utc(proof.at));
+        let words = in_words(proof);
+        lines.push(format!("  restorable   to {to} (TXID {}), proved at {at}: {words}", proof.pos.txid));
+    }
+    if let Some(error) = failed {
+        let what = if *is_damage { "FAILED" } else { "could not be held" };
+        lines.push(format!("  drill        {what} at {}: {}", time::format_utc(error.time), error.text));
+    }
+    lines
 }
 
 /// What was done since the process started.

@@ -12,6 +12,7 @@ use rhyolite_store::{RetryPolicy, Retrying, Store, StoreErrorKind, StoreOptions}
 use super::exit::{Failure, Status, chain};
 use super::when::{parse_time, parse_txid};
 use crate::config::io_text;
+use crate::pins;
 use crate::progress::{Progress, Silent, TerminalBar};
 use crate::restore::RestoreError;
 use crate::time::format_utc;
@@ -68,20 +69,29 @@ pub(super) struct TargetArgs {
     /// Take the first or last restore point when --at lies before or after all of them
     #[arg(long, requires = "at")]
     nearest: bool,
+    /// As it was pinned under this name
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["at", "txid"])]
+    pin: Option<String>,
 }
 
 impl TargetArgs {
-    pub(super) fn target(&self) -> Target {
-        match (self.txid, self.at) {
+    /// The target; a pin is looked up in the store.
+    pub(super) async fn target(&self, store: &dyn Store) -> Result<Target, Failure> {
+        if let Some(name) = &self.pin {
+            let pin = pins::find(store, name).await;
+            let pin = pin.map_err(|e| super::pin::failure(&format!("use pin {name:?} of {}", store.describe()), &e))?;
+            return Ok(Target::Txid(pin.pos.txid));
+        }
+        Ok(match (self.txid, self.at) {
             (Some(txid), _) => Target::Txid(txid),
             (None, Some(time)) if self.nearest => Target::TimeNearest(time),
             (None, Some(time)) => Target::Time(time),
             (None, None) => Target::Latest,
-        }
+        })
     }
 
     pub(super) fn is_latest(&self) -> bool {
-        self.target() == Target::Latest
+        self.txid.is_none() && self.at.is_none() && self.pin.is_none()
     }
 }
 
@@ -94,6 +104,7 @@ pub(super) fn failure(what: &str, error: &RestoreError) -> Failure {
         | RestoreError::Missing { .. }
         | RestoreError::Contradiction { .. }
         | RestoreError::PageMissing { .. }
+        | RestoreError::WrongPage { .. }
         | RestoreError::WrongChecksum { .. } => Status::Damaged,
         RestoreError::WrongLineage { .. } => Status::WrongLineage,
         RestoreError::Store(error) if error.kind == StoreErrorKind::Invalid => Status::Usage,

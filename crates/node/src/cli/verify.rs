@@ -46,7 +46,7 @@ pub(super) struct VerifyArgs {
 
 pub(super) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     if args.against.is_none() && !args.target.is_latest() {
-        return Err(Failure::usage("--at and --txid choose what --against is compared with: give --against DB"));
+        return Err(Failure::usage("--at, --txid and --pin choose what --against is compared with: give --against DB"));
     }
     match &args.against {
         Some(file) => run_against(args, file.clone()),
@@ -68,7 +68,7 @@ struct DamageLine<'a> {
 struct StoreLine<'a> {
     store: &'a str,
     ok: bool,
-    lineage: Lineage,
+    lineage: Option<Lineage>,
     txid: Option<Txid>,
     #[serde(with = "time::rfc3339::option")]
     time: Option<Timestamp>,
@@ -155,15 +155,18 @@ struct AgainstLine<'a> {
 }
 
 fn run_against(args: &VerifyArgs, file: PathBuf) -> Result<(), Failure> {
-    let options = AgainstOptions {
-        store: store::open(&args.store)?,
-        target: args.target.target(),
-        file: file.clone(),
-        threads: threads(args),
-        progress: store::progress("verify"),
-    };
+    let store = store::open(&args.store)?;
     let what = format!("compare {} with {}", file.display(), args.store);
-    let report = store::block_on(async { verify_against(options).await.map_err(|e| store::failure(&what, &e)) })?;
+    let report = store::block_on(async {
+        let options = AgainstOptions {
+            target: args.target.target(&*store).await?,
+            store,
+            file: file.clone(),
+            threads: threads(args),
+            progress: store::progress("verify"),
+        };
+        verify_against(options).await.map_err(|e| store::failure(&what, &e))
+    })?;
     let mut out = Output::new();
     if args.json {
         out.json(&AgainstLine {

@@ -55,6 +55,10 @@ macro_rules! with_settings {
             pub keep: KeepFile,
             /// The right to write.
             pub lease: LeaseFile,
+            /// Who deletes, and when.
+            pub retention: RetentionFile,
+            /// Restore drills.
+            pub drill: DrillFile,
         }
 
         impl $name {
@@ -79,6 +83,10 @@ macro_rules! with_settings {
                     lease_ttl: self.lease.ttl.map(|d| d.0),
                     if_held: self.lease.if_held,
                     lease_url: self.lease.url.clone(),
+                    retention_enabled: self.retention.enabled,
+                    retention_grace: self.retention.grace.map(|d| d.0),
+                    drill_interval: self.drill.interval.map(|d| d.0),
+                    drill_sample: self.drill.sample.map(|s| s.0),
                 }
             }
         }
@@ -157,6 +165,26 @@ pub struct LeaseFile {
     pub if_held: Option<IfHeld>,
     /// See [`Settings::lease_url`].
     pub url: Option<String>,
+}
+
+/// `retention`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct RetentionFile {
+    /// See [`Settings::retention_enabled`].
+    pub enabled: Option<bool>,
+    /// See [`Settings::retention_grace`].
+    pub grace: Option<DurationText>,
+}
+
+/// `drill`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct DrillFile {
+    /// See [`Settings::drill_interval`].
+    pub interval: Option<DurationText>,
+    /// See [`Settings::drill_sample`].
+    pub sample: Option<SizeText>,
 }
 
 /// `replica`: a URL, or its parts.

@@ -84,6 +84,8 @@ dbs:
     snapshot: {interval: 3m}
     keep: {every-commit: 1h, hourly: 2h, daily: 3h}
     lease: {enabled: false, ttl: 5s, if-held: exit, url: ./leases}
+    retention: {enabled: false, grace: 5m}
+    drill: {interval: 1h, sample: 2MiB}
 ";
     let seconds = Duration::from_secs;
     let config = parse(text).unwrap();
@@ -112,6 +114,7 @@ dbs:
             keep_every_commit: seconds(3_600),
             keep_hourly: seconds(7_200),
             keep_daily: seconds(10_800),
+            grace: seconds(300),
             ..Policy::default()
         },
         lease: LeaseConfig {
@@ -120,6 +123,8 @@ dbs:
             if_held: IfHeld::Exit,
             store: Some("./leases".to_owned()),
         },
+        duty: Duty::Compact,
+        drill: DrillConfig { interval: seconds(3_600), sample_bytes: 2 << 20 },
     };
     assert_eq!(config.databases, [expected]);
 }

@@ -55,6 +55,13 @@ pub enum RestoreError {
         /// What the pages that were read add up to.
         found: Checksum,
     },
+    /// A page is another than the one that was committed.
+    WrongPage {
+        /// The page.
+        pgno: PageNumber,
+        /// The state that it is a page of.
+        pos: Pos,
+    },
     /// The output exists and may not be replaced.
     Exists {
         /// The output.
@@ -158,6 +165,9 @@ impl fmt::Display for RestoreError {
             }
             Self::WrongChecksum { pos, found } => {
                 write!(f, "the pages of transaction {} add up to {found}, not to {}", pos.txid, pos.checksum)
+            }
+            Self::WrongPage { pgno, pos } => {
+                write!(f, "page {pgno} of transaction {} is not the one that was committed", pos.txid)
             }
             Self::Exists { path } => write!(f, "{} exists", path.display()),
             Self::Companion { path } => {

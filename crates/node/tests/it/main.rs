@@ -2,12 +2,18 @@
 
 mod capture;
 mod cli;
+mod damage;
+mod doctor;
+mod drill;
 mod follow;
 mod history;
 mod history_builder;
 mod lease;
 mod operating;
+mod pins;
+mod plan;
 mod program;
+mod prune;
 mod readme;
 mod restore;
 mod resume;
