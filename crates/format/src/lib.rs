@@ -11,6 +11,7 @@ mod json;
 pub mod keys;
 mod layout;
 pub mod lease;
+pub mod litestream;
 pub mod ltx;
 pub mod lz4;
 pub mod manifest;

@@ -10,12 +10,14 @@ pub mod drill;
 pub mod garbage;
 pub mod history_plan;
 pub mod lease;
+pub mod litestream3_plan;
 pub mod litestream_plan;
 pub mod log;
 #[cfg(test)]
 mod model;
 pub mod reconcile;
 pub mod restore_plan;
+pub mod store_kind;
 pub mod tail;
 
 pub use restore_plan::Target;

@@ -9,6 +9,7 @@ pub mod drill;
 pub mod epoch;
 pub mod exec;
 pub mod follow;
+pub mod foreign;
 pub mod history;
 pub mod keep;
 pub mod lease;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::types::{Entry, Meta, Object, Version};
+use crate::types::{Entry, MadeAt, Meta, Object, Version};
 use crate::{Operation, Store, StoreError, StoreErrorKind, Upload};
 
 const OPERATIONS: usize = Operation::ALL.len();
@@ -170,6 +170,11 @@ impl Store for Counted {
 
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>, StoreError> {
         let inner = self.counters.count(Operation::Upload, 0, self.inner.upload(key)).await?;
+        Ok(Box::new(CountedUpload { inner, counters: Arc::clone(&self.counters) }))
+    }
+
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        let inner = self.counters.count(Operation::Upload, 0, self.inner.upload_dated(key, made)).await?;
         Ok(Box::new(CountedUpload { inner, counters: Arc::clone(&self.counters) }))
     }
 

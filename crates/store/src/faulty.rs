@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 
-use crate::types::{Entry, Meta, Object, Version};
+use crate::types::{Entry, MadeAt, Meta, Object, Version};
 use crate::{Operation, Store, StoreError, StoreErrorKind, Upload};
 
 /// What goes wrong with one call.
@@ -332,6 +332,12 @@ impl Store for Faulty {
 
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>, StoreError> {
         let inner = self.call(Operation::Upload, key, None, self.inner.upload(key)).await.1?;
+        let store = Self { inner: Arc::clone(&self.inner), plan: Arc::clone(&self.plan) };
+        Ok(Box::new(FaultyUpload { store, key: key.to_owned(), inner }))
+    }
+
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        let inner = self.call(Operation::Upload, key, None, self.inner.upload_dated(key, made)).await.1?;
         let store = Self { inner: Arc::clone(&self.inner), plan: Arc::clone(&self.plan) };
         Ok(Box::new(FaultyUpload { store, key: key.to_owned(), inner }))
     }

@@ -51,7 +51,7 @@ pub use memory::Memory;
 pub use open::{Environment, StoreOptions, open};
 pub use prefixed::Prefixed;
 pub use retrying::{RetryPolicy, Retrying};
-pub use types::{Entry, Meta, Object, Version};
+pub use types::{Entry, MadeAt, Meta, Object, Version};
 
 /// How many entries [`Store::list_all`] asks for at a time.
 pub const LIST_PAGE: usize = 1000;
@@ -89,6 +89,14 @@ pub trait Store: Send + Sync + Debug {
     /// Starts a big object, in parts, with bounded memory. The key must be the writer's own: what happens to an object
     /// that exists under it is not defined. Nothing is visible before [`Upload::finish`].
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>, StoreError>;
+
+    /// Like [`Store::upload`], for an object that Litestream will read: where the store can, it says when its content was made in
+    /// the way in which Litestream looks for it (modification time of a file, `litestream-timestamp` among the metadata of a
+    /// bucket's object). Where it cannot, this is [`Store::upload`].
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        let _ = made;
+        self.upload(key).await
+    }
 
     /// At most `limit` objects below the folder `prefix` (empty: all), sorted by the bytes of their keys, strictly after the
     /// key `after`. Fewer than `limit` means that there are no more. A folder that does not exist is empty.

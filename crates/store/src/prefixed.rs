@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::key::check_key;
-use crate::{Entry, Meta, Object, Operation, Store, StoreError, Upload, Version};
+use crate::{Entry, MadeAt, Meta, Object, Operation, Store, StoreError, Upload, Version};
 
 /// The objects of `inner` below `prefix/`, under shorter keys. Errors keep the long ones.
 #[derive(Debug)]
@@ -67,6 +67,10 @@ impl Store for Prefixed {
 
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>, StoreError> {
         self.inner.upload(&self.checked(Operation::Upload, key)?).await
+    }
+
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        self.inner.upload_dated(&self.checked(Operation::Upload, key)?, made).await
     }
 
     async fn list_after(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {

@@ -155,6 +155,13 @@ pub fn lz4_frame(bytes: &[u8]) {
         let longer = lz4::unpack_frame(bytes, &mut vec![0; content.len() + 1]);
         assert!(longer.is_err(), "{longer:?}");
     }
+    // In bounded memory the same comes out, where nothing follows the frame.
+    let mut streamed = Vec::new();
+    let read = lz4::FrameReader::new(bytes).and_then(|mut frame| std::io::Read::read_to_end(&mut frame, &mut streamed));
+    match &unpacked {
+        Ok((content, len)) if *len == bytes.len() => assert!(read.is_ok() && streamed == *content, "{read:?}"),
+        _ => assert!(read.is_err(), "{read:?}"),
+    }
     let (mut input, mut frame) = (bytes, Vec::new());
     if lz4::read_frame(&mut input, 4096, &mut frame).is_ok() {
         assert_eq!((frame.len() + input.len(), &bytes[..frame.len()]), (bytes.len(), &frame[..]));

@@ -12,11 +12,16 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod adopt;
 mod compact;
+mod config;
 #[cfg(test)]
 mod docs_tests;
 mod doctor;
 pub mod exit;
+mod export;
+mod foreign;
+mod import;
 mod info;
 mod log;
 mod ltx;
@@ -58,6 +63,10 @@ enum Command {
     Prune(prune::PruneArgs),
     Plan(plan::PlanArgs),
     Doctor(doctor::DoctorArgs),
+    Adopt(adopt::AdoptArgs),
+    Export(export::ExportArgs),
+    Import(import::ImportArgs),
+    Config(config::ConfigArgs),
     /// Look into LTX files, check them, apply them
     #[command(subcommand)]
     Ltx(ltx::LtxCommand),
@@ -116,6 +125,10 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Prune(args) => prune::run(&args)?,
         Command::Plan(args) => plan::run(&args)?,
         Command::Doctor(args) => doctor::run(&args)?,
+        Command::Adopt(args) => adopt::run(&args)?,
+        Command::Export(args) => export::run(&args)?,
+        Command::Import(args) => import::run(&args)?,
+        Command::Config(args) => config::run(&args)?,
         Command::Ltx(command) => ltx::run(command)?,
         Command::Version(args) => info::version(&args)?,
         Command::Completions(args) => info::completions(&args, &mut Cli::command())?,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use rhyolite_format::{Timestamp, Txid};
 use rhyolite_logic::Target;
+use rhyolite_logic::litestream3_plan::OldPlanError;
 use rhyolite_logic::restore_plan::PlanError;
 use rhyolite_store::{RetryPolicy, Retrying, Store, StoreErrorKind, StoreOptions};
 
@@ -106,6 +107,8 @@ pub(super) fn failure(what: &str, error: &RestoreError) -> Failure {
         | RestoreError::PageMissing { .. }
         | RestoreError::WrongPage { .. }
         | RestoreError::WrongChecksum { .. } => Status::Damaged,
+        RestoreError::OldPlan(error) => old_plan_status(error),
+        RestoreError::Ambiguous { .. } => Status::Usage,
         RestoreError::WrongLineage { .. } => Status::WrongLineage,
         RestoreError::Store(error) if error.kind == StoreErrorKind::Invalid => Status::Usage,
         RestoreError::Store(error) if error.kind == StoreErrorKind::Corrupt => Status::Damaged,
@@ -127,10 +130,19 @@ fn plan_status(error: &PlanError) -> Status {
     }
 }
 
+fn old_plan_status(error: &OldPlanError) -> Status {
+    match error {
+        OldPlanError::Empty | OldPlanError::OutOfRange { .. } => Status::NoRestorePoint,
+        OldPlanError::Txid => Status::Usage,
+        OldPlanError::Gap { .. } => Status::Damaged,
+    }
+}
+
 /// Times are shown as people write them; everything else says itself.
 fn text(error: &RestoreError) -> String {
     match error {
-        RestoreError::Plan(PlanError::OutOfRange { time, first, last }) => format!(
+        RestoreError::Plan(PlanError::OutOfRange { time, first, last })
+        | RestoreError::OldPlan(OldPlanError::OutOfRange { time, first, last }) => format!(
             "{} lies outside of what can be restored, {} to {}",
             format_utc(*time),
             format_utc(*first),
@@ -144,7 +156,10 @@ fn text(error: &RestoreError) -> String {
 fn advice(error: &RestoreError) -> &'static str {
     match error {
         RestoreError::Exists { .. } => ": --force replaces it, --if-missing leaves it",
-        RestoreError::Plan(PlanError::OutOfRange { .. }) => ": --nearest takes the nearest of them",
+        RestoreError::Ambiguous { .. } => ": --litestream VERSION chooses one",
+        RestoreError::Plan(PlanError::OutOfRange { .. }) | RestoreError::OldPlan(OldPlanError::OutOfRange { .. }) => {
+            ": --nearest takes the nearest of them"
+        }
         RestoreError::Plan(PlanError::NotAPoint { .. }) => ": `rhyolite log` shows all",
         RestoreError::WrongChecksum { .. } | RestoreError::Damaged { .. } | RestoreError::Missing { .. } => {
             ": `rhyolite verify` shows what can still be restored"

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
+use super::litestream::{self, Translation};
 use super::settings::{self, Settings};
 use super::units::{DurationText, SizeText};
 use super::{
@@ -246,12 +247,33 @@ pub enum ReplicaType {
 /// The file cannot be read, or something in it is wrong; with file and line.
 pub fn load(path: &Path, expand_env: bool) -> Result<Config, ConfigError> {
     let text = read(path).map_err(ConfigError::new).map_err(|e| e.in_file(path))?;
+    if litestream::is_litestreams(path) {
+        return load_translated(&text, expand_env).map_err(|e| e.in_file(path));
+    }
     let parsed = if expand_env {
         expand::expand(&text, |name| std::env::var(name).ok()).and_then(|text| parse(&text))
     } else {
         parse(&text)
     };
     parsed.map_err(|e| e.in_file(path))
+}
+
+/// A configuration of Litestream's. Lines of the translation say nothing to whoever wrote the file.
+fn load_translated(text: &str, expand_env: bool) -> Result<Config, ConfigError> {
+    let Translation { text, notes } = litestream::translate(text)?;
+    let expanded = if expand_env { expand::expand(&text, |name| std::env::var(name).ok()) } else { Ok(text) };
+    let parsed = expanded.and_then(|text| parse(&text));
+    let config = parsed.map_err(|e| ConfigError::new(format!("in its translation: {}", e.message)))?;
+    Ok(Config { notes, ..config })
+}
+
+/// Reads a file of Litestream's and translates it.
+///
+/// # Errors
+/// The file cannot be read, or cannot be translated.
+pub fn translate(path: &Path) -> Result<Translation, ConfigError> {
+    let text = read(path).map_err(ConfigError::new);
+    text.and_then(|text| litestream::translate(&text)).map_err(|e| e.in_file(path))
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -271,6 +293,11 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
 }
 
 fn parse_yaml(text: &str) -> Result<ConfigFile, ConfigError> {
+    parse_as(text)
+}
+
+/// Reads YAML within the bounds of a configuration.
+pub(super) fn parse_as<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
     let budget = serde_saphyr::budget! { max_nodes: NODES_MAX };
     let options = serde_saphyr::options! { budget: budget, with_snippet: false };
     serde_saphyr::from_str_with_options(text, options).map_err(|e| yaml_error(&e))

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 mod expand;
 pub mod file;
+pub mod litestream;
 pub mod settings;
 mod suggest;
 #[cfg(test)]
@@ -36,6 +37,8 @@ pub struct Config {
     pub logging: LoggingConfig,
     /// The databases (`dbs`).
     pub databases: Vec<DatabaseConfig>,
+    /// What is to be said of a configuration that was Litestream's.
+    pub notes: Vec<litestream::Note>,
 }
 
 impl Default for Config {
@@ -46,6 +49,7 @@ impl Default for Config {
             shutdown_sync_timeout: 30 * SECOND,
             logging: LoggingConfig::default(),
             databases: Vec::new(),
+            notes: Vec::new(),
         }
     }
 }

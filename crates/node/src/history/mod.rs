@@ -12,7 +12,7 @@
 
 mod garbage;
 mod merge;
-mod write;
+pub(crate) mod write;
 
 use std::sync::Arc;
 

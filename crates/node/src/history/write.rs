@@ -17,7 +17,7 @@ use rhyolite_format::segment::{SegmentEntry, SegmentHeader, SegmentKind, encode_
 use rhyolite_format::{Epoch, Lineage, Pos, Seq, Timestamp, Txid, keys};
 use rhyolite_logic::history_plan::{LogEntry, Piece, Written, merged_file, merged_key};
 use rhyolite_logic::restore_plan::RestorePlan;
-use rhyolite_store::{Meta, Operation, StoreError, StoreErrorKind};
+use rhyolite_store::{Meta, Operation, Store, StoreError, StoreErrorKind, Upload};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -51,7 +51,7 @@ pub(super) struct Workshop {
 
 /// Takes the bytes of an object, on the thread that makes them.
 #[derive(Debug)]
-pub(super) struct Out {
+pub(crate) struct Out {
     sender: mpsc::Sender<Bytes>,
     buffer: Vec<u8>,
     crc: Crc64,
@@ -60,7 +60,7 @@ pub(super) struct Out {
 
 impl Out {
     /// Takes all of `bytes` and leaves it empty.
-    pub(super) fn take(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
+    pub(crate) fn take(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
         self.crc.update(bytes);
         self.len += bytes.len() as u64;
         if self.buffer.is_empty() {
@@ -122,26 +122,8 @@ impl Workshop {
         make: impl FnOnce(&mut Out) -> Result<T, RestoreError> + Send + 'static,
     ) -> Result<(T, Written), HistoryError> {
         let store = self.reader.store();
-        let mut upload = store.upload(key).await?;
-        let (mut pieces, maker) = start(make);
-        while let Some(piece) = pieces.recv().await {
-            if let Err(e) = upload.write(piece).await {
-                drop(pieces);
-                // Nothing can be done about a part of an object that stays.
-                let _ = upload.abort().await;
-                return Err(e.into());
-            }
-        }
-        let (value, written) = match finished(maker.await) {
-            Ok(made) => made,
-            Err(e) => {
-                let _ = upload.abort().await;
-                return Err(e.into());
-            }
-        };
-        let version = upload.finish().await?;
-        store.verify_created(key, &version, written.size).await?;
-        Ok((value, written))
+        let upload = store.upload(key).await?;
+        write_object(&**store, key, upload, make).await
     }
 
     /// Compares what `make` gives out with the object that is there, byte for byte. `None` when it is another.
@@ -248,6 +230,34 @@ impl Workshop {
             entries: 1,
         })
     }
+}
+
+/// Sends the bytes that `make` gives out through an upload, and looks that the object is there.
+pub(crate) async fn write_object<T: Send + 'static>(
+    store: &dyn Store,
+    key: &str,
+    mut upload: Box<dyn Upload>,
+    make: impl FnOnce(&mut Out) -> Result<T, RestoreError> + Send + 'static,
+) -> Result<(T, Written), HistoryError> {
+    let (mut pieces, maker) = start(make);
+    while let Some(piece) = pieces.recv().await {
+        if let Err(e) = upload.write(piece).await {
+            drop(pieces);
+            // Nothing can be done about a part of an object that stays.
+            let _ = upload.abort().await;
+            return Err(e.into());
+        }
+    }
+    let (value, written) = match finished(maker.await) {
+        Ok(made) => made,
+        Err(e) => {
+            let _ = upload.abort().await;
+            return Err(e.into());
+        }
+    };
+    let version = upload.finish().await?;
+    store.verify_created(key, &version, written.size).await?;
+    Ok((value, written))
 }
 
 /// Starts to make an object on a thread of its own. Dropping the receiver gives it up.
@@ -367,6 +377,6 @@ fn repack(key: &str, stream: &mut dyn Read, entry: &SegmentEntry, out: &mut Out)
 }
 
 /// The upload failed, and its error is what counts.
-pub(super) fn given_up(_: io::Error) -> RestoreError {
+pub(crate) fn given_up(_: io::Error) -> RestoreError {
     RestoreError::Cancelled
 }

@@ -172,7 +172,7 @@ pub(crate) async fn restore_prepared(
     })
 }
 
-fn refuse_existing(path: &Path, existing: Existing) -> Result<(), RestoreError> {
+pub(crate) fn refuse_existing(path: &Path, existing: Existing) -> Result<(), RestoreError> {
     refuse_companions(path)?;
     let exists = path.symlink_metadata().is_ok();
     match existing {

@@ -165,7 +165,7 @@ async fn look(options: &VerifyOptions, reader: &Arc<Reader>, before: &Before) ->
 }
 
 /// An error that speaks of what the store holds becomes damage; others are passed on.
-fn as_damage<T>(result: Result<T, RestoreError>) -> Result<Result<T, Damage>, RestoreError> {
+pub(crate) fn as_damage<T>(result: Result<T, RestoreError>) -> Result<Result<T, Damage>, RestoreError> {
     let error = match result {
         Ok(value) => return Ok(Ok(value)),
         Err(error) => error,
@@ -175,7 +175,10 @@ fn as_damage<T>(result: Result<T, RestoreError>) -> Result<Result<T, Damage>, Re
         RestoreError::Damaged { key, .. } | RestoreError::Missing { key } | RestoreError::Contradiction { key, .. } => {
             key.clone()
         }
-        RestoreError::Plan(_) | RestoreError::PageMissing { .. } | RestoreError::WrongChecksum { .. } => String::new(),
+        RestoreError::Plan(_)
+        | RestoreError::OldPlan(_)
+        | RestoreError::PageMissing { .. }
+        | RestoreError::WrongChecksum { .. } => String::new(),
         _ => return Err(error),
     };
     Ok(Err(Damage { key, detail }))

@@ -27,12 +27,13 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
 use object_store::path::Path;
 use object_store::{
-    GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, PutMode, PutOptions, PutResult, UpdateVersion,
+    Attribute, Attributes, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, PutMode, PutOptions, PutResult,
+    UpdateVersion,
 };
 use rhyolite_format::Timestamp;
 
 use crate::key::{check_key, check_prefix};
-use crate::types::{Entry, Meta, Object, Version};
+use crate::types::{Entry, MadeAt, Meta, Object, Version};
 use crate::{Operation, Store, StoreError, StoreErrorKind as Kind, Upload};
 use errors::{Doing, classify};
 use watch::StatusCell;
@@ -386,7 +387,15 @@ impl Store for Cloud {
 
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>, StoreError> {
         let path = self.path(Operation::Upload, key)?;
-        Ok(Box::new(upload::CloudUpload::new(self.clone(), key.to_owned(), path)))
+        Ok(Box::new(upload::CloudUpload::new(self.clone(), key.to_owned(), path, Attributes::new())))
+    }
+
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        let path = self.path(Operation::Upload, key)?;
+        // Azure allows no hyphens in names.
+        let name = if self.flavour == Flavour::Azure { "litestreamtimestamp" } else { "litestream-timestamp" };
+        let attributes = Attributes::from_iter([(Attribute::Metadata(name.into()), made.text.clone())]);
+        Ok(Box::new(upload::CloudUpload::new(self.clone(), key.to_owned(), path, attributes)))
     }
 
     async fn list_after(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {

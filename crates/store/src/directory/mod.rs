@@ -28,13 +28,13 @@ mod tests;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::key::{check_key, check_prefix};
-use crate::types::{Entry, Meta, Object, Version};
+use crate::types::{Entry, MadeAt, Meta, Object, Version};
 use crate::{Operation, Store, StoreError, StoreErrorKind, Upload};
 use files::Folder;
 use publish::Draft;
@@ -149,6 +149,12 @@ impl Store for Directory {
 
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>, StoreError> {
         let draft = self.run(Operation::Upload, key, 0, |folder, key| folder.draft(key)).await?;
+        Ok(Box::new(DirectoryUpload { store: self.clone(), key: key.to_owned(), draft: Some(draft), written: 0 }))
+    }
+
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        let time = UNIX_EPOCH + Duration::from_millis(made.time.0.try_into().unwrap_or(0));
+        let draft = self.run(Operation::Upload, key, 0, move |folder, key| folder.draft_of(key, time)).await?;
         Ok(Box::new(DirectoryUpload { store: self.clone(), key: key.to_owned(), draft: Some(draft), written: 0 }))
     }
 
