@@ -17,6 +17,7 @@ pub mod lz4;
 pub mod manifest;
 #[cfg(test)]
 mod own_formats_tests;
+pub mod probe;
 pub mod resume;
 #[cfg(test)]
 mod samples;

@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod drill;
 pub mod epoch;
 pub mod exec;
+pub mod fencing;
 pub mod follow;
 pub mod foreign;
 pub mod history;

@@ -31,6 +31,7 @@ use crate::capture::thread::{CaptureThread, Channels, Ended, Start, TableError, 
 use crate::capture::watch::Wake;
 use crate::config::DatabaseConfig;
 use crate::drill::Driller;
+use crate::fencing;
 use crate::keep::{Keeper, LocalSegments};
 use crate::lease::LeasePool;
 use crate::log_end::{self, Hint, LogEnd};
@@ -284,6 +285,11 @@ impl Replication {
     fn open_store(&self) -> Result<Arc<dyn Store>, ReplicateError> {
         let opened = rhyolite_store::open(&self.config.store, &self.config.store_options());
         let store = opened.map_err(|e| ReplicateError::Store(e.to_string()))?;
+        let warning = fencing::warning(store.as_ref(), fencing::read(&self.config.meta_path).as_ref());
+        if let Some(text) = warning.as_ref().filter(|_| self.status.figures().store_warning != warning) {
+            tracing::warn!(database = %self.config.path.display(), "{text}");
+        }
+        self.status.update(|f| f.store_warning = warning);
         let counted = Arc::new(Counted::new(store, Arc::clone(&self.status.requests)));
         let policy = RetryPolicy { attempts_max: 3, deadline: Duration::from_secs(30), ..RetryPolicy::default() };
         Ok(Arc::new(Retrying::new(counted, policy)))

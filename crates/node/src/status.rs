@@ -275,6 +275,9 @@ pub struct Figures {
     /// Restore drills.
     #[serde(default)]
     pub drill: Drill,
+    /// What the store cannot promise; `None` when it keeps a second writer out.
+    #[serde(default)]
+    pub store_warning: Option<String>,
     /// Errors of any kind, those that a retry mended included.
     pub errors: u64,
     /// The last of them.

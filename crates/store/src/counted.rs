@@ -9,7 +9,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::types::{Entry, MadeAt, Meta, Object, Version};
-use crate::{Operation, Store, StoreError, StoreErrorKind, Upload};
+use crate::{Capabilities, Operation, Store, StoreError, StoreErrorKind, Upload};
 
 const OPERATIONS: usize = Operation::ALL.len();
 const KINDS: usize = StoreErrorKind::ALL.len();
@@ -138,6 +138,10 @@ impl Store for Counted {
         self.inner.describe()
     }
 
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
         let object = self.counters.count(Operation::Get, 0, self.inner.get(key)).await?;
         self.counters.read(&object.bytes);
@@ -180,6 +184,10 @@ impl Store for Counted {
 
     async fn list_after(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {
         self.counters.count(Operation::List, 0, self.inner.list_after(prefix, after, limit)).await
+    }
+
+    async fn remove_folder(&self, prefix: &str) -> Result<(), StoreError> {
+        self.inner.remove_folder(prefix).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 
 use crate::types::{Entry, MadeAt, Meta, Object, Version};
-use crate::{Operation, Store, StoreError, StoreErrorKind, Upload};
+use crate::{Capabilities, Operation, Store, StoreError, StoreErrorKind, Upload};
 
 /// What goes wrong with one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,6 +291,10 @@ impl Store for Faulty {
         self.inner.describe()
     }
 
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
         let (fault, result) = self.call(Operation::Get, key, None, self.inner.get(key)).await;
         let mut object = result?;
@@ -350,6 +354,10 @@ impl Store for Faulty {
             self.plan.hide_created(count, &mut entries);
         }
         Ok(entries)
+    }
+
+    async fn remove_folder(&self, prefix: &str) -> Result<(), StoreError> {
+        self.inner.remove_folder(prefix).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

@@ -12,14 +12,16 @@
 //!    equal bytes then mean "this was I".
 //! 5. No call waits for ever: every backend has named time limits.
 //!
-//! [`open`] turns a URL or a path into a backend: a directory ([`Directory`]), memory ([`Memory`]), or S3, Google Cloud
-//! Storage or Azure Blob Storage (`Cloud`). Decorators take an `Arc<dyn Store>` and are one: [`Retrying`], [`Counted`],
-//! [`Faulty`]. One conformance suite (feature `suite`) holds for every backend and every decorator.
+//! [`open`] turns a URL or a path into a backend: a directory ([`Directory`]), memory ([`Memory`]), S3, Google Cloud
+//! Storage or Azure Blob Storage (`Cloud`), an SFTP server (`Sftp`), a WebDAV server (`WebDav`). Decorators take an
+//! `Arc<dyn Store>` and are one: [`Retrying`], [`Counted`], [`Faulty`]. One conformance suite (feature `suite`) holds for every
+//! backend and every decorator. [`Capabilities`] say what a store promises about racing writers, [`probe`] finds out.
 //!
-//! What each backend is tested against: directories on a real file system; S3 on moto's server; Azure on Azurite. There is no
-//! Google Cloud Storage server in the package registries that honours conditional writes, so that backend is untested here
-//! beyond what it shares with the other two.
+//! What each backend is tested against: directories on a real file system; S3 on moto's server; Azure on Azurite; SFTP on
+//! OpenSSH; WebDAV on wsgidav, Apache and nginx. There is no Google Cloud Storage server in the package registries that honours
+//! conditional writes, so that backend is untested here beyond what it shares with the other two.
 
+mod capabilities;
 mod cloud;
 mod counted;
 mod directory;
@@ -29,11 +31,16 @@ mod key;
 mod memory;
 mod open;
 mod prefixed;
+pub mod probe;
 mod retrying;
+#[cfg(feature = "sftp")]
+mod sftp;
 #[cfg(feature = "suite")]
 pub mod suite;
 mod types;
 mod url;
+#[cfg(feature = "webdav")]
+mod webdav;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -42,6 +49,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use capabilities::{Capabilities, Guarantee};
 pub use counted::{Counted, Counters, Counts, ErrorCount, OperationCount};
 pub use directory::Directory;
 pub use error::{Operation, StoreError, StoreErrorKind};
@@ -66,6 +74,9 @@ pub const LIST_PAGE: usize = 1000;
 pub trait Store: Send + Sync + Debug {
     /// Where this is, for messages: a URL or a path, without secrets.
     fn describe(&self) -> String;
+
+    /// What it promises about racing writers. No request is made for the answer.
+    fn capabilities(&self) -> Capabilities;
 
     /// The whole object. `NotFound` if there is none.
     async fn get(&self, key: &str) -> Result<Object, StoreError>;
@@ -104,6 +115,12 @@ pub trait Store: Send + Sync + Debug {
 
     /// Deletes the objects. Absent ones are fine.
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError>;
+
+    /// Removes the folder `prefix` where folders are things of their own, with the backend's own files in it, if it holds no object.
+    /// Nobody may be writing into it. Where keys are only names there is nothing to do.
+    async fn remove_folder(&self, _prefix: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// All objects below the folder `prefix`, sorted, in pages of [`LIST_PAGE`].
     async fn list_all(&self, prefix: &str) -> Result<Vec<Entry>, StoreError> {

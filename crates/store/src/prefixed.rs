@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::key::check_key;
-use crate::{Entry, MadeAt, Meta, Object, Operation, Store, StoreError, Upload, Version};
+use crate::{Capabilities, Entry, MadeAt, Meta, Object, Operation, Store, StoreError, Upload, Version};
 
 /// The objects of `inner` below `prefix/`, under shorter keys. Errors keep the long ones.
 #[derive(Debug)]
@@ -39,6 +39,10 @@ impl Prefixed {
 impl Store for Prefixed {
     fn describe(&self) -> String {
         format!("{}/{}", self.inner.describe().trim_end_matches('/'), self.prefix)
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
     }
 
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
@@ -82,6 +86,11 @@ impl Store for Prefixed {
             entry.key.drain(..=self.prefix.len());
         }
         Ok(entries)
+    }
+
+    async fn remove_folder(&self, prefix: &str) -> Result<(), StoreError> {
+        let folder = if prefix.is_empty() { self.prefix.clone() } else { self.full(prefix) };
+        self.inner.remove_folder(&folder).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

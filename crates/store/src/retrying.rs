@@ -29,7 +29,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::types::{Entry, MadeAt, Meta, Object, Version};
-use crate::{Operation, Store, StoreError, StoreErrorKind, Upload};
+use crate::{Capabilities, Operation, Store, StoreError, StoreErrorKind, Upload};
 
 /// How often and how long to try.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -287,6 +287,10 @@ impl Store for Retrying {
         self.inner.describe()
     }
 
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
         self.repeat(&mut Tries::start(), Operation::Get, key, GET_BYTES_ASSUMED, || self.get_whole(key)).await
     }
@@ -341,6 +345,10 @@ impl Store for Retrying {
     async fn list_after(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let call = || self.inner.list_after(prefix, after, limit);
         self.repeat(&mut Tries::start(), Operation::List, prefix, 0, call).await
+    }
+
+    async fn remove_folder(&self, prefix: &str) -> Result<(), StoreError> {
+        self.inner.remove_folder(prefix).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

@@ -15,6 +15,7 @@ use rhyolite_format::ltx::{
     Decoder, Encoder, LtxFile, LtxName, Packing, PageIndex, PageIndexCursor, decode_any, decode_page_frame, merge,
 };
 use rhyolite_format::manifest::Manifest;
+use rhyolite_format::probe::ProbeRecord;
 use rhyolite_format::segment::{self, Segment, SegmentHeader};
 use rhyolite_format::sqlite::header::DatabaseHeader;
 use rhyolite_format::sqlite::journal::{self, Journal};
@@ -44,6 +45,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("lz4_frame", lz4_frame),
     ("manifest", manifest),
     ("page_table", page_table_file),
+    ("probe", probe),
     ("segment", segment_object),
     ("state", state),
     ("wal", wal),
@@ -261,6 +263,13 @@ pub fn identity(bytes: &[u8]) {
 pub fn lease(bytes: &[u8]) {
     if let Ok(lease) = LeaseRecord::decode(bytes) {
         round_trip(&lease, &lease.encode(), LeaseRecord::decode);
+    }
+}
+
+/// What a probe found.
+pub fn probe(bytes: &[u8]) {
+    if let Ok(probe) = ProbeRecord::decode(bytes) {
+        round_trip(&probe, &probe.encode(), ProbeRecord::decode);
     }
 }
 

@@ -29,6 +29,7 @@ pub mod output;
 mod pin;
 mod plan;
 mod policy;
+mod probe;
 mod prune;
 mod replicate;
 mod restore;
@@ -67,6 +68,7 @@ enum Command {
     Export(export::ExportArgs),
     Import(import::ImportArgs),
     Config(config::ConfigArgs),
+    Probe(probe::ProbeArgs),
     /// Look into LTX files, check them, apply them
     #[command(subcommand)]
     Ltx(ltx::LtxCommand),
@@ -129,6 +131,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Export(args) => export::run(&args)?,
         Command::Import(args) => import::run(&args)?,
         Command::Config(args) => config::run(&args)?,
+        Command::Probe(args) => probe::run(&args)?,
         Command::Ltx(command) => ltx::run(command)?,
         Command::Version(args) => info::version(&args)?,
         Command::Completions(args) => info::completions(&args, &mut Cli::command())?,

@@ -204,6 +204,8 @@ pub struct ReplicaFile {
     pub region: Option<String>,
     /// URL of another server.
     pub endpoint: Option<String>,
+    /// S3: which service it is, when its host does not tell.
+    pub provider: Option<String>,
     /// S3: bucket in the path of requests, not in the host name.
     pub force_path_style: Option<bool>,
     /// Trust any certificate.
@@ -216,6 +218,22 @@ pub struct ReplicaFile {
     pub secret_access_key: Option<String>,
     /// Azure: key of the account.
     pub account_key: Option<String>,
+    /// SFTP: name or address of the server, with its port.
+    pub host: Option<String>,
+    /// SFTP: the user.
+    pub user: Option<String>,
+    /// SFTP: the user's password, with or without a URL.
+    pub password: Option<String>,
+    /// SFTP: file with the user's key.
+    pub key_path: Option<String>,
+    /// SFTP: the server's key.
+    pub host_key: Option<String>,
+    /// WebDAV: URL of the server.
+    pub webdav_url: Option<String>,
+    /// WebDAV: the user, with or without a URL.
+    pub webdav_username: Option<String>,
+    /// WebDAV: the user's password, with or without a URL.
+    pub webdav_password: Option<String>,
     /// See [`Settings::sync_interval`].
     pub sync_interval: Option<DurationText>,
 }
@@ -239,6 +257,10 @@ pub enum ReplicaType {
     Gs,
     /// Azure Blob Storage.
     Abs,
+    /// A server that is reached by SFTP.
+    Sftp,
+    /// A WebDAV server.
+    Webdav,
 }
 
 /// Reads and resolves the file at `path`; `$` is left alone when `expand_env` is false.
@@ -404,16 +426,26 @@ impl ReplicaFile {
         let options = [
             ("region", self.region.clone()),
             ("endpoint", self.endpoint.clone()),
+            ("provider", self.provider.clone()),
             ("force-path-style", flag(self.force_path_style)),
             ("skip-verify", flag(self.skip_verify)),
             ("account", self.account_name.clone()),
+            ("key-path", self.key_path.clone()),
+            ("host-key", self.host_key.clone()),
         ];
         options.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
     /// The store's URL, from `url` or from the parts.
     fn store(&self) -> Result<String, String> {
-        let parts = [("type", self.r#type.is_some()), ("path", self.path.is_some()), ("bucket", self.bucket.is_some())];
+        let parts = [
+            ("type", self.r#type.is_some()),
+            ("path", self.path.is_some()),
+            ("bucket", self.bucket.is_some()),
+            ("host", self.host.is_some()),
+            ("user", self.user.is_some()),
+            ("webdav-url", self.webdav_url.is_some()),
+        ];
         let part = parts.iter().find(|(_, given)| *given).map(|(name, _)| *name);
         let part = part.or_else(|| self.options().first().map(|(name, _)| *name));
         match (&self.url, part) {
@@ -425,6 +457,7 @@ impl ReplicaFile {
 
     fn url_of_parts(&self) -> Result<String, String> {
         let kind = self.r#type.ok_or("a database needs `replica.url`, or `replica.type` with `path` or `bucket`")?;
+        self.check_parts(kind)?;
         let scheme = match kind {
             ReplicaType::File if self.bucket.is_some() || !self.options().is_empty() => {
                 return Err("replica.type file takes only `path`".to_owned());
@@ -436,14 +469,60 @@ impl ReplicaFile {
             ReplicaType::S3 => "s3",
             ReplicaType::Gs => "gs",
             ReplicaType::Abs => "abs",
+            ReplicaType::Sftp => return Ok(self.with_options(self.sftp_url()?)),
+            ReplicaType::Webdav => return Ok(self.with_options(self.webdav_store()?)),
         };
         let bucket = self.bucket.as_ref().ok_or_else(|| format!("replica.type {scheme} needs `bucket`"))?;
-        let mut url = format!("{scheme}://{bucket}/{}", self.path.as_deref().unwrap_or("").trim_matches('/'));
+        let path = self.path.as_deref().unwrap_or("").trim_matches('/');
+        Ok(self.with_options(format!("{scheme}://{bucket}/{path}")))
+    }
+
+    /// Keys that belong to another kind of store would have no effect. Options are checked when the URL is understood.
+    fn check_parts(&self, kind: ReplicaType) -> Result<(), String> {
+        let (is_sftp, is_webdav) = (kind == ReplicaType::Sftp, kind == ReplicaType::Webdav);
+        let parts = [
+            ("bucket", self.bucket.is_some(), !is_sftp && !is_webdav),
+            ("host", self.host.is_some(), is_sftp),
+            ("user", self.user.is_some(), is_sftp),
+            ("webdav-url", self.webdav_url.is_some(), is_webdav),
+        ];
+        match parts.iter().find(|(_, given, has_effect)| *given && !has_effect) {
+            Some((name, ..)) => Err(format!("replica.{name} has no effect on this replica.type")),
+            None => Ok(()),
+        }
+    }
+
+    /// A path that does not begin with a slash is below the user's home folder, as Litestream has it.
+    fn sftp_url(&self) -> Result<String, String> {
+        let host = self.host.as_ref().ok_or("replica.type sftp needs `host`")?;
+        let path = self.path.as_ref().ok_or("replica.type sftp needs `path`")?;
+        let user = self.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
+        let path = if path.starts_with('/') { path.clone() } else { format!("/~/{path}") };
+        Ok(format!("sftp://{user}{host}{}", path.replace('%', "%25").replace('?', "%3F")))
+    }
+
+    /// `http` and `https` as Litestream's key has them become our schemes.
+    fn webdav_store(&self) -> Result<String, String> {
+        let given = self.webdav_url.as_ref().ok_or("replica.type webdav needs `webdav-url`")?;
+        let url = match given.split_once("://") {
+            Some(("http" | "webdav", rest)) => format!("webdav://{rest}"),
+            Some(("https" | "webdavs", rest)) => format!("webdavs://{rest}"),
+            _ => return Err(format!("replica.webdav-url {given:?} does not begin with http:// or https://")),
+        };
+        if url.contains('?') {
+            return Err("replica.webdav-url has options: put the whole into replica.url".to_owned());
+        }
+        let path = self.path.as_deref().unwrap_or("").trim_matches('/').replace('%', "%25").replace('?', "%3F");
+        Ok(format!("{}/{path}", url.trim_end_matches('/')))
+    }
+
+    /// The URL with what else is given behind it.
+    fn with_options(&self, mut url: String) -> String {
         for (index, (name, value)) in self.options().iter().enumerate() {
             let separator = if index == 0 { '?' } else { '&' };
             url.push_str(&format!("{separator}{name}={}", query_value(value)));
         }
-        Ok(url)
+        url
     }
 
     /// The environment variables that carry the keys. A key for another kind of store would have no effect.
@@ -453,8 +532,18 @@ impl ReplicaFile {
             ("secret-access-key", "AWS_SECRET_ACCESS_KEY", &self.secret_access_key),
         ];
         let azure = [("account-key", "AZURE_STORAGE_ACCOUNT_KEY", &self.account_key)];
+        let sftp = [("password", "SFTP_PASSWORD", &self.password)];
+        let webdav = [
+            ("webdav-username", "WEBDAV_USERNAME", &self.webdav_username),
+            ("webdav-password", "WEBDAV_PASSWORD", &self.webdav_password),
+        ];
         let mut credentials = Credentials::default();
-        let kinds = [(&s3[..], &["s3"][..], "S3"), (&azure[..], &["abs", "az"][..], "Azure")];
+        let kinds = [
+            (&s3[..], &["s3"][..], "S3"),
+            (&azure[..], &["abs", "az"][..], "Azure"),
+            (&sftp[..], &["sftp"][..], "SFTP"),
+            (&webdav[..], &["webdav", "webdavs"][..], "WebDAV"),
+        ];
         for (keys, schemes, kind) in kinds {
             for (key, variable, value) in keys {
                 let Some(value) = value else { continue };

@@ -200,6 +200,41 @@ fn keys_of_stores() {
 }
 
 #[test]
+fn servers_of_files() {
+    let file = |replica: &str| format!("dbs:\n  - path: /a.db\n    replica: {{{replica}}}\n");
+    let database = |replica: &str| parse(&file(replica)).map(|c| c.databases[0].clone());
+    let sftp =
+        "type: sftp, host: 'h:2222', user: u, path: /srv/b, password: p, key-path: /k, host-key: 'ssh-ed25519 A+/='";
+    let sftp = database(sftp).unwrap();
+    assert_eq!(sftp.store, "sftp://u@h:2222/srv/b?key-path=/k&host-key=ssh-ed25519%20A%2B/=");
+    assert_eq!(sftp.store_options().environment.get("SFTP_PASSWORD").as_deref(), Some("p"));
+    assert_eq!(database("type: sftp, host: h, path: b").unwrap().store, "sftp://h/~/b");
+    let webdav = "type: webdav, webdav-url: 'https://h/dav/', webdav-username: u, webdav-password: p, path: 'b?'";
+    let webdav = database(webdav).unwrap();
+    assert_eq!(webdav.store, "webdavs://h/dav/b%3F");
+    assert_eq!(webdav.store_options().environment.get("WEBDAV_PASSWORD").as_deref(), Some("p"));
+    assert!(!format!("{webdav:?}{sftp:?}").contains("\"p\""), "secrets are not shown");
+    let beside = database("url: 'webdav://h/b', webdav-username: u").unwrap();
+    assert_eq!(beside.store_options().environment.get("WEBDAV_USERNAME").as_deref(), Some("u"));
+    let service = database("type: s3, bucket: b, provider: hetzner, region: fsn1").unwrap();
+    assert_eq!(service.store, "s3://b/?region=fsn1&provider=hetzner");
+
+    let prefix = "line 2: database /a.db: ";
+    for (replica, message) in [
+        ("type: sftp, path: b", "replica.type sftp needs `host`"),
+        ("type: sftp, host: h", "replica.type sftp needs `path`"),
+        ("type: sftp, host: h, path: b, bucket: c", "replica.bucket has no effect on this replica.type"),
+        ("type: s3, bucket: b, host: h", "replica.host has no effect on this replica.type"),
+        ("type: webdav", "replica.type webdav needs `webdav-url`"),
+        ("type: webdav, webdav-url: h", "replica.webdav-url \"h\" does not begin with http:// or https://"),
+        ("url: 's3://b', password: p", "replica.password is for SFTP, but the store is another kind"),
+        ("url: 'sftp://u@h/b', host: h", "replica.url excludes replica.host: put it into the URL"),
+    ] {
+        check_error(&file(replica), &format!("{prefix}{message}"));
+    }
+}
+
+#[test]
 fn aliases_cannot_multiply_without_bound() {
     let mut text = String::from("a: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for level in 1..9 {

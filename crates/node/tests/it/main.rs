@@ -16,6 +16,7 @@ mod litestream;
 mod operating;
 mod pins;
 mod plan;
+mod probe;
 mod program;
 mod prune;
 mod readme;

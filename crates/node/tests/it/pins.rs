@@ -103,6 +103,10 @@ struct PinsMeanwhile {
 
 #[async_trait]
 impl Store for PinsMeanwhile {
+    fn capabilities(&self) -> rhyolite_store::Capabilities {
+        self.inner.capabilities()
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }

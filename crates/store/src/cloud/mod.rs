@@ -15,6 +15,7 @@
 mod build;
 mod errors;
 mod profile;
+mod provider;
 mod upload;
 mod watch;
 
@@ -34,7 +35,7 @@ use rhyolite_format::Timestamp;
 
 use crate::key::{check_key, check_prefix};
 use crate::types::{Entry, MadeAt, Meta, Object, Version};
-use crate::{Operation, Store, StoreError, StoreErrorKind as Kind, Upload};
+use crate::{Capabilities, Operation, Store, StoreError, StoreErrorKind as Kind, Upload};
 use errors::{Doing, classify};
 use watch::StatusCell;
 
@@ -92,13 +93,10 @@ pub(crate) struct Cloud {
     flavour: Flavour,
     handles: Handles,
     part_bytes: u64,
+    capabilities: Capabilities,
 }
 
 impl Cloud {
-    fn new(description: String, flavour: Flavour, handles: Handles, part_bytes: u64) -> Self {
-        Self { description, flavour, handles, part_bytes }
-    }
-
     fn error(&self, kind: Kind, operation: Operation, key: &str, reason: impl Into<String>) -> StoreError {
         StoreError::new(kind, operation, key, &self.description, reason)
     }
@@ -292,6 +290,10 @@ impl<T, F: Future<Output = Option<object_store::Result<T>>> + Send> MapSwap<T> f
 impl Store for Cloud {
     fn describe(&self) -> String {
         self.description.clone()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
     }
 
     async fn get(&self, key: &str) -> Result<Object, StoreError> {

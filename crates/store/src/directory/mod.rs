@@ -35,7 +35,7 @@ use bytes::Bytes;
 
 use crate::key::{check_key, check_prefix};
 use crate::types::{Entry, MadeAt, Meta, Object, Version};
-use crate::{Operation, Store, StoreError, StoreErrorKind, Upload};
+use crate::{Capabilities, Operation, Store, StoreError, StoreErrorKind, Upload};
 use files::Folder;
 use publish::Draft;
 
@@ -114,6 +114,10 @@ impl Store for Directory {
         self.folder.describe()
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::given("makes names by link(2) and swaps under flock(2)")
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
         self.run(Operation::Get, key, GET_BYTES_ASSUMED, |folder, key| folder.get(key)).await
     }
@@ -162,6 +166,12 @@ impl Store for Directory {
         let prefix = check_prefix(prefix, &|| self.describe())?;
         let after = after.map(str::to_owned);
         self.run(Operation::List, prefix, 0, move |folder, prefix| folder.list(prefix, after.as_deref(), limit)).await
+    }
+
+    async fn remove_folder(&self, prefix: &str) -> Result<(), StoreError> {
+        let prefix = check_prefix(prefix, &|| self.describe())?;
+        // Shown like a list, because the folder may be the root, whose key would be empty.
+        self.run(Operation::List, prefix, 0, |folder, prefix| folder.remove_empty(prefix)).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
