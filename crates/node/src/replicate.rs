@@ -202,6 +202,12 @@ impl Replication {
 
     async fn run_once(&mut self) -> Result<Ended, ReplicateError> {
         let Some(page_size) = self.wait_for_database().await? else { return Ok(Ended::Stopped) };
+        // Until the store has been asked nobody knows what it has of the database.
+        self.status.update(|f| {
+            if f.local.is_none() {
+                f.pending_since.get_or_insert_with(time::now);
+            }
+        });
         let store = self.open_store()?;
         let known = restart::lineage(&self.config.meta_path);
         tokio::select! {

@@ -64,7 +64,7 @@ pub async fn find(store: &Arc<dyn Store>, hint: Option<Hint>) -> Result<Option<L
     let identity = match store.get(keys::ID).await {
         Ok(object) => Identity::decode(&object.bytes)
             .map_err(|e| ManifestError::Damaged(format!("{} in {}: {e}", keys::ID, store.describe())))?,
-        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind == StoreErrorKind::NotFound => return without_identity(store).await,
         Err(error) => return Err(error.into()),
     };
     for _ in 0..TRIES_MAX {
@@ -107,6 +107,20 @@ pub async fn find(store: &Arc<dyn Store>, hint: Option<Hint>) -> Result<Option<L
         }
     }
     Err(ManifestError::Contended)
+}
+
+/// A store without an identity is empty, or was damaged: its writer creates that first.
+async fn without_identity(store: &Arc<dyn Store>) -> Result<Option<LogEnd>, ManifestError> {
+    match store.head(keys::MANIFEST).await {
+        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+        Ok(_) => Err(ManifestError::Damaged(format!(
+            "{} is missing in {}, but there is a {}: put it back, or use another prefix",
+            keys::ID,
+            store.describe(),
+            keys::MANIFEST
+        ))),
+    }
 }
 
 /// The end of a store in which the first snapshot was never finished.
