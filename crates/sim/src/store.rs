@@ -9,7 +9,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{BoxFuture, FutureExt};
-use rhyolite_store::{Capabilities, Entry, Memory, Meta, Object, Operation, Store, StoreError, StoreErrorKind, Upload, Version};
+use rhyolite_store::{
+    Capabilities, Entry, Memory, Meta, Object, Operation, Store, StoreError, StoreErrorKind, Upload, Version,
+};
 use tokio::sync::oneshot;
 
 use crate::director;
