@@ -161,13 +161,17 @@ impl LeaseHandle {
         }
     }
 
-    /// Waits until something changed since the last call of this on `seen`, which starts as [`LeaseHandle::changes`].
+    /// Ends when something changes after this call: to be called before [`LeaseHandle::standing`] is looked at. `None` where nothing
+    /// changes by itself.
     pub fn changes(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
         let Kind::Kept { published, .. } = &self.kind else { return None };
         let mut published = published.clone();
+        published.mark_unchanged();
         Some(async move {
-            published.mark_unchanged();
-            let _ = published.changed().await;
+            // Without a sender nobody keeps the lease any more: nothing changes.
+            if published.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
         })
     }
 

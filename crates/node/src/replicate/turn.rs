@@ -119,6 +119,7 @@ impl Replication {
             lease.require_epoch(least);
         }
         loop {
+            let changes = lease.changes();
             let standing = lease.standing();
             match &standing {
                 Standing::Theirs { record, free } => self.tell_holder(record, *free, &mut holders)?,
@@ -135,7 +136,7 @@ impl Replication {
                 return Ok(Some(Turn { lease: lease.clone(), epoch, is_seized }));
             }
             let changes = async {
-                match lease.changes() {
+                match changes {
                     Some(changes) => changes.await,
                     None => std::future::pending().await,
                 }
