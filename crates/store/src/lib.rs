@@ -14,7 +14,7 @@
 //!
 //! [`open`] turns a URL or a path into a backend: a directory ([`Directory`]), memory ([`Memory`]), or S3, Google Cloud
 //! Storage or Azure Blob Storage (`Cloud`). Decorators take an `Arc<dyn Store>` and are one: [`Retrying`], [`Counted`],
-//! [`Faulty`]. One conformance suite (feature `suite`) holds for every backend and every decorator.
+//! [`Paced`], [`Faulty`]. One conformance suite (feature `suite`) holds for every backend and every decorator.
 //!
 //! What each backend is tested against: directories on a real file system; S3 on moto's server; Azure on Azurite. There is no
 //! Google Cloud Storage server in the package registries that honours conditional writes, so that backend is untested here
@@ -28,6 +28,7 @@ mod faulty;
 mod key;
 mod memory;
 mod open;
+mod paced;
 mod prefixed;
 mod retrying;
 #[cfg(feature = "suite")]
@@ -49,6 +50,7 @@ pub use faulty::{Fault, Faulty, Rate, Rule};
 pub use key::{KEY_BYTES_MAX, RESERVED_PREFIX, check_key};
 pub use memory::Memory;
 pub use open::{Environment, StoreOptions, open};
+pub use paced::Paced;
 pub use prefixed::Prefixed;
 pub use retrying::{RetryPolicy, Retrying};
 pub use types::{Entry, Meta, Object, Version};
