@@ -10,6 +10,7 @@ mod durable;
 mod footprint;
 mod idle;
 mod lab;
+mod many;
 mod measure;
 mod restore;
 mod table;
@@ -34,6 +35,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("restore", restore::run),
     ("idle", idle::run),
     ("footprint", footprint::run),
+    ("many", many::run),
 ];
 
 fn main() -> ExitCode {
