@@ -22,6 +22,8 @@ use crate::world::RealWorld;
 const MEMORY_FILE: &str = "lease";
 /// So many nonces are kept: that of the last write that is known to have worked, and those that may still come in.
 const NONCES_KEPT: usize = 8;
+/// How long giving up one lease may take.
+const GIVE_UP_WAIT: Duration = Duration::from_secs(5);
 
 /// The leases that this process holds or waits for.
 #[derive(Debug, Default)]
@@ -44,6 +46,18 @@ impl LeasePool {
             if config.lease.enabled { keep(url, config, requests)? } else { LeaseHandle::alone(Arc::new(RealWorld)) };
         leases.insert(url.clone(), handle.clone());
         Ok(handle)
+    }
+
+    /// Gives the lease of one database up, so that it costs nothing while the database is parked. One that others share is kept.
+    pub async fn give_up(&self, config: &DatabaseConfig) {
+        if config.lease.store.is_some() {
+            return;
+        }
+        let handle = self.lock().remove(&config.store);
+        if let Some(handle) = handle {
+            // One that cannot be given up in time runs out by itself.
+            let _ = tokio::time::timeout(GIVE_UP_WAIT, handle.release()).await;
+        }
     }
 
     /// Gives all leases up, so that the next process need not wait; those that cannot be given up in time run out.

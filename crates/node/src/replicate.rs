@@ -7,38 +7,47 @@
 //! ```
 //!
 //! One sick database never stops another: its error is in its status, and it is tried again where that can help.
+//!
+//! `supervise` decides which databases are awake. One that was parked begins with what its state folder says, at once and whether the
+//! store answers or not. As soon as there is something to upload it begins like at a start: with the lease, and with what the store has.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
 use rhyolite_format::identity::Identity;
 use rhyolite_format::segment::Segment;
 use rhyolite_format::sqlite::header::DatabaseHeader;
-use rhyolite_format::{Epoch, Lineage, Nonce, PageSize, Pos, Seq, keys};
+use rhyolite_format::state::parked::{DatabaseMark, Parked};
+use rhyolite_format::{Epoch, Lineage, Nonce, PageSize, Pos, Seq, Timestamp, keys};
 use rhyolite_logic::reconcile::{Start as Decision, StoreEnd, reconcile};
-use rhyolite_store::{Counted, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind, Version};
-use tokio::sync::{mpsc, watch};
+use rhyolite_store::{Counted, Paced, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind, Version};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 use crate::capture::local_log::{SealedSegment, Writer};
 use crate::capture::restamp;
 use crate::capture::restart::{self, LocalStart};
-use crate::capture::thread::{CaptureThread, Channels, Ended, Start, TableError, TableSource, ToCapture};
+use crate::capture::thread::{
+    CaptureThread, Channels, Ended, Parking, Start, TableError, TableSource, ToCapture, ToUploader,
+};
 use crate::capture::watch::Wake;
 use crate::config::DatabaseConfig;
-use crate::keep::{Keeper, LocalSegments};
+use crate::keep::{Keeper, LocalSegments, Looked};
 use crate::lease::LeasePool;
 use crate::log_end::{self, Hint, LogEnd};
 use crate::manifest_swap::ManifestError;
+use crate::park;
 use crate::random;
 use crate::restore::{self, RestoreError};
-
-use crate::status::{DatabaseStatus, DiffReason, State, StatusBoard};
+use crate::status::{DatabaseStatus, DiffReason, State};
+use crate::supervise::control::Control;
 use crate::time;
-use crate::upload::{UploadEnd, Uploader};
+use crate::upload::{Right, UploadEnd, Uploader};
 
 mod turn;
 
@@ -52,19 +61,8 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 const BEGIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Of so many lives of one process a late request is recognised.
 const LIVES_REMEMBERED: usize = 16;
-/// How long giving up the leases may take at the end.
-const RELEASE_WAIT: Duration = Duration::from_secs(1);
 /// Stack of a capture thread in bytes: SQLite needs little.
 const STACK_BYTES: usize = 512 << 10;
-
-/// What to replicate.
-#[derive(Debug)]
-pub struct ReplicateOptions {
-    /// The databases.
-    pub databases: Vec<DatabaseConfig>,
-    /// How long the last uploads may take after `stop`.
-    pub stop_timeout: Duration,
-}
 
 /// Why a database is not replicated (any more). Final: trying again cannot help.
 #[derive(Debug)]
@@ -98,70 +96,59 @@ impl std::fmt::Display for ReplicateError {
 
 impl std::error::Error for ReplicateError {}
 
-/// Replicates until `stop` turns true, then uploads what is left. Ends earlier when every database has failed for good.
-/// Gives the errors of the databases that did.
-pub async fn run(
-    options: ReplicateOptions,
-    board: Arc<StatusBoard>,
-    stop: watch::Receiver<bool>,
-) -> Vec<ReplicateError> {
-    let options = Arc::new(options);
-    let leases = Arc::new(LeasePool::default());
-    let mut tasks = tokio::task::JoinSet::new();
-    for config in options.databases.clone() {
-        let status = board.add(config.path.clone(), config.meta_path.clone(), config.store.clone());
-        let (options, leases, stop) = (Arc::clone(&options), Arc::clone(&leases), stop.clone());
-        tasks.spawn(async move {
-            let replication = Replication {
-                config,
-                status: Arc::clone(&status),
-                options: Arc::clone(&options),
-                leases,
-                stop,
-                nonces: Vec::new(),
-                written: None,
-                is_last: false,
-            };
-            let ended = replication.run().await;
-            match &ended {
-                Ok(()) => status.set_state(State::Stopped),
-                Err(error) => {
-                    // A single database's error ends the process, which says it then.
-                    if options.databases.len() > 1 {
-                        tracing::error!(database = %status.path.display(), "{error}");
-                    }
-                    status.error(error.to_string());
-                    status.set_state(State::Error { text: error.to_string() });
-                }
-            }
-            ended
-        });
-    }
-    let mut errors = Vec::new();
-    while let Some(ended) = tasks.join_next().await {
-        match ended {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => errors.push(error),
-            // A mistake of ours; the other databases are none the worse for it.
-            Err(panic) => errors.push(ReplicateError::Local(format!("internal error, please report it: {panic}"))),
-        }
-    }
-    leases.release_all(RELEASE_WAIT).await;
-    errors
+/// A store that several databases share, and the prefix of one of them.
+pub(crate) type Below = (Arc<dyn Store>, String);
+
+/// What all databases of the process share.
+#[derive(Clone, Debug)]
+pub(crate) struct Commons {
+    pub(crate) stop: watch::Receiver<bool>,
+    /// How long the last uploads may take after `stop`.
+    pub(crate) stop_timeout: Duration,
+    pub(crate) parking: Arc<Parking>,
+    /// The right to write to a store: so many writes of the process are on their way at a time.
+    pub(crate) uploads: Arc<Semaphore>,
+    pub(crate) leases: Arc<LeasePool>,
 }
 
-struct Replication {
-    config: DatabaseConfig,
-    status: Arc<DatabaseStatus>,
-    options: Arc<ReplicateOptions>,
-    leases: Arc<LeasePool>,
-    stop: watch::Receiver<bool>,
+/// How the life of a database that is awake has ended well.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The process stops, and everything is durable.
+    Stopped,
+    /// It is at rest; its files looked like this.
+    ///
+    /// And the epoch under which this process has last gone to work on the store.
+    Parked(DatabaseMark, Option<Epoch>),
+    /// There is nothing at its path yet, or an empty file.
+    Absent(DatabaseMark),
+}
+
+/// A database that is awake.
+pub(crate) struct Replication {
+    pub(crate) config: DatabaseConfig,
+    pub(crate) status: Arc<DatabaseStatus>,
+    pub(crate) commons: Commons,
+    /// The store of the folder that the database was found in, and the prefix within it.
+    pub(crate) base: Option<Below>,
+    /// What was looked after of its history.
+    pub(crate) looked: Arc<Mutex<Looked>>,
     /// By which the lives so far knew their segments.
-    nonces: Vec<Nonce>,
+    pub(crate) nonces: Vec<Nonce>,
     /// The epoch under which this process has last gone to work on the store.
-    written: Option<Epoch>,
+    pub(crate) written: Option<Epoch>,
     /// This life begins although the process stops.
-    is_last: bool,
+    pub(crate) is_last: bool,
+    /// How the supervisor reaches it.
+    pub(crate) control: Arc<Control>,
+    /// A snapshot is to be taken at once.
+    pub(crate) take_snapshot: bool,
+    /// It was parked, and what its state folder says of that counts.
+    pub(crate) trust: bool,
+    /// The life that has just ended had no right to write.
+    pub(crate) is_light: bool,
+    /// The right to be opened, until it is.
+    pub(crate) opening: Option<OwnedSemaphorePermit>,
 }
 
 /// What a start is made of.
@@ -174,55 +161,114 @@ struct Opening {
 }
 
 impl Replication {
-    async fn run(mut self) -> Result<(), ReplicateError> {
-        while self.run_once().await? == Ended::BeginAgain {
-            tracing::warn!(database = %self.config.path.display(), "beginning again with what the store has");
-            // Requests of the life before this may still be on their way.
-            if !self.sleep(BEGIN_AGAIN_AFTER).await {
-                return self.run_last().await;
-            }
+    pub(crate) async fn run(mut self) -> Result<Outcome, ReplicateError> {
+        if self.is_last {
+            return self.run_last().await;
         }
-        Ok(())
+        loop {
+            let outcome = match self.run_once().await? {
+                Ended::Stopped | Ended::Incomplete => Outcome::Stopped,
+                Ended::Parked(mark) if self.status.figures().local.is_none() => Outcome::Absent(mark),
+                Ended::Parked(mark) => Outcome::Parked(mark, self.written),
+                // It was woken, and there is something to upload: the store is asked, and the right to write got.
+                Ended::BeginAgain if std::mem::take(&mut self.is_light) && !*self.commons.stop.borrow() => continue,
+                Ended::BeginAgain => {
+                    tracing::warn!(database = %self.config.path.display(), "beginning again with what the store has");
+                    // Requests of the life before this may still be on their way.
+                    if !self.sleep(BEGIN_AGAIN_AFTER).await {
+                        return self.run_last().await;
+                    }
+                    continue;
+                }
+            };
+            return Ok(outcome);
+        }
     }
 
     /// One more life, although the process stops: nobody knows what the life before this has left undone.
-    async fn run_last(mut self) -> Result<(), ReplicateError> {
+    async fn run_last(mut self) -> Result<Outcome, ReplicateError> {
         self.is_last = true;
-        let limit = self.options.stop_timeout;
+        let limit = self.commons.stop_timeout;
         match tokio::time::timeout(limit, self.run_once()).await {
-            Ok(Ok(Ended::Stopped)) => Ok(()),
+            Ok(Ok(Ended::Stopped | Ended::Parked(_))) => Ok(Outcome::Stopped),
             Ok(Err(error)) => Err(error),
             Ok(Ok(_)) | Err(_) => Err(self.not_durable()),
         }
     }
 
     async fn run_once(&mut self) -> Result<Ended, ReplicateError> {
-        let Some(page_size) = self.wait_for_database().await? else { return Ok(Ended::Stopped) };
+        let page_size = match self.look_at_database()? {
+            Ok(page_size) => page_size,
+            Err(mark) => return Ok(Ended::Parked(mark)),
+        };
         let store = self.open_store()?;
         let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Ended::Stopped) };
         let meta_path = self.config.meta_path.clone();
-        let local =
-            tokio::task::spawn_blocking(move || restart::load(&meta_path)).await.expect("loading does not panic");
-        let mut local = local.map_err(|e| self.local_error("read", &e))?;
+        let loading = move || {
+            let parked = park::read(&meta_path);
+            park::forget(&meta_path)?;
+            Ok((parked, restart::load(&meta_path)?))
+        };
+        let loaded = tokio::task::spawn_blocking(loading).await.expect("loading does not panic");
+        let (parked, mut local) = loaded.map_err(|e| self.local_error("read", &e))?;
         for problem in local.problems.drain(..) {
             tracing::warn!(database = %self.config.path.display(), "state folder: {problem}");
         }
-        tokio::select! {
-            checked = self.check_history(&store, local.state.as_ref().map(|s| s.lineage)) => checked?,
-            () = self.stopped() => return Ok(Ended::Stopped),
+        let number = park::store_number(&self.config.store);
+        let trust = std::mem::take(&mut self.trust) && !self.is_last;
+        let parked = parked.filter(|parked| trust && parked.store == number);
+        self.is_light = parked.is_some_and(|parked| goes_on(&local, &parked));
+        let ended = if self.is_light {
+            let opening = self.go_on(local);
+            self.drive(store, None, opening).await
+        } else {
+            let Some((turn, opening)) = self.begin(&store, local, page_size).await? else { return Ok(Ended::Stopped) };
+            self.drive(store, Some(turn), opening).await
+        };
+        if let Ok(Ended::Parked(mark)) = &ended {
+            self.keep_record(*mark).await;
+            self.commons.leases.give_up(&self.config).await;
         }
-        let lease = self.leases.get(&self.config, &self.status.requests);
+        drop(meta_lock);
+        ended
+    }
+
+    /// Asks the store how to go on, under the right to write. `None` when stopped before.
+    async fn begin(
+        &mut self,
+        store: &Arc<dyn Store>,
+        local: LocalStart,
+        page_size: PageSize,
+    ) -> Result<Option<(Turn, Opening)>, ReplicateError> {
+        tokio::select! {
+            checked = self.check_history(store, local.state.as_ref().map(|s| s.lineage)) => checked?,
+            () = self.stopped() => return Ok(None),
+        }
+        let lease = self.commons.leases.get(&self.config, &self.status.requests);
         let lease = lease.map_err(|e| ReplicateError::Store(e.to_string()))?;
         let hint = local.state.as_ref();
         let hint = hint.and_then(|s| Some(Hint { next_seq: s.next_seq, pos: s.durable?, epoch: s.epoch }));
-        let Some((turn, end)) = self.take_turn(&store, &lease, hint).await? else { return Ok(Ended::Stopped) };
+        let Some((turn, end)) = self.take_turn(store, &lease, hint).await? else { return Ok(None) };
         let opening = self.decide(local, end, turn.epoch).await?;
-        if !self.ensure_identity(&store, opening.writer.lineage, page_size).await? {
-            return Ok(Ended::Stopped);
-        }
-        let ended = self.drive(store, turn, opening).await;
+        let has_identity = self.ensure_identity(store, opening.writer.lineage, page_size).await?;
+        Ok(has_identity.then_some((turn, opening)))
+    }
+
+    /// Looks after what the store keeps of a database that is parked. `true` when only a snapshot of the database helps.
+    pub(crate) async fn look_after(mut self) -> Result<(bool, Option<Epoch>), ReplicateError> {
+        let store = self.open_store()?;
+        let Some(meta_lock) = self.lock_state_folder().await? else { return Ok((false, self.written)) };
+        let lease = self.commons.leases.get(&self.config, &self.status.requests);
+        let lease = lease.map_err(|e| ReplicateError::Store(e.to_string()))?;
+        let Some((turn, end)) = self.take_turn(&store, &lease, None).await? else { return Ok((false, self.written)) };
+        let right = self.right(&store, &turn, end.and_then(|end| end.manifest_version));
+        let wake = Wake::new().map_err(|e| self.local_error("watch", &e))?;
+        let (capture, messages) = std::sync::mpsc::channel();
+        self.keeper(&store, right, &capture, &wake).look_if_due().await;
+        self.commons.leases.give_up(&self.config).await;
         drop(meta_lock);
-        ended
+        let snapshot_due = messages.try_iter().any(|message| matches!(message, ToCapture::TakeSnapshot));
+        Ok((snapshot_due, self.written))
     }
 
     /// Refuses a store that holds another history, before so much as the lease is touched. A store that does not answer is asked again
@@ -241,34 +287,52 @@ impl Replication {
         ReplicateError::WrongLineage(format!("{} and {}: {decided}", self.config.path.display(), self.config.store))
     }
 
-    /// Waits for a database to replicate. `None` when stopped before. A file that is something else is refused, and
-    /// nothing is touched.
-    async fn wait_for_database(&mut self) -> Result<Option<PageSize>, ReplicateError> {
-        let path = self.config.path.display().to_string();
-        let mut told = false;
-        loop {
-            let reason = match read_header(&self.config.path) {
-                Ok(Some(header)) => return Ok(Some(header)),
-                Ok(None) => "the database is empty: nothing was ever committed",
-                Err(HeaderError::Missing) => "the database file does not exist",
-                Err(HeaderError::Refused(text)) => return Err(ReplicateError::NotADatabase(format!("{path}: {text}"))),
-            };
-            if !std::mem::replace(&mut told, true) {
-                tracing::warn!(database = path, "waiting: {reason}");
-                self.status.set_state(State::Waiting { reason: reason.to_owned() });
-            }
-            if !self.sleep(Duration::from_millis(250)).await {
-                return Ok(None);
-            }
+    /// Leaves in the state folder what a start needs to know. Without it a start looks, which is all that is lost.
+    async fn keep_record(&self, mark: DatabaseMark) {
+        let uploaded = self.status.figures().uploaded.segments;
+        let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = looked.due_in(&self.config.history, uploaded).and_then(|left| i64::try_from(left.as_millis()).ok());
+        let history_due = due.map(|left| Timestamp(time::now().0.saturating_add(left)));
+        let config = self.config.clone();
+        let write = move || park::note_parked(&config, mark, history_due);
+        if let Err(error) = tokio::task::spawn_blocking(write).await.expect("writing does not panic") {
+            tracing::debug!(database = %self.config.path.display(), "note that it is parked: {error}");
         }
     }
 
+    /// The page size of the database; what its files look like, where there is none yet. A file that is something else is refused,
+    /// and nothing is touched.
+    fn look_at_database(&mut self) -> Result<Result<PageSize, DatabaseMark>, ReplicateError> {
+        let path = self.config.path.display().to_string();
+        let mark = park::mark(&self.config.path).unwrap_or_default();
+        let reason = match read_header(&self.config.path) {
+            Ok(Some(page_size)) => return Ok(Ok(page_size)),
+            Ok(None) => "the database is empty: nothing was ever committed",
+            Err(HeaderError::Missing) => "the database file does not exist",
+            Err(HeaderError::Refused(text)) => return Err(ReplicateError::NotADatabase(format!("{path}: {text}"))),
+        };
+        self.opening = None;
+        self.status.update(|f| f.local = None);
+        let state = State::Waiting { reason: reason.to_owned() };
+        if self.status.figures().state != state {
+            tracing::warn!(database = path, "waiting: {reason}");
+            self.status.set_state(state);
+        }
+        Ok(Err(mark))
+    }
+
+    /// Goes on where the database was parked.
+    fn go_on(&self, local: LocalStart) -> Opening {
+        let state = local.state.as_ref().expect("checked by goes_on");
+        let (lineage, epoch, next_seq) = (state.lineage, state.epoch, state.next_seq);
+        let pos = state.pos.expect("checked by goes_on");
+        let start = continue_local(local, pos, pos, next_seq, DiffReason::WalReset);
+        let writer = Writer { lineage, epoch, nonce: Nonce(random::bytes()) };
+        Opening { writer, next_seq, start, manifest: None }
+    }
+
     fn open_store(&self) -> Result<Arc<dyn Store>, ReplicateError> {
-        let opened = rhyolite_store::open(&self.config.store, &self.config.store_options());
-        let store = opened.map_err(|e| ReplicateError::Store(e.to_string()))?;
-        let counted = Arc::new(Counted::new(store, Arc::clone(&self.status.requests)));
-        let policy = RetryPolicy { attempts_max: 3, deadline: Duration::from_secs(30), ..RetryPolicy::default() };
-        Ok(Arc::new(Retrying::new(counted, policy)))
+        open_store(&self.config, self.base.as_ref(), &self.status, &self.commons.uploads)
     }
 
     /// Returns when this life is to end before it has begun.
@@ -277,7 +341,7 @@ impl Replication {
             std::future::pending::<()>().await;
         }
         // The sender lives as long as the process.
-        let _ = self.stop.clone().wait_for(|stop| *stop).await;
+        let _ = self.commons.stop.clone().wait_for(|stop| *stop).await;
     }
 
     /// `false` when stopped meanwhile.
@@ -441,57 +505,58 @@ impl Replication {
     }
 
     /// Runs capture thread and uploader until both have ended.
-    async fn drive(&mut self, store: Arc<dyn Store>, turn: Turn, opening: Opening) -> Result<Ended, ReplicateError> {
+    ///
+    /// Without a turn nothing is uploaded: as soon as there is something to upload, the life ends, and the next begins with what the store
+    /// has.
+    async fn drive(
+        &mut self,
+        store: Arc<dyn Store>,
+        turn: Option<Turn>,
+        opening: Opening,
+    ) -> Result<Ended, ReplicateError> {
         let Opening { writer, next_seq, start, manifest } = opening;
-        let right = self.right(&store, &turn, manifest);
+        let turn = turn.map(|turn| (self.right(&store, &turn, manifest), turn));
         let wake = Wake::new().map_err(|e| self.local_error("watch", &e))?;
         let (out, from_capture) = mpsc::channel(QUEUE);
         let (answers, messages) = std::sync::mpsc::channel();
         let (uploader_gone, is_uploader_gone) = watch::channel(false);
         let tables = table_source(Arc::clone(&store), is_uploader_gone);
-        let channels = Channels { out, messages, wake: wake.clone(), tables };
+        let parking = (!self.is_last).then(|| Arc::clone(&self.commons.parking));
+        let channels = Channels { out, messages, wake: wake.clone(), tables, parking, opening: self.opening.take() };
         let (config, status) = (self.config.clone(), Arc::clone(&self.status));
         let thread = CaptureThread::new(config, status, writer, next_seq, start, channels);
         let thread = thread.map_err(|e| self.local_error("write", &e))?;
-        let name = self.config.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        let (ended_sender, mut ended) = tokio::sync::oneshot::channel();
-        let builder = std::thread::Builder::new().name(name).stack_size(STACK_BYTES);
-        let spawned = builder.spawn(move || {
-            // Without a receiver nobody waits for the answer.
-            let _ = ended_sender.send(thread.run());
+        let (spawned, mut ended) = self.spawn(thread)?;
+        let work = turn.map(|(right, turn)| {
+            let keeper = self.keeper(&store, right.clone(), &answers, &wake);
+            let uploader = Uploader {
+                store,
+                writer,
+                right,
+                earlier: self.add_life(writer.nonce),
+                first_seq: next_seq,
+                status: Arc::clone(&self.status),
+                answers: answers.clone(),
+                wake: wake.clone(),
+            };
+            (uploader, keeper, turn)
         });
-        let spawned = spawned.map_err(|e| self.local_error("start a thread for", &e))?;
-        let keeper = Keeper {
-            store: Arc::clone(&store),
-            right: right.clone(),
-            policy: self.config.history.clone(),
-            segments: Arc::new(LocalSegments { folder: self.config.meta_path.join(restart::LOG_FOLDER) }),
-            status: Arc::clone(&self.status),
-            capture: answers.clone(),
-            wake: wake.clone(),
-        };
-        let uploader = Uploader {
-            store,
-            writer,
-            right,
-            earlier: self.add_life(writer.nonce),
-            first_seq: next_seq,
-            status: Arc::clone(&self.status),
-            answers: answers.clone(),
-            wake: wake.clone(),
-        };
+        if std::mem::take(&mut self.take_snapshot) {
+            // The receiver lives as long as the thread.
+            let _ = answers.send(ToCapture::TakeSnapshot);
+        }
+        self.control.attach(answers.clone(), wake.clone());
         let mut outcome = None;
         let uploaded = tokio::select! {
-            end = uploader.run(from_capture) => Some(end),
+            end = upload(work, from_capture) => Some(end),
             end = &mut ended => {
                 // Without an answer it panicked, which joining tells.
                 outcome = Some(end.unwrap_or(Ended::Incomplete));
                 Some(UploadEnd::Done)
             }
             () = self.stop_within(&answers, &wake) => None,
-            () = turn.lease.over(turn.epoch) => Some(UploadEnd::BeginAgain("the lease was lost".to_owned())),
-            never = keeper.run() => match never {},
         };
+        self.control.detach();
         // The uploader is gone: the thread sees its closed channel and ends by itself.
         uploader_gone.send_replace(true);
         wake.ring();
@@ -502,6 +567,7 @@ impl Replication {
             std::panic::resume_unwind(panic);
         }
         match uploaded {
+            _ if matches!(outcome, Some(Ended::Parked(_))) => Ok(outcome.expect("just matched")),
             Some(UploadEnd::Conflict(text)) => Err(ReplicateError::Conflict(text)),
             Some(UploadEnd::BeginAgain(_)) => Ok(Ended::BeginAgain),
             _ if outcome == Some(Ended::BeginAgain) => Ok(Ended::BeginAgain),
@@ -510,7 +576,32 @@ impl Replication {
         }
     }
 
-    /// Notes by which this life knows its segments, and gives what the lives before it did.
+    /// Runs capture on a thread of its own.
+    fn spawn(&self, thread: CaptureThread) -> Result<(JoinHandle<()>, oneshot::Receiver<Ended>), ReplicateError> {
+        let name = self.config.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+        let (ended_sender, ended) = oneshot::channel();
+        let builder = std::thread::Builder::new().name(name).stack_size(STACK_BYTES);
+        let spawned = builder.spawn(move || {
+            // Without a receiver nobody waits for the answer.
+            let _ = ended_sender.send(thread.run());
+        });
+        Ok((spawned.map_err(|e| self.local_error("start a thread for", &e))?, ended))
+    }
+
+    fn keeper(&self, store: &Arc<dyn Store>, right: Right, capture: &Sender<ToCapture>, wake: &Wake) -> Keeper {
+        Keeper {
+            store: Arc::clone(store),
+            right,
+            policy: self.config.history.clone(),
+            segments: Arc::new(LocalSegments { folder: self.config.meta_path.join(restart::LOG_FOLDER) }),
+            status: Arc::clone(&self.status),
+            capture: capture.clone(),
+            wake: wake.clone(),
+            looked: Arc::clone(&self.looked),
+        }
+    }
+
+    /// The nonces of the lives before this one, which has `nonce`.
     fn add_life(&mut self, nonce: Nonce) -> Vec<Nonce> {
         let earlier = self.nonces.clone();
         self.nonces.push(nonce);
@@ -535,13 +626,40 @@ impl Replication {
 
     /// Tells the capture thread to end once `stop` is there, and returns when its time is over.
     async fn stop_within(&self, answers: &std::sync::mpsc::Sender<ToCapture>, wake: &Wake) {
-        let mut stop = self.stop.clone();
+        let mut stop = self.commons.stop.clone();
         // The sender lives as long as the process.
         let _ = stop.wait_for(|stop| *stop).await;
         let _ = answers.send(ToCapture::Stop);
         wake.ring();
-        tokio::time::sleep(self.options.stop_timeout).await;
+        tokio::time::sleep(self.commons.stop_timeout).await;
     }
+}
+
+/// Uploads and looks after the history as long as we have the right to write. Without one only waits for something to upload.
+async fn upload(work: Option<(Uploader, Keeper, Turn)>, mut from_capture: mpsc::Receiver<ToUploader>) -> UploadEnd {
+    let Some((uploader, keeper, turn)) = work else {
+        return match from_capture.recv().await {
+            Some(_) => UploadEnd::BeginAgain("there is something to upload".to_owned()),
+            None => UploadEnd::Done,
+        };
+    };
+    tokio::select! {
+        end = uploader.run(from_capture) => end,
+        () = turn.lease.over(turn.epoch) => UploadEnd::BeginAgain("the lease was lost".to_owned()),
+        never = keeper.run() => match never {},
+    }
+}
+
+/// Whether the state folder is as it was when the database was parked with everything durable.
+fn goes_on(local: &LocalStart, parked: &Parked) -> bool {
+    let Some(state) = &local.state else { return false };
+    let same = state.lineage == parked.lineage
+        && state.pos == Some(parked.pos)
+        && state.durable == Some(parked.pos)
+        && state.next_seq == parked.next_seq
+        && state.boot_id == restart::boot_id();
+    let has_table = local.table.as_ref().is_some_and(|(_, pos)| *pos == parked.pos);
+    same && has_table && local.segments.last().is_none_or(|last| last.seq < parked.next_seq)
 }
 
 /// The local log goes on to `end`; the store has everything before `next_seq`.
@@ -594,6 +712,24 @@ fn table_source(store: Arc<dyn Store>, cancelled: watch::Receiver<bool>) -> Tabl
 fn is_passing(error: &StoreError) -> bool {
     use StoreErrorKind::{Ambiguous, Denied, Full, Unavailable};
     matches!(error.kind, Unavailable | Ambiguous | Full | Denied)
+}
+
+/// Opens a database's store, or its prefix in that of its folder.
+pub(crate) fn open_store(
+    config: &DatabaseConfig,
+    base: Option<&Below>,
+    status: &DatabaseStatus,
+    uploads: &Arc<Semaphore>,
+) -> Result<Arc<dyn Store>, ReplicateError> {
+    let opened = match base {
+        Some((base, prefix)) => base.sub(prefix),
+        None => rhyolite_store::open(&config.store, &config.store_options()),
+    };
+    let store = opened.map_err(|e| ReplicateError::Store(e.to_string()))?;
+    let counted = Arc::new(Counted::new(store, Arc::clone(&status.requests)));
+    let paced = Arc::new(Paced::new(counted, Arc::clone(uploads)));
+    let policy = RetryPolicy { attempts_max: 3, deadline: Duration::from_secs(30), ..RetryPolicy::default() };
+    Ok(Arc::new(Retrying::new(paced, policy)))
 }
 
 enum HeaderError {

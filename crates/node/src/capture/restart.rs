@@ -19,7 +19,7 @@ use super::local_log::{self, SealedSegment};
 use super::table::PageTable;
 
 /// File names in the state folder.
-pub(super) const STATE_FILE: &str = "state";
+pub(crate) const STATE_FILE: &str = "state";
 pub(super) const TABLE_FILE: &str = "pages";
 /// Holds a snapshot until it is sent, where it cannot be sent as it is read.
 pub(super) const SPOOL_FILE: &str = "snapshot.tmp";

@@ -9,7 +9,9 @@ use serde::{Deserialize, forward_to_deserialize_any};
 
 use super::Cli;
 use super::exit::Status;
-use crate::config::file::{ConfigFile, DatabaseFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile};
+use crate::config::file::{
+    ConfigFile, DatabaseFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile, SocketFile,
+};
 use crate::observe::metrics::{BUILD_INFO, METRICS};
 use crate::status::{DiffReason, State};
 
@@ -113,6 +115,7 @@ fn fields<T: for<'de> Deserialize<'de>>() -> Vec<&'static str> {
 fn every_key_is_documented() {
     let sections = [
         ("logging", fields::<LoggingFile>()),
+        ("socket", fields::<SocketFile>()),
         ("bundle", fields::<IntervalFile>()),
         ("merge", fields::<IntervalFile>()),
         ("snapshot", fields::<IntervalFile>()),

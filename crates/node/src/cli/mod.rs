@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod ctl;
 #[cfg(test)]
 mod docs_tests;
 pub mod exit;
@@ -21,6 +22,7 @@ mod ltx;
 pub mod output;
 mod replicate;
 mod restore;
+mod restore_all;
 mod status;
 mod store;
 mod verify;
@@ -46,6 +48,11 @@ enum Command {
     Restore(restore::RestoreArgs),
     Status(status::StatusArgs),
     Log(log::LogArgs),
+    Sync(ctl::SyncArgs),
+    Wait(ctl::WaitArgs),
+    /// Ask a running `replicate` by its control socket
+    #[command(subcommand)]
+    Ctl(ctl::CtlCommand),
     Verify(verify::VerifyArgs),
     /// Look into LTX files, check them, apply them
     #[command(subcommand)]
@@ -97,6 +104,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Restore(args) => restore::run(&args)?,
         Command::Status(args) => status::run(&args)?,
         Command::Log(args) => log::run(&args)?,
+        Command::Sync(args) => ctl::sync(&args)?,
+        Command::Wait(args) => ctl::wait(&args)?,
+        Command::Ctl(command) => ctl::run(command)?,
         Command::Verify(args) => verify::run(&args)?,
         Command::Ltx(command) => ltx::run(command)?,
         Command::Version(args) => info::version(&args)?,

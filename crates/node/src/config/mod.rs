@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 mod expand;
 pub mod file;
+pub mod folder;
 pub mod settings;
 mod suggest;
 #[cfg(test)]
@@ -22,6 +23,8 @@ mod tests;
 pub mod units;
 
 pub use suggest::nearest;
+
+use folder::FolderConfig;
 
 /// Everything the daemon is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,9 +37,25 @@ pub struct Config {
     pub shutdown_sync_timeout: Duration,
     /// What is logged, and how.
     pub logging: LoggingConfig,
-    /// The databases (`dbs`).
+    /// The control socket; none by default (`socket`).
+    pub socket: Option<SocketConfig>,
+    /// The databases that are named one by one (`dbs`).
     pub databases: Vec<DatabaseConfig>,
+    /// Folders of databases (`dbs` with `dir`, or with a pattern).
+    pub folders: Vec<FolderConfig>,
 }
+
+/// The control socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketConfig {
+    /// Where it is (`socket.path`).
+    pub path: PathBuf,
+    /// Who may use it, as the bits of a file mode (`socket.permissions`).
+    pub permissions: u32,
+}
+
+/// Where the control socket is unless the configuration says so.
+pub const DEFAULT_SOCKET: &str = "/var/run/rhyolite.sock";
 
 impl Default for Config {
     fn default() -> Self {
@@ -45,7 +64,9 @@ impl Default for Config {
             exec: None,
             shutdown_sync_timeout: 30 * SECOND,
             logging: LoggingConfig::default(),
+            socket: None,
             databases: Vec::new(),
+            folders: Vec::new(),
         }
     }
 }

@@ -176,6 +176,58 @@ fn what_cannot_go_together_is_an_error() {
 }
 
 #[test]
+fn folders_of_databases() {
+    let text = "
+dbs:
+  - dir: /data
+    pattern: '*.db'
+    recursive: true
+    watch: true
+    include: ['*.sqlite']
+    exclude: ['tmp-*']
+    meta-dir: /meta
+    enable-wal: true
+    replica: {url: 's3://b/all?region=r', access-key-id: A, secret-access-key: S}
+  - path: /srv/*/app.db
+    replica: {url: ./srv}
+";
+    let config = parse(text).unwrap();
+    assert!(config.databases.is_empty());
+    let [data, srv] = &config.folders[..] else { panic!("{config:?}") };
+    assert!(data.recursive && data.watch && data.pick.takes("x/a.sqlite") && !data.pick.takes("tmp-a.db"));
+    let database = data.database("x/a.db");
+    assert_eq!(database.path, Path::new("/data/x/a.db"));
+    assert_eq!(database.store, "s3://b/all/x/a.db?region=r");
+    assert_eq!(database.meta_path, Path::new("/meta/x/.a.db-rhyolite"));
+    assert!(database.enable_wal && !database.credentials.0.is_empty());
+    assert_eq!((srv.dir.as_path(), srv.recursive, srv.watch), (Path::new("/srv"), true, false));
+    assert!(srv.pick.takes("x/app.db") && !srv.pick.takes("app.db"));
+    assert_eq!(srv.database("x/app.db").meta_path, Path::new("/srv/x/.app.db-rhyolite"));
+
+    let entry = |keys: &str| format!("dbs:\n  - {{{keys}, replica: {{url: ./b}}}}\n");
+    check_error(&entry("dir: /d"), "line 2: `dir` needs a `pattern` such as \"*.db\"");
+    check_error(&entry("dir: /d, path: /d/a.db"), "line 2: an entry has either `path` or `dir`");
+    check_error(&entry("path: /a.db, watch: true"), "line 2: `watch` goes with `dir`, or with a pattern as `path`");
+    let meta = "line 2: databases in /d: `meta-path` is for one database; many have `meta-dir`";
+    check_error(&entry("dir: /d, pattern: '*', meta-path: /m"), meta);
+    let broken = "line 2: databases in /d: the pattern \"[a\" has a `[` without `]`";
+    check_error(&entry("dir: /d, pattern: '[a'"), broken);
+}
+
+#[test]
+fn the_control_socket() {
+    let socket = |keys: &str| parse(&format!("socket: {{{keys}}}\n")).map(|c| c.socket);
+    assert_eq!(socket("path: /s").unwrap(), None, "not enabled");
+    let found = socket("enabled: true").unwrap().unwrap();
+    assert_eq!((found.path.to_str(), found.permissions), (Some("/var/run/rhyolite.sock"), 0o600));
+    for written in ["0660", "660", "'0660'", "'0o660'"] {
+        let keys = format!("enabled: true, permissions: {written}");
+        assert_eq!(socket(&keys).unwrap().unwrap().permissions, 0o660, "{written}");
+    }
+    check_error("socket: {enabled: true, permissions: 999}\n", "socket.permissions: 999 is no file mode such as 0600");
+}
+
+#[test]
 fn keys_of_stores() {
     let file = |replica: &str| format!("dbs:\n  - path: /a.db\n    replica: {{{replica}}}\n");
     let database = |replica: &str| parse(&file(replica)).map(|c| c.databases[0].clone());

@@ -6,6 +6,8 @@ mod follow;
 mod history;
 mod history_builder;
 mod lease;
+mod many;
+mod parked;
 mod program;
 mod readme;
 mod restore;

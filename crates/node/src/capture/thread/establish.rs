@@ -329,6 +329,7 @@ impl CaptureThread {
             ToCapture::Uploaded(seq) => self.note_uploaded(seq),
             ToCapture::Stop => self.stopping = true,
             ToCapture::TakeSnapshot => self.snapshot_wanted = true,
+            ToCapture::Sync(sync) => self.syncs.push(sync),
         }
         None
     }
