@@ -227,6 +227,9 @@ impl Replication {
         };
         if let Ok(Ended::Parked(mark)) = &ended {
             self.keep_record(*mark).await;
+        }
+        if matches!(ended, Ok(Ended::Parked(_) | Ended::Stopped)) {
+            // Whoever is next, in this process under another address too, need not wait for it.
             self.commons.leases.give_up(&self.config).await;
         }
         drop(meta_lock);

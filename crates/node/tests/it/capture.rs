@@ -191,6 +191,11 @@ fn read_history(store: &Path) -> History {
     loop {
         let bytes = std::fs::read(store.join(keys::segment(seq)));
         let next = bytes.as_ref().ok().map(|b| Segment::decode(b).unwrap());
+        if next.as_ref().is_some_and(|s| s.entries.is_empty()) {
+            // The fence of an epoch.
+            seq = Seq::next(seq);
+            continue;
+        }
         let next_txid = next.as_ref().map(|s| s.entries[0].min_txid);
         while let Some(file) = snapshots.next_if(|f| next_txid.is_none_or(|t| f.max_txid < t)) {
             apply(&mut history, &std::fs::read(store.join(&file.key)).unwrap());
