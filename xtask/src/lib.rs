@@ -7,6 +7,7 @@
 pub mod args;
 mod bench;
 mod ci;
+mod deb;
 mod demo;
 pub mod error;
 mod faults;
@@ -34,6 +35,7 @@ usage: cargo xtask COMMAND
   torture   real processes, kill -9 and worse, restores compared: --minutes N | --seconds N, --cycles N,
             --seed S, --lanes N, --store dir|s3, --journal wal|delete
   bench     measure and rewrite the table in docs/benchmarks.md; or only the benchmarks named
+  deb       a Debian package of the released program in target/debian; --bin PATH, --out FOLDER
   tidy      layering, purity, file sizes and other rules that the compiler does not check
 ";
 
@@ -42,6 +44,7 @@ pub fn run(command: &str, args: Args) -> Outcome {
     match command {
         "ci" => ci::run(args),
         "tidy" => tidy::run(args),
+        "deb" => deb::run(args),
         "demo" => demo::run(args),
         "faults" => faults::run(args),
         "large" => large::run(args),

@@ -29,6 +29,9 @@ pub struct LeaseRecord {
     /// Where the holder can be reached; absent when it cannot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// Which process the holder is, so that another one of the same machine can tell when it is dead; absent when nobody can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub process: Option<String>,
     /// New with every write, by which a writer recognises its own write.
     pub nonce: Nonce,
     /// How long the holder may write after a renewal, in milliseconds. Not 0.
@@ -87,6 +90,9 @@ impl LeaseRecord {
         if self.address.as_ref().is_some_and(|a| a.is_empty() || a.len() > NAME_SIZE_MAX) {
             return error("address is empty or too long");
         }
+        if self.process.as_ref().is_some_and(|p| p.is_empty() || p.len() > NAME_SIZE_MAX) {
+            return error("process is empty or too long");
+        }
         Ok(())
     }
 }
@@ -104,6 +110,17 @@ pub fn decode_nonces(text: &str) -> Vec<Nonce> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_holder_may_name_its_process() {
+        let process = Some("5f8e2f6a-0000-4000-8000-000000000001 pid:[4026531836] 77 4242".to_owned());
+        let lease = LeaseRecord { process, ..crate::samples::lease() };
+        assert_eq!(LeaseRecord::decode(&lease.encode()), Ok(lease.clone()));
+        for process in [String::new(), "x".repeat(NAME_SIZE_MAX + 1)] {
+            let text = json::encode(&LeaseRecord { process: Some(process), ..lease.clone() });
+            assert!(LeaseRecord::decode(&text).is_err());
+        }
+    }
 
     #[test]
     fn nonces_are_read_back() {

@@ -11,11 +11,13 @@ mod json;
 pub mod keys;
 mod layout;
 pub mod lease;
+pub mod litestream;
 pub mod ltx;
 pub mod lz4;
 pub mod manifest;
 #[cfg(test)]
 mod own_formats_tests;
+pub mod probe;
 pub mod resume;
 #[cfg(test)]
 mod samples;

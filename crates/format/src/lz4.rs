@@ -19,6 +19,8 @@
 //! Foreign bytes give an [`ErrorKind`]: `Lz4` when they are no valid LZ4 or unpack to more than there is room for,
 //! `PageLength` when they unpack to less. Nothing here allocates per page.
 
+mod stream;
+
 use std::fmt;
 use std::io::{self, Read};
 
@@ -26,6 +28,8 @@ use lz4_flex::block::{self, CompressTable};
 use twox_hash::XxHash32;
 
 use crate::ErrorKind;
+
+pub use stream::FrameReader;
 
 /// The first four bytes of every frame, as a little-endian number.
 pub const FRAME_MAGIC: u32 = 0x184D_2204;

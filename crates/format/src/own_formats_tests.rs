@@ -11,6 +11,7 @@ use crate::error::{DecodeError, ErrorKind};
 use crate::identity::Identity;
 use crate::lease::LeaseRecord;
 use crate::manifest::Manifest;
+use crate::probe::ProbeRecord;
 use crate::samples::{self, checksum, seq, txid};
 use crate::segment::{self, ENTRY_SIZE, FOOTER_SIZE, HEADER_SIZE, Segment, SegmentEntry, SegmentHeader, SegmentKind};
 use crate::state::page_table::{self, PageTableHeader, ReadTableError};
@@ -68,6 +69,9 @@ fn golden_files_are_written_and_read_back() {
     let lease = samples::lease();
     assert_eq!(golden("lease.v1.json", &lease.encode()), lease.encode());
     assert_eq!(LeaseRecord::decode(&lease.encode()), Ok(lease));
+    let probe = samples::probe();
+    assert_eq!(golden("probe.v1.json", &probe.encode()), probe.encode());
+    assert_eq!(ProbeRecord::decode(&probe.encode()), Ok(probe));
     let manifest = samples::manifest();
     assert_eq!(golden("manifest.v1.json", &manifest.encode()), manifest.encode());
     assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
@@ -113,6 +117,7 @@ fn damage_is_refused() {
     for (bytes, decode) in [
         (samples::identity().encode(), (|b| Identity::decode(b).map(drop)) as fn(&[u8]) -> Result<(), DecodeError>),
         (samples::lease().encode(), |b| LeaseRecord::decode(b).map(drop)),
+        (samples::probe().encode(), |b| ProbeRecord::decode(b).map(drop)),
         (samples::manifest().encode(), |b| Manifest::decode(b).map(drop)),
     ] {
         // The last byte is a line feed, without which the text is the same.
@@ -151,6 +156,7 @@ fn unknown_versions_are_refused_as_such() {
         for error in [
             Identity::decode(text.as_bytes()).unwrap_err(),
             LeaseRecord::decode(text.as_bytes()).unwrap_err(),
+            ProbeRecord::decode(text.as_bytes()).unwrap_err(),
             Manifest::decode(text.as_bytes()).unwrap_err(),
         ] {
             assert_eq!(error.kind, kind, "{text}: {error}");
@@ -175,6 +181,24 @@ fn json_is_strict() {
     }
     let huge = format!("{}{}", text, " ".repeat(crate::identity::SIZE_MAX));
     assert_eq!(Identity::decode(huge.as_bytes()).unwrap_err().kind, ErrorKind::Field);
+}
+
+#[test]
+fn a_probe_that_contradicts_itself_is_refused() {
+    let text = String::from_utf8(samples::probe().encode()).unwrap();
+    for (from, to) in [
+        ("s3://backups/app", ""),
+        ("swap-race", ""),
+        ("\"backup\":true,\"fencing\":false", "\"backup\":false,\"fencing\":true"),
+        ("\"backup\":true", "\"backup\":1"),
+        ("\"failed\":[\"create-race\",\"swap-race\"]", "\"failed\":\"none\""),
+    ] {
+        let bad = text.replacen(from, to, 1);
+        assert_ne!(bad, text);
+        assert_eq!(ProbeRecord::decode(bad.as_bytes()).unwrap_err().kind, ErrorKind::Field, "{bad}");
+    }
+    let worse = text.replacen("true", "false", 1).replacen("[\"create-race\",\"swap-race\"]", "[]", 1);
+    assert_eq!(ProbeRecord::decode(worse.as_bytes()).unwrap_err().kind, ErrorKind::Field);
 }
 
 #[test]
@@ -339,5 +363,6 @@ proptest! {
         let bytes = [starts[start], &bytes].concat();
         let _ = (Segment::decode(&bytes), LocalState::decode(&bytes), read_table(&bytes));
         let _ = (Identity::decode(&bytes), LeaseRecord::decode(&bytes), Manifest::decode(&bytes));
+        let _ = ProbeRecord::decode(&bytes);
     }
 }

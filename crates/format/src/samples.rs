@@ -4,6 +4,7 @@ use crate::identity::Identity;
 use crate::json::Format1;
 use crate::lease::{DurablePos, LeaseRecord, LeaseState};
 use crate::manifest::{Crc64Hex, FileKind, Manifest, ManifestFile, Pin, RetiredFile, RetiredSegments};
+use crate::probe::ProbeRecord;
 use crate::segment::{SegmentEntry, SegmentHeader, SegmentKind, encode_index};
 use crate::sqlite::wal::Salt;
 use crate::state::page_table::PageTableHeader;
@@ -124,10 +125,23 @@ pub(crate) fn lease() -> LeaseRecord {
         state: LeaseState::Held,
         holder: "host-a".to_owned(),
         address: Some("http://10.0.0.1:7391".to_owned()),
+        process: None,
         nonce: NONCE,
         ttl_ms: 10_000,
         renewed: NOON,
         durable: Some(DurablePos { lineage: LINEAGE, pos: pos(8) }),
+    }
+}
+
+pub(crate) fn probe() -> ProbeRecord {
+    ProbeRecord {
+        format: Format1,
+        time: NOON,
+        store: "s3://backups/app".to_owned(),
+        backup: true,
+        fencing: false,
+        failed: vec!["create-race".to_owned(), "swap-race".to_owned()],
+        clock_offset_ms: Some(-2_400),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The tables in `docs/spec` and the layouts in the code say the same.
 
 use crate::layout::{self, Field};
-use crate::{follow, identity, lease, manifest, resume, segment, state};
+use crate::{follow, identity, lease, manifest, probe, resume, segment, state};
 
 const SEGMENT: &str = include_str!("../../../docs/spec/segment.md");
 const STATE: &str = include_str!("../../../docs/spec/state.md");
@@ -9,6 +9,7 @@ const FOLLOW: &str = include_str!("../../../docs/spec/follow.md");
 const RESUME: &str = include_str!("../../../docs/spec/resume.md");
 const IDENTITY: &str = include_str!("../../../docs/spec/identity.md");
 const LEASE: &str = include_str!("../../../docs/spec/lease.md");
+const PROBE: &str = include_str!("../../../docs/spec/probe.md");
 const MANIFEST: &str = include_str!("../../../docs/spec/manifest.md");
 
 /// The rows of the table after `<!-- marker -->`, without the two header rows, cells trimmed.
@@ -55,6 +56,9 @@ fn sizes_in_the_text() {
     assert!(MANIFEST.contains("below; at most 100,000") && manifest::FILES_MAX == 100_000);
     assert!(IDENTITY.contains("At most 64 KiB") && identity::SIZE_MAX == 64 << 10);
     assert!(LEASE.contains("at most 64 KiB") && lease::SIZE_MAX == 64 << 10);
+    assert!(PROBE.contains("at most 64 KiB") && probe::SIZE_MAX == 64 << 10);
+    assert!(PROBE.contains("1 to 4096 bytes") && probe::STORE_SIZE_MAX == 4096);
+    assert!(PROBE.contains("at most 100 of 1 to 64 bytes") && (probe::FAILED_MAX, probe::NAME_SIZE_MAX) == (100, 64));
     assert!(LEASE.contains("1 to 1024 bytes") && lease::NAME_SIZE_MAX == 1024);
 }
 
@@ -95,6 +99,7 @@ fn tables_of_json_formats() {
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     check_members(IDENTITY, "identity", &text(crate::samples::identity().encode()));
     check_members(LEASE, "lease", &text(crate::samples::lease().encode()));
+    check_members(PROBE, "probe", &text(crate::samples::probe().encode()));
     check_members(MANIFEST, "manifest", &text(examples.encode()));
     let with_all = examples.files.iter().find(|f| f.pre_apply.is_some()).unwrap();
     check_members(MANIFEST, "manifest_file", &serde_json::to_string(with_all).unwrap());

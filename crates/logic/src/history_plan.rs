@@ -22,7 +22,9 @@
 
 use std::time::Duration;
 
-use rhyolite_format::manifest::{Crc64Hex, FileKind, Manifest, ManifestFile, RetiredFile, RetiredSegments};
+use rhyolite_format::manifest::{
+    Crc64Hex, FileKind, Manifest, ManifestFile, RETIRED_MAX, RetiredFile, RetiredSegments,
+};
 use rhyolite_format::segment::SegmentEntry;
 use rhyolite_format::{Epoch, Nonce, Pos, Seq, Timestamp, Txid, keys};
 
@@ -35,6 +37,8 @@ const MERGES_MAX: usize = 16;
 const HOURLY_LEVEL: u8 = 2;
 /// Level of files merged over one day.
 const DAILY_LEVEL: u8 = 3;
+/// Ranges of retired segments beyond which the oldest are made one.
+const RETIRED_RANGES_MAX: usize = 1000;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// When to do what, and what to keep.
@@ -79,6 +83,30 @@ impl Default for Policy {
             keep_hourly: hours(7 * 24),
             keep_daily: hours(30 * 24),
             grace: hours(1),
+        }
+    }
+}
+
+/// Which part of a plan somebody carries out. Credentials that may only create leave deletion to others, who leave the rest to them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Duty {
+    /// All of it.
+    #[default]
+    All,
+    /// Bundles, merges and snapshots: nothing is deleted, and no restore point expires.
+    Compact,
+    /// Expiry and deletion.
+    Prune,
+}
+
+impl Duty {
+    /// Whether this step belongs to it.
+    pub fn includes(self, step: &Step) -> bool {
+        let deletes = matches!(step, Step::Expire { .. } | Step::Delete { .. });
+        match self {
+            Self::All => true,
+            Self::Compact => !deletes,
+            Self::Prune => deletes,
         }
     }
 }
@@ -178,8 +206,18 @@ pub fn plan(
     steps.extend(snapshot(manifest, log, &live, policy, now));
     steps.extend(bundle(manifest, log, &live, policy, now));
     let expired = expired(manifest, policy, now);
-    steps.extend(merges(manifest, &expired, policy, now));
-    if !expired.is_empty() {
+    let mut room = RETIRED_MAX.saturating_sub(manifest.retired_files.len());
+    // What cannot be written down as retired waits for somebody to delete.
+    let mut has_room = |count: usize| {
+        let fits = count <= room;
+        room -= if fits { count } else { 0 };
+        fits
+    };
+    steps.extend(merges(manifest, &expired, policy, now).into_iter().filter(|step| match step {
+        Step::Merge { inputs, .. } => has_room(inputs.len()),
+        _ => true,
+    }));
+    if !expired.is_empty() && has_room(expired.len()) {
         steps.push(Step::Expire { keys: expired });
     }
     Ok(steps)
@@ -306,7 +344,7 @@ fn belongs(list: &[LogEntry], entry: &SegmentEntry, merge_interval: Duration) ->
 
 /// Keys of files that no kept restore point needs: those that end at or before the newest snapshot that lies at or below every kept
 /// point. The last point before the kept times counts as kept, so that every kept time can be asked for.
-fn expired(manifest: &Manifest, policy: &Policy, now: Timestamp) -> Vec<String> {
+pub(crate) fn expired(manifest: &Manifest, policy: &Policy, now: Timestamp) -> Vec<String> {
     let horizon = ago(now, policy.keep_daily.max(policy.keep_hourly).max(policy.keep_every_commit));
     let old = manifest.files.iter().filter(|f| f.max_time <= horizon).map(|f| f.max_txid);
     // Times need not ascend: nothing from the first young file on may go.
@@ -395,6 +433,7 @@ pub fn apply(manifest: &Manifest, step: &Step, made: Vec<ManifestFile>, update: 
             next.log_epoch = *log_epoch;
             let since = update.now;
             next.retired_segments.push(RetiredSegments { first_seq: *first_seq, last_seq: *last_seq, since });
+            shorten(&mut next.retired_segments);
         }
         Step::Merge { inputs, .. } => {
             let [file] = made.as_slice() else { panic!("a merge makes one file, not {}", made.len()) };
@@ -428,6 +467,17 @@ pub fn apply(manifest: &Manifest, step: &Step, made: Vec<ManifestFile>, update: 
     }
     next.files.sort_by_key(|f| (f.level, f.min_txid, f.max_txid));
     next
+}
+
+/// Makes one of the two oldest ranges that join, when nobody has deleted any for a long time. They wait as long as the younger one.
+fn shorten(ranges: &mut Vec<RetiredSegments>) {
+    if ranges.len() <= RETIRED_RANGES_MAX {
+        return;
+    }
+    if let Some(i) = ranges.windows(2).position(|w| w[0].last_seq.next() == w[1].first_seq) {
+        let first_seq = ranges.remove(i).first_seq;
+        ranges[i].first_seq = first_seq;
+    }
 }
 
 /// Moves files from the live to the retired ones.

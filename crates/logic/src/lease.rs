@@ -69,6 +69,8 @@ pub struct Terms {
     pub holder: String,
     /// Where the holder can be reached.
     pub address: Option<String>,
+    /// Which process the holder is.
+    pub process: Option<String>,
 }
 
 impl Terms {
@@ -76,7 +78,7 @@ impl Terms {
     pub fn new(ttl: Duration, holder: String) -> Self {
         let look = (ttl / 12).clamp(Duration::from_millis(50), Duration::from_secs(2));
         let margin = ttl / 10 + Duration::from_millis(500);
-        Self { ttl, margin, look, answer: ttl / 4, holder, address: None }
+        Self { ttl, margin, look, answer: ttl / 4, holder, address: None, process: None }
     }
 
     /// Time from sending a write to sending the next one: two may fail before the right ends.
@@ -174,6 +176,8 @@ pub enum Standing {
         epoch: Epoch,
         /// Nothing may be written from this moment on, unless it is renewed before.
         until: Monotonic,
+        /// It was taken from somebody who had not given it up and is not known to be dead: that one's requests may still come in.
+        seized: bool,
     },
     /// It was given up.
     Ended,
@@ -185,7 +189,7 @@ enum Known<V> {
     Nothing,
     Absent,
     Theirs { record: LeaseRecord, version: V, since: Monotonic },
-    Ours { record: LeaseRecord, version: V, until: Monotonic, renew: Monotonic },
+    Ours { record: LeaseRecord, version: V, until: Monotonic, renew: Monotonic, seized: bool },
 }
 
 /// What is being done.
@@ -216,6 +220,8 @@ struct OwnWrite {
     nonce: Nonce,
     /// `None` for a predecessor's.
     sent: Option<Monotonic>,
+    /// See [`Standing::Ours`].
+    seized: bool,
 }
 
 /// Of so many writes of ours a late effect is recognised.
@@ -234,6 +240,8 @@ pub struct Lease<V> {
     requests: u64,
     epoch_min: Option<Epoch>,
     durable: Option<DurablePos>,
+    /// When the last write was sent of which the store said that it had worked.
+    acknowledged: Option<Monotonic>,
     /// Tries that are left, when it is to be given up.
     releasing: Option<u32>,
 }
@@ -241,7 +249,7 @@ pub struct Lease<V> {
 impl<V: Clone + Eq> Lease<V> {
     /// Begins without knowledge. `dead` are nonces of writes by processes that are known to have ended: their lease need not run out.
     pub fn new(terms: Terms, guards: Guards, dead: &[Nonce], now: Monotonic) -> Self {
-        let writes = dead.iter().map(|nonce| OwnWrite { nonce: *nonce, sent: None }).collect();
+        let writes = dead.iter().map(|nonce| OwnWrite { nonce: *nonce, sent: None, seized: false }).collect();
         let doing = Doing::Resting { until: now };
         Self {
             terms,
@@ -252,6 +260,7 @@ impl<V: Clone + Eq> Lease<V> {
             requests: 0,
             epoch_min: None,
             durable: None,
+            acknowledged: None,
             releasing: None,
         }
     }
@@ -264,7 +273,9 @@ impl<V: Clone + Eq> Lease<V> {
             (_, Known::Theirs { record, since, .. }) => {
                 Standing::Theirs { record: record.clone(), free: self.free_at(record, *since) }
             }
-            (_, Known::Ours { record, until, .. }) => Standing::Ours { epoch: record.epoch, until: *until },
+            (_, Known::Ours { record, until, seized, .. }) => {
+                Standing::Ours { epoch: record.epoch, until: *until, seized: *seized }
+            }
         }
     }
 
@@ -273,6 +284,13 @@ impl<V: Clone + Eq> Lease<V> {
         self.epoch_min = self.epoch_min.max(Some(least));
         if let Doing::Resting { until } = &mut self.doing {
             *until = Monotonic(0);
+        }
+    }
+
+    /// Who wrote under this nonce is known to have ended: its lease need not run out.
+    pub fn note_dead(&mut self, nonce: Nonce) {
+        if !self.writes.iter().any(|write| write.nonce == nonce) {
+            self.writes.push(OwnWrite { nonce, sent: None, seized: false });
         }
     }
 
@@ -361,11 +379,15 @@ impl<V: Clone + Eq> Lease<V> {
 
     /// When a lease of somebody else may be taken.
     fn free_at(&self, record: &LeaseRecord, since: Monotonic) -> Monotonic {
-        let dead = self.writes.iter().any(|w| w.nonce == record.nonce);
-        if record.state == LeaseState::Released || dead || !self.guards.wait_for_expiry {
+        if record.state == LeaseState::Released || self.is_dead(record.nonce) || !self.guards.wait_for_expiry {
             return since;
         }
         since.after(Duration::from_millis(record.ttl_ms)).after(self.terms.margin)
+    }
+
+    /// Whether who wrote under this nonce is known to have ended.
+    fn is_dead(&self, nonce: Nonce) -> bool {
+        self.writes.iter().any(|write| write.nonce == nonce && write.sent.is_none())
     }
 
     fn request_id(&mut self) -> RequestId {
@@ -392,13 +414,19 @@ impl<V: Clone + Eq> Lease<V> {
             state,
             holder: self.terms.holder.clone(),
             address: self.terms.address.clone(),
+            process: self.terms.process.clone(),
             nonce: at.nonce,
             ttl_ms: u64::try_from(self.terms.ttl.as_millis()).unwrap_or(u64::MAX),
             renewed: at.wall,
             durable: self.durable,
         };
         let id = self.request_id();
-        self.writes.push(OwnWrite { nonce: at.nonce, sent: Some(at.now) });
+        let seized = match &self.known {
+            Known::Nothing | Known::Absent => false,
+            Known::Theirs { record, .. } => record.state == LeaseState::Held && !self.is_dead(record.nonce),
+            Known::Ours { seized, .. } => *seized,
+        };
+        self.writes.push(OwnWrite { nonce: at.nonce, sent: Some(at.now), seized });
         let forgotten = self.writes.len().saturating_sub(WRITES_REMEMBERED);
         self.writes.drain(..forgotten);
         self.doing = Doing::Writing { id, sent: at.now, record: record.clone() };
@@ -434,9 +462,15 @@ impl<V: Clone + Eq> Lease<V> {
     }
 
     fn known_record(&mut self, record: LeaseRecord, version: V, now: Monotonic) {
-        let own = self.writes.iter().find(|w| w.nonce == record.nonce).and_then(|w| w.sent);
+        let own = self.writes.iter().find(|w| w.nonce == record.nonce).and_then(|w| Some((w.sent?, w.seized)));
         match own {
-            Some(sent) if record.state == LeaseState::Held => self.known_ours(record, version, sent),
+            Some((sent, seized)) if record.state == LeaseState::Held => {
+                if self.acknowledged.is_some_and(|last| sent < last) {
+                    // The store has lost a write that it had acknowledged: it was put back, and the log with it.
+                    self.epoch_min = self.epoch_min.max(Some(record.epoch.next()));
+                }
+                self.known_ours(record, version, sent, seized);
+            }
             Some(_) => self.doing = Doing::Ended,
             None => {
                 let since = match &self.known {
@@ -450,10 +484,10 @@ impl<V: Clone + Eq> Lease<V> {
         }
     }
 
-    fn known_ours(&mut self, record: LeaseRecord, version: V, sent: Monotonic) {
+    fn known_ours(&mut self, record: LeaseRecord, version: V, sent: Monotonic, seized: bool) {
         let (until, renew) = (sent.after(self.terms.ttl), sent.after(self.terms.renewal()));
         let at_once = self.releasing.is_some() || self.epoch_min.is_some_and(|least| record.epoch < least);
-        self.known = Known::Ours { record, version, until, renew };
+        self.known = Known::Ours { record, version, until, renew, seized };
         self.doing = Doing::Resting { until: if at_once { sent } else { renew } };
     }
 
@@ -467,7 +501,9 @@ impl<V: Clone + Eq> Lease<V> {
             Written::Done(_) if record.state == LeaseState::Released => self.doing = Doing::Ended,
             Written::Done(version) => {
                 let since = if self.guards.right_since_sent { sent } else { now };
-                self.known_ours(record, version, since);
+                let seized = self.writes.iter().any(|write| write.nonce == record.nonce && write.seized);
+                self.acknowledged = self.acknowledged.max(Some(sent));
+                self.known_ours(record, version, since, seized);
             }
             // Also when refused: an earlier write of ours may have come in late. What is held stays held until its time is over, or until
             // the reading says otherwise.

@@ -3,8 +3,14 @@
 //! Nothing here does I/O, reads a clock or draws a random number: listings and times are arguments, plans are values. So every
 //! rule can be tested with a list.
 
+pub mod contradiction;
+pub mod cost_plan;
+pub mod doctor;
+pub mod drill;
+pub mod garbage;
 pub mod history_plan;
 pub mod lease;
+pub mod litestream3_plan;
 pub mod litestream_plan;
 pub mod log;
 #[cfg(test)]
@@ -13,6 +19,7 @@ pub mod park;
 pub mod pick;
 pub mod reconcile;
 pub mod restore_plan;
+pub mod store_kind;
 pub mod tail;
 
 pub use restore_plan::Target;

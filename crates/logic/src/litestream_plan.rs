@@ -8,8 +8,10 @@ use std::fmt;
 
 use rhyolite_format::{Timestamp, Txid};
 
-/// The level of snapshots. Levels below it are merged from one another.
-pub const SNAPSHOT_LEVEL: u8 = 9;
+use crate::Target;
+use crate::restore_plan::PlanError;
+
+pub use rhyolite_format::litestream::SNAPSHOT_LEVEL;
 
 /// One file of a replica, as its listing shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -110,6 +112,58 @@ pub fn plan(files: &[ReplicaFile], target: ReplicaTarget) -> Result<Vec<ReplicaF
 /// Of the files that join on, the largest of these comes next.
 fn preference(file: &ReplicaFile) -> (Txid, Reverse<Txid>, u8, Reverse<Timestamp>) {
     (file.max_txid, Reverse(file.min_txid), file.level, Reverse(file.created))
+}
+
+/// Every transaction that can be restored to, ascending: of the files that end at it, the one that was created first, which
+/// says best when it was committed.
+///
+/// A file leads to its end if anything that can be reached below its end joins on to it. What is reached highest there joins if
+/// any does, so one pass over the files by their ends is enough; [`plan`] finds a way to the same transactions and no other.
+pub fn points(files: &[ReplicaFile]) -> Vec<ReplicaFile> {
+    let mut files: Vec<ReplicaFile> = files.iter().copied().filter(|file| file.level <= SNAPSHOT_LEVEL).collect();
+    files.sort_by_key(|file| (file.max_txid, file.created, Reverse(file.level)));
+    let mut points: Vec<ReplicaFile> = Vec::new();
+    for same_end in files.chunk_by(|a, b| a.max_txid == b.max_txid) {
+        let reached = points.last().map_or(0, |point| point.max_txid.get());
+        if same_end.iter().any(|file| file.min_txid.get() - 1 <= reached) {
+            points.push(same_end[0]);
+        }
+    }
+    points
+}
+
+/// The files to merge for a target of the command line, oldest first. What their `created` says must be right for times.
+pub fn resolve(files: &[ReplicaFile], target: Target) -> Result<Vec<ReplicaFile>, PlanError> {
+    let points = points(files);
+    let Some((first, last)) = points.first().zip(points.last()) else { return Err(PlanError::Empty) };
+    let txid = match target {
+        Target::Latest => return plan(files, ReplicaTarget::Latest).map_err(|e| latest_error(e, last.max_txid)),
+        Target::Txid(txid) => txid,
+        Target::Time(time) | Target::TimeNearest(time) => {
+            let earliest = points.iter().map(|point| point.created).min().expect("there is a point");
+            let latest = points.iter().map(|point| point.created).max().expect("there is a point");
+            if matches!(target, Target::Time(_)) && !(earliest..=latest).contains(&time) {
+                return Err(PlanError::OutOfRange { time, first: earliest, last: latest });
+            }
+            points.iter().rfind(|point| point.created <= time).unwrap_or(first).max_txid
+        }
+    };
+    plan(files, ReplicaTarget::Txid(txid)).map_err(|_| PlanError::NotAPoint {
+        txid,
+        below: points.iter().map(|point| point.max_txid).rfind(|point| *point < txid),
+        above: points.iter().map(|point| point.max_txid).find(|point| *point > txid),
+    })
+}
+
+fn latest_error(error: ReplicaPlanError, last: Txid) -> PlanError {
+    match error {
+        ReplicaPlanError::Gap { reached, next } => PlanError::Gap {
+            first: reached.next(),
+            last: next.previous().expect("there is something before it"),
+            txid: next,
+        },
+        ReplicaPlanError::Unavailable { .. } => PlanError::NoSnapshot { txid: last },
+    }
 }
 
 #[cfg(test)]

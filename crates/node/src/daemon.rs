@@ -23,6 +23,7 @@ use crate::config::SocketConfig;
 use crate::config::units::format_duration;
 use crate::control::{self, Controller};
 use crate::exec::Application;
+use crate::notify::Notifier;
 use crate::observe::{http, status_file};
 use crate::signals::StopRequest;
 use crate::status::{DatabaseStatus, Figures, StatusBoard};
@@ -73,13 +74,17 @@ impl Daemon {
         }
         let _socket_file = socket.map(|config| SocketFile(config.path));
         tokio::spawn(status_file::keep_written(Arc::clone(&board)));
+        let manager = Arc::new(Notifier::from_environment());
+        tokio::spawn(Arc::clone(&manager).keep_reporting(Arc::clone(&board)));
         let (tell_stop, told_stop) = watch::channel(false);
         let mut replication = std::pin::pin!(replicate(told_stop));
+        manager.ready();
         let cause = tokio::select! {
             result = &mut replication => Cause::ReplicationEnded(result),
             signal = first_signal(&mut stop) => Cause::Signal(signal),
             code = application_end(&mut application) => Cause::ApplicationEnded(code),
         };
+        manager.stopping(stop_timeout + upload_timeout);
         let code = match cause {
             Cause::Signal(signal) => end_application(&mut application, signal, stop_timeout).await,
             Cause::ApplicationEnded(code) => {
@@ -186,7 +191,9 @@ fn check_durable(board: &StatusBoard, waited: Option<Duration>) -> Result<(), Fa
 
 fn is_durable(figures: &Figures, database: &DatabaseStatus) -> bool {
     let holds_something = || std::fs::metadata(&database.path).is_ok_and(|meta| meta.len() > 0);
-    figures.pending_since.is_none() && (figures.local.is_some() || !holds_something())
+    // What another process captures is not for this one to judge.
+    let is_known = || figures.local.is_some() || figures.standby || !holds_something();
+    figures.pending_since.is_none() && is_known()
 }
 
 #[cfg(test)]

@@ -10,12 +10,14 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rhyolite_format::Seq;
-use rhyolite_logic::history_plan::Policy;
+use rhyolite_format::{Seq, Txid};
+use rhyolite_logic::history_plan::{Duty, Policy};
 use rhyolite_store::Store;
 
+use crate::capture::restart::LOG_FOLDER;
 use crate::capture::thread::ToCapture;
 use crate::capture::watch::Wake;
+use crate::drill::Driller;
 use crate::history::{self, HistoryOptions, SegmentSource};
 use crate::status::DatabaseStatus;
 use crate::time;
@@ -29,11 +31,24 @@ const LOOK_MIN: Duration = Duration::from_secs(1);
 pub struct LocalSegments {
     /// The folder of the local log.
     pub folder: PathBuf,
+    /// Says what the store has acknowledged.
+    pub status: Arc<DatabaseStatus>,
+}
+
+impl LocalSegments {
+    /// Of a database that is being replicated.
+    pub fn new(status: &Arc<DatabaseStatus>) -> Self {
+        Self { folder: status.meta_path.join(LOG_FOLDER), status: Arc::clone(status) }
+    }
 }
 
 impl SegmentSource for LocalSegments {
     fn open(&self, seq: Seq) -> Option<File> {
         File::open(self.folder.join(format!("{seq}.seg"))).ok()
+    }
+
+    fn acknowledged(&self) -> Option<Txid> {
+        self.status.figures().durable.map(|pos| pos.txid)
     }
 }
 
@@ -71,6 +86,8 @@ pub struct Keeper {
     pub right: Right,
     /// What to keep, and when to do what.
     pub policy: Policy,
+    /// Which part of it is done here; the rest is left to others.
+    pub duty: Duty,
     /// Where segments need not be fetched from.
     pub segments: Arc<LocalSegments>,
     /// Figures.
@@ -84,6 +101,14 @@ pub struct Keeper {
 }
 
 impl Keeper {
+    /// Looks after the history and holds drills, neither of which waits for the other.
+    pub async fn run_with(self, driller: Driller) -> std::convert::Infallible {
+        tokio::select! {
+            never = self.run() => never,
+            never = driller.run() => never,
+        }
+    }
+
     /// Runs without end; drop the future to stop it. Whatever it was doing is done again, or found done, the next time.
     pub async fn run(self) -> std::convert::Infallible {
         let interval = self.policy.bundle_interval.max(LOOK_MIN);
@@ -124,13 +149,14 @@ impl Keeper {
     }
 
     async fn look_after(&self) -> Result<bool, String> {
-        match self.right.exercise().await {
+        match self.right.exercise(&self.status).await {
             Ok(()) => {}
             Err(NoRight::Lost(text) | NoRight::Passing(text)) => return Err(text),
         }
         let options = HistoryOptions {
             store: Arc::clone(&self.store),
             policy: self.policy.clone(),
+            duty: self.duty,
             epoch: self.right.claim.epoch(),
             now: time::now(),
             segments: Some(Arc::clone(&self.segments) as Arc<dyn SegmentSource>),

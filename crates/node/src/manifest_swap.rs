@@ -2,7 +2,7 @@
 
 use rhyolite_format::manifest::Manifest;
 use rhyolite_store::Store;
-pub use rhyolite_writer::manifest_swap::{ManifestError, clear_unnamed, read};
+pub use rhyolite_writer::manifest_swap::{ManifestError, clear_unnamed, read, refuse_named};
 
 use crate::world::RealWorld;
 

@@ -14,9 +14,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,30 +25,29 @@ use rhyolite_format::state::parked::{DatabaseMark, Parked};
 use rhyolite_format::{Epoch, Lineage, Nonce, PageSize, Pos, Seq, Timestamp, keys};
 use rhyolite_logic::reconcile::{Start as Decision, StoreEnd, reconcile};
 use rhyolite_store::{Counted, Paced, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind, Version};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::capture::local_log::{SealedSegment, Writer};
 use crate::capture::restamp;
 use crate::capture::restart::{self, LocalStart};
-use crate::capture::thread::{
-    CaptureThread, Channels, Ended, Parking, Start, TableError, TableSource, ToCapture, ToUploader,
-};
+use crate::capture::thread::{Ended, Parking, Start, ToCapture};
 use crate::capture::watch::Wake;
 use crate::config::DatabaseConfig;
-use crate::keep::{Keeper, LocalSegments, Looked};
+use crate::fencing;
+use crate::keep::Looked;
 use crate::lease::LeasePool;
 use crate::log_end::{self, Hint, LogEnd};
 use crate::manifest_swap::ManifestError;
 use crate::park;
 use crate::random;
-use crate::restore::{self, RestoreError};
 use crate::status::{DatabaseStatus, DiffReason, State};
 use crate::supervise::control::Control;
 use crate::time;
-use crate::upload::{Right, UploadEnd, Uploader};
 
+mod drive;
 mod turn;
 
+pub(crate) use turn::Past;
 use turn::Turn;
 
 /// Messages that may wait for an uploader: a snapshot's pieces at most.
@@ -61,6 +58,8 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 const BEGIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Of so many lives of one process a late request is recognised.
 const LIVES_REMEMBERED: usize = 16;
+/// How long a lease is waited for that is given up.
+pub(crate) const RELEASE_WAIT: Duration = Duration::from_secs(1);
 /// Stack of a capture thread in bytes: SQLite needs little.
 const STACK_BYTES: usize = 512 << 10;
 
@@ -117,9 +116,7 @@ pub(crate) enum Outcome {
     /// The process stops, and everything is durable.
     Stopped,
     /// It is at rest; its files looked like this.
-    ///
-    /// And the epoch under which this process has last gone to work on the store.
-    Parked(DatabaseMark, Option<Epoch>),
+    Parked(DatabaseMark),
     /// There is nothing at its path yet, or an empty file.
     Absent(DatabaseMark),
 }
@@ -135,8 +132,8 @@ pub(crate) struct Replication {
     pub(crate) looked: Arc<Mutex<Looked>>,
     /// By which the lives so far knew their segments.
     pub(crate) nonces: Vec<Nonce>,
-    /// The epoch under which this process has last gone to work on the store.
-    pub(crate) written: Option<Epoch>,
+    /// What this process has done under its rights so far.
+    pub(crate) past: Past,
     /// This life begins although the process stops.
     pub(crate) is_last: bool,
     /// How the supervisor reaches it.
@@ -161,7 +158,7 @@ struct Opening {
 }
 
 impl Replication {
-    pub(crate) async fn run(mut self) -> Result<Outcome, ReplicateError> {
+    pub(crate) async fn run(&mut self) -> Result<Outcome, ReplicateError> {
         if self.is_last {
             return self.run_last().await;
         }
@@ -169,7 +166,7 @@ impl Replication {
             let outcome = match self.run_once().await? {
                 Ended::Stopped | Ended::Incomplete => Outcome::Stopped,
                 Ended::Parked(mark) if self.status.figures().local.is_none() => Outcome::Absent(mark),
-                Ended::Parked(mark) => Outcome::Parked(mark, self.written),
+                Ended::Parked(mark) => Outcome::Parked(mark),
                 // It was woken, and there is something to upload: the store is asked, and the right to write got.
                 Ended::BeginAgain if std::mem::take(&mut self.is_light) && !*self.commons.stop.borrow() => continue,
                 Ended::BeginAgain => {
@@ -186,7 +183,7 @@ impl Replication {
     }
 
     /// One more life, although the process stops: nobody knows what the life before this has left undone.
-    async fn run_last(mut self) -> Result<Outcome, ReplicateError> {
+    async fn run_last(&mut self) -> Result<Outcome, ReplicateError> {
         self.is_last = true;
         let limit = self.commons.stop_timeout;
         match tokio::time::timeout(limit, self.run_once()).await {
@@ -202,7 +199,77 @@ impl Replication {
             Err(mark) => return Ok(Ended::Parked(mark)),
         };
         let store = self.open_store()?;
+        if std::mem::take(&mut self.trust)
+            && !self.is_last
+            && !self.take_snapshot
+            && let Some(ended) = self.run_light(&store).await?
+        {
+            return Ok(ended);
+        }
+        let known = restart::lineage(&self.config.meta_path);
+        tokio::select! {
+            checked = self.check_history(&store, known) => checked?,
+            () = self.stopped() => return Ok(Ended::Stopped),
+        }
+        let lease = self.commons.leases.get(&self.config, &self.status.requests);
+        let lease = lease.map_err(|e| ReplicateError::Store(e.to_string()))?;
+        let Some(turn) = self.wait_for_turn(&lease).await? else { return Ok(Ended::Stopped) };
         let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Ended::Stopped) };
+        let ended = match self.begin(&store, &turn, page_size).await? {
+            Ok(opening) => self.drive(store, Some(turn), opening).await,
+            Err(ended) => Ok(ended),
+        };
+        self.keep_record_of(&ended).await;
+        drop(meta_lock);
+        ended
+    }
+
+    /// Goes on where the database was parked, with the lock of the state folder and without the right to write. `None` when the folder is
+    /// not as it was then.
+    async fn run_light(&mut self, store: &Arc<dyn Store>) -> Result<Option<Ended>, ReplicateError> {
+        let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Some(Ended::Stopped)) };
+        let (parked, local) = self.load_local().await?;
+        let number = park::store_number(&self.config.store);
+        if !parked.is_some_and(|parked| parked.store == number && goes_on(&local, &parked)) {
+            return Ok(None);
+        }
+        self.is_light = true;
+        let opening = self.go_on(local);
+        let ended = self.drive(Arc::clone(store), None, opening).await;
+        self.keep_record_of(&ended).await;
+        // Before anything else: what comes next is the lease, which nobody waits for with this in his hands.
+        drop(meta_lock);
+        ended.map(Some)
+    }
+
+    /// Asks the store how to go on, under the right to write; or says how this life ends instead.
+    async fn begin(
+        &mut self,
+        store: &Arc<dyn Store>,
+        turn: &Turn,
+        page_size: PageSize,
+    ) -> Result<Result<Opening, Ended>, ReplicateError> {
+        let (_, local) = self.load_local().await?;
+        let known = local.state.as_ref().map(|s| s.lineage);
+        let hint = local.state.as_ref();
+        let hint = hint.and_then(|s| Some(Hint { next_seq: s.next_seq, pos: s.durable?, epoch: s.epoch }));
+        let Some(end) = self.take_turn(store, turn, hint, known).await? else {
+            let is_stopped = *self.commons.stop.borrow() && !self.is_last;
+            return Ok(Err(if is_stopped { Ended::Stopped } else { Ended::BeginAgain }));
+        };
+        let opening = self.decide(local, end, turn.epoch).await?;
+        match self.ensure_identity(store, opening.writer.lineage, page_size).await {
+            Ok(true) => Ok(Ok(opening)),
+            Ok(false) => Ok(Err(Ended::Stopped)),
+            // Another first writer was faster: ours was only drawn just now.
+            Err(ReplicateError::Conflict(_)) if known.is_none() => Ok(Err(Ended::BeginAgain)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the state folder says, and what it said of a database that was parked: that is true once only. The caller has the folder's
+    /// lock.
+    async fn load_local(&self) -> Result<(Option<Parked>, LocalStart), ReplicateError> {
         let meta_path = self.config.meta_path.clone();
         let loading = move || {
             let parked = park::read(&meta_path);
@@ -214,64 +281,29 @@ impl Replication {
         for problem in local.problems.drain(..) {
             tracing::warn!(database = %self.config.path.display(), "state folder: {problem}");
         }
-        let number = park::store_number(&self.config.store);
-        let trust = std::mem::take(&mut self.trust) && !self.is_last;
-        let parked = parked.filter(|parked| trust && parked.store == number);
-        self.is_light = parked.is_some_and(|parked| goes_on(&local, &parked));
-        let ended = if self.is_light {
-            let opening = self.go_on(local);
-            self.drive(store, None, opening).await
-        } else {
-            let Some((turn, opening)) = self.begin(&store, local, page_size).await? else { return Ok(Ended::Stopped) };
-            self.drive(store, Some(turn), opening).await
-        };
-        if let Ok(Ended::Parked(mark)) = &ended {
-            self.keep_record(*mark).await;
-        }
-        if matches!(ended, Ok(Ended::Parked(_) | Ended::Stopped)) {
-            // Whoever is next, in this process under another address too, need not wait for it.
-            self.commons.leases.give_up(&self.config).await;
-        }
-        drop(meta_lock);
-        ended
-    }
-
-    /// Asks the store how to go on, under the right to write. `None` when stopped before.
-    async fn begin(
-        &mut self,
-        store: &Arc<dyn Store>,
-        local: LocalStart,
-        page_size: PageSize,
-    ) -> Result<Option<(Turn, Opening)>, ReplicateError> {
-        tokio::select! {
-            checked = self.check_history(store, local.state.as_ref().map(|s| s.lineage)) => checked?,
-            () = self.stopped() => return Ok(None),
-        }
-        let lease = self.commons.leases.get(&self.config, &self.status.requests);
-        let lease = lease.map_err(|e| ReplicateError::Store(e.to_string()))?;
-        let hint = local.state.as_ref();
-        let hint = hint.and_then(|s| Some(Hint { next_seq: s.next_seq, pos: s.durable?, epoch: s.epoch }));
-        let Some((turn, end)) = self.take_turn(store, &lease, hint).await? else { return Ok(None) };
-        let opening = self.decide(local, end, turn.epoch).await?;
-        let has_identity = self.ensure_identity(store, opening.writer.lineage, page_size).await?;
-        Ok(has_identity.then_some((turn, opening)))
+        Ok((parked, local))
     }
 
     /// Looks after what the store keeps of a database that is parked. `true` when only a snapshot of the database helps.
-    pub(crate) async fn look_after(mut self) -> Result<(bool, Option<Epoch>), ReplicateError> {
+    pub(crate) async fn look_after(&mut self) -> Result<bool, ReplicateError> {
         let store = self.open_store()?;
-        let Some(meta_lock) = self.lock_state_folder().await? else { return Ok((false, self.written)) };
         let lease = self.commons.leases.get(&self.config, &self.status.requests);
         let lease = lease.map_err(|e| ReplicateError::Store(e.to_string()))?;
-        let Some((turn, end)) = self.take_turn(&store, &lease, None).await? else { return Ok((false, self.written)) };
+        let Some(turn) = self.wait_for_turn(&lease).await? else { return Ok(false) };
+        let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(false) };
+        let known = restart::lineage(&self.config.meta_path);
+        let Some(end) = self.take_turn(&store, &turn, None, known).await? else { return Ok(false) };
         let right = self.right(&store, &turn, end.and_then(|end| end.manifest_version));
         let wake = Wake::new().map_err(|e| self.local_error("watch", &e))?;
         let (capture, messages) = std::sync::mpsc::channel();
-        self.keeper(&store, right, &capture, &wake).look_if_due().await;
-        self.commons.leases.give_up(&self.config).await;
+        self.keeper(&store, &right, &capture, &wake).look_if_due().await;
         drop(meta_lock);
-        let snapshot_due = messages.try_iter().any(|message| matches!(message, ToCapture::TakeSnapshot));
-        Ok((snapshot_due, self.written))
+        Ok(messages.try_iter().any(|message| matches!(message, ToCapture::TakeSnapshot)))
+    }
+
+    /// Leaves the lease: whoever is next, in this process under another address too, need not wait for it.
+    pub(crate) async fn leave(&self) {
+        self.commons.leases.leave(&self.config, RELEASE_WAIT).await;
     }
 
     /// Refuses a store that holds another history, before so much as the lease is touched. A store that does not answer is asked again
@@ -290,8 +322,10 @@ impl Replication {
         ReplicateError::WrongLineage(format!("{} and {}: {decided}", self.config.path.display(), self.config.store))
     }
 
-    /// Leaves in the state folder what a start needs to know. Without it a start looks, which is all that is lost.
-    async fn keep_record(&self, mark: DatabaseMark) {
+    /// Leaves in the state folder what a start needs to know of a database that is parked. Without it a start looks, which is all that
+    /// is lost.
+    async fn keep_record_of(&self, ended: &Result<Ended, ReplicateError>) {
+        let Ok(Ended::Parked(mark)) = *ended else { return };
         let uploaded = self.status.figures().uploaded.segments;
         let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
         let due = looked.due_in(&self.config.history, uploaded).and_then(|left| i64::try_from(left.as_millis()).ok());
@@ -506,151 +540,6 @@ impl Replication {
             delay = (delay * 2).min(RETRY_MAX);
         }
     }
-
-    /// Runs capture thread and uploader until both have ended.
-    ///
-    /// Without a turn nothing is uploaded: as soon as there is something to upload, the life ends, and the next begins with what the store
-    /// has.
-    async fn drive(
-        &mut self,
-        store: Arc<dyn Store>,
-        turn: Option<Turn>,
-        opening: Opening,
-    ) -> Result<Ended, ReplicateError> {
-        let Opening { writer, next_seq, start, manifest } = opening;
-        let turn = turn.map(|turn| (self.right(&store, &turn, manifest), turn));
-        let wake = Wake::new().map_err(|e| self.local_error("watch", &e))?;
-        let (out, from_capture) = mpsc::channel(QUEUE);
-        let (answers, messages) = std::sync::mpsc::channel();
-        let (uploader_gone, is_uploader_gone) = watch::channel(false);
-        let tables = table_source(Arc::clone(&store), is_uploader_gone);
-        let parking = (!self.is_last).then(|| Arc::clone(&self.commons.parking));
-        let channels = Channels { out, messages, wake: wake.clone(), tables, parking, opening: self.opening.take() };
-        let (config, status) = (self.config.clone(), Arc::clone(&self.status));
-        let thread = CaptureThread::new(config, status, writer, next_seq, start, channels);
-        let thread = thread.map_err(|e| self.local_error("write", &e))?;
-        let (spawned, mut ended) = self.spawn(thread)?;
-        let work = turn.map(|(right, turn)| {
-            let keeper = self.keeper(&store, right.clone(), &answers, &wake);
-            let uploader = Uploader {
-                store,
-                writer,
-                right,
-                earlier: self.add_life(writer.nonce),
-                first_seq: next_seq,
-                status: Arc::clone(&self.status),
-                answers: answers.clone(),
-                wake: wake.clone(),
-            };
-            (uploader, keeper, turn)
-        });
-        if std::mem::take(&mut self.take_snapshot) {
-            // The receiver lives as long as the thread.
-            let _ = answers.send(ToCapture::TakeSnapshot);
-        }
-        self.control.attach(answers.clone(), wake.clone());
-        let mut outcome = None;
-        let uploaded = tokio::select! {
-            end = upload(work, from_capture) => Some(end),
-            end = &mut ended => {
-                // Without an answer it panicked, which joining tells.
-                outcome = Some(end.unwrap_or(Ended::Incomplete));
-                Some(UploadEnd::Done)
-            }
-            () = self.stop_within(&answers, &wake) => None,
-        };
-        self.control.detach();
-        // The uploader is gone: the thread sees its closed channel and ends by itself.
-        uploader_gone.send_replace(true);
-        wake.ring();
-        if outcome.is_none() {
-            outcome = ended.await.ok();
-        }
-        if let Err(panic) = spawned.join() {
-            std::panic::resume_unwind(panic);
-        }
-        match uploaded {
-            _ if matches!(outcome, Some(Ended::Parked(_))) => Ok(outcome.expect("just matched")),
-            Some(UploadEnd::Conflict(text)) => Err(ReplicateError::Conflict(text)),
-            Some(UploadEnd::BeginAgain(_)) => Ok(Ended::BeginAgain),
-            _ if outcome == Some(Ended::BeginAgain) => Ok(Ended::BeginAgain),
-            Some(UploadEnd::Done) if outcome == Some(Ended::Stopped) && self.is_all_durable() => Ok(Ended::Stopped),
-            Some(UploadEnd::Done) | None => Err(self.not_durable()),
-        }
-    }
-
-    /// Runs capture on a thread of its own.
-    fn spawn(&self, thread: CaptureThread) -> Result<(JoinHandle<()>, oneshot::Receiver<Ended>), ReplicateError> {
-        let name = self.config.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        let (ended_sender, ended) = oneshot::channel();
-        let builder = std::thread::Builder::new().name(name).stack_size(STACK_BYTES);
-        let spawned = builder.spawn(move || {
-            // Without a receiver nobody waits for the answer.
-            let _ = ended_sender.send(thread.run());
-        });
-        Ok((spawned.map_err(|e| self.local_error("start a thread for", &e))?, ended))
-    }
-
-    fn keeper(&self, store: &Arc<dyn Store>, right: Right, capture: &Sender<ToCapture>, wake: &Wake) -> Keeper {
-        Keeper {
-            store: Arc::clone(store),
-            right,
-            policy: self.config.history.clone(),
-            segments: Arc::new(LocalSegments { folder: self.config.meta_path.join(restart::LOG_FOLDER) }),
-            status: Arc::clone(&self.status),
-            capture: capture.clone(),
-            wake: wake.clone(),
-            looked: Arc::clone(&self.looked),
-        }
-    }
-
-    /// The nonces of the lives before this one, which has `nonce`.
-    fn add_life(&mut self, nonce: Nonce) -> Vec<Nonce> {
-        let earlier = self.nonces.clone();
-        self.nonces.push(nonce);
-        // A request that is older than that many lives has long been answered.
-        let forgotten = self.nonces.len().saturating_sub(LIVES_REMEMBERED);
-        self.nonces.drain(..forgotten);
-        earlier
-    }
-
-    fn not_durable(&self) -> ReplicateError {
-        ReplicateError::NotDurable(format!(
-            "{}: the last commits are not in {} yet; they are uploaded after the next start",
-            self.config.path.display(),
-            self.config.store
-        ))
-    }
-
-    fn is_all_durable(&self) -> bool {
-        let figures = self.status.figures();
-        figures.pending_since.is_none()
-    }
-
-    /// Tells the capture thread to end once `stop` is there, and returns when its time is over.
-    async fn stop_within(&self, answers: &std::sync::mpsc::Sender<ToCapture>, wake: &Wake) {
-        let mut stop = self.commons.stop.clone();
-        // The sender lives as long as the process.
-        let _ = stop.wait_for(|stop| *stop).await;
-        let _ = answers.send(ToCapture::Stop);
-        wake.ring();
-        tokio::time::sleep(self.commons.stop_timeout).await;
-    }
-}
-
-/// Uploads and looks after the history as long as we have the right to write. Without one only waits for something to upload.
-async fn upload(work: Option<(Uploader, Keeper, Turn)>, mut from_capture: mpsc::Receiver<ToUploader>) -> UploadEnd {
-    let Some((uploader, keeper, turn)) = work else {
-        return match from_capture.recv().await {
-            Some(_) => UploadEnd::BeginAgain("there is something to upload".to_owned()),
-            None => UploadEnd::Done,
-        };
-    };
-    tokio::select! {
-        end = uploader.run(from_capture) => end,
-        () = turn.lease.over(turn.epoch) => UploadEnd::BeginAgain("the lease was lost".to_owned()),
-        never = keeper.run() => match never {},
-    }
 }
 
 /// Whether the state folder is as it was when the database was parked with everything durable.
@@ -689,28 +578,6 @@ fn adopt(at: Option<Pos>, next_seq: Seq, reason: DiffReason) -> Start {
     }
 }
 
-/// Page tables come from the store by the machinery of restores, on the caller's (capture) thread, until `cancelled`: a store that
-/// hangs must not keep the process from ending.
-fn table_source(store: Arc<dyn Store>, cancelled: watch::Receiver<bool>) -> TableSource {
-    let runtime = tokio::runtime::Handle::current();
-    Box::new(move |pos| {
-        let mut cancelled = cancelled.clone();
-        let read = runtime.block_on(async {
-            tokio::select! {
-                read = restore::page_table(Arc::clone(&store), pos) => Some(read),
-                _ = cancelled.wait_for(|cancelled| *cancelled) => None,
-            }
-        });
-        let stopped = || TableError::Passing("stopped while page checksums were read from the store".to_owned());
-        read.ok_or_else(stopped)?.map_err(|error| match error {
-            RestoreError::Store(_) | RestoreError::Io { .. } | RestoreError::Busy { .. } => {
-                TableError::Passing(error.to_string())
-            }
-            _ => TableError::Damaged(error.to_string()),
-        })
-    })
-}
-
 /// Whether it may work later. A store that refuses is among them: permissions and credentials get mended while this runs.
 fn is_passing(error: &StoreError) -> bool {
     use StoreErrorKind::{Ambiguous, Denied, Full, Unavailable};
@@ -729,6 +596,11 @@ pub(crate) fn open_store(
         None => rhyolite_store::open(&config.store, &config.store_options()),
     };
     let store = opened.map_err(|e| ReplicateError::Store(e.to_string()))?;
+    let warning = fencing::warning(store.as_ref(), fencing::read(&config.meta_path).as_ref());
+    if let Some(text) = warning.as_ref().filter(|_| status.look(|f| f.store_warning != warning)) {
+        tracing::warn!(database = %config.path.display(), "{text}");
+    }
+    status.update(|f| f.store_warning = warning);
     let counted = Arc::new(Counted::new(store, Arc::clone(&status.requests)));
     let paced = Arc::new(Paced::new(counted, Arc::clone(uploads)));
     let policy = RetryPolicy { attempts_max: 3, deadline: Duration::from_secs(30), ..RetryPolicy::default() };

@@ -19,6 +19,7 @@ use rhyolite_store::Counters;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use crate::drill::Drill;
 use crate::time;
 
 /// What a database is doing.
@@ -255,6 +256,9 @@ pub struct Figures {
     pub lineage: Option<Lineage>,
     /// The right under which it is written.
     pub epoch: Option<Epoch>,
+    /// Another process has the right, and this one waits for its turn.
+    #[serde(default)]
+    pub standby: bool,
     /// The last commit that was captured.
     pub local: Option<Pos>,
     /// The last commit that the store acknowledged.
@@ -278,6 +282,12 @@ pub struct Figures {
     pub checkpoints: Checkpoints,
     /// Page diffs by reason.
     pub page_diffs: PageDiffs,
+    /// Restore drills.
+    #[serde(default)]
+    pub drill: Drill,
+    /// What the store cannot promise; `None` when it keeps a second writer out.
+    #[serde(default)]
+    pub store_warning: Option<String>,
     /// Errors of any kind, those that a retry mended included.
     pub errors: u64,
     /// The last of them.

@@ -8,6 +8,7 @@
 //! end, until the process stops.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use crate::capture::snapshot::SnapshotSummary;
 use crate::capture::thread::{SnapshotAnswer, ToCapture, ToUploader};
 use crate::capture::watch::Wake;
 use crate::manifest_swap::{self, ManifestError};
-use crate::status::DatabaseStatus;
+use crate::status::{DatabaseStatus, State};
 use crate::time;
 use crate::world::RealWorld;
 
@@ -50,6 +51,10 @@ pub struct Uploader {
     pub right: Right,
     /// By which earlier lives of this process knew their segments.
     pub earlier: Vec<Nonce>,
+    /// The log was fenced under this right already.
+    pub is_fenced: bool,
+    /// Set while a snapshot is being finished of which nobody knows whether it gets there, and its name.
+    pub unnamed: Arc<AtomicBool>,
     /// The first sequence number of this session's log, for a manifest that does not exist yet.
     pub first_seq: Seq,
     /// Figures.
@@ -81,9 +86,21 @@ pub enum NoRight {
 }
 
 impl Right {
-    /// Waits until we may write, and makes the claim. To be called before everything that is put into the store.
-    pub async fn exercise(&self) -> Result<(), NoRight> {
+    /// Waits until we may write, and makes the claim. To be called before everything that is put into the store. While there is
+    /// nothing but waiting, the status says so.
+    pub async fn exercise(&self, status: &DatabaseStatus) -> Result<(), NoRight> {
         let epoch = self.claim.epoch();
+        if self.lease.right().is_none() {
+            let problem = self.lease.problem().map_or(String::new(), |problem| format!(": {problem}"));
+            let reason = format!("the lease has run out and could not be renewed{problem}");
+            tracing::warn!(database = %status.path.display(), "{reason}");
+            status.error(reason.clone());
+            let before = status.figures().state;
+            status.set_state(State::Waiting { reason });
+            if self.lease.acquired().await == Some(epoch) {
+                status.set_state(before);
+            }
+        }
         if self.lease.acquired().await != Some(epoch) {
             return Err(NoRight::Lost("the lease was lost".to_owned()));
         }
@@ -104,6 +121,8 @@ pub enum UploadEnd {
     /// What is to be uploaded is gone or damaged, or another writer, or an earlier life of this process, has put something else in its
     /// place: begin again with what the store has.
     BeginAgain(String),
+    /// The first thing to be written is a snapshot, which holds no place in the log: the log must be fenced before.
+    FenceFirst,
 }
 
 /// A snapshot on its way.
@@ -130,6 +149,14 @@ impl Uploader {
                 }
                 ToUploader::SnapshotBegin(txid, number) => {
                     attempt = number;
+                    match self.right.exercise(&self.status).await {
+                        Err(NoRight::Lost(text)) => return UploadEnd::BeginAgain(text),
+                        // Told when it is begun.
+                        Ok(()) | Err(NoRight::Passing(_)) => {}
+                    }
+                    if !self.is_fenced && created == 0 && !self.right.claim.is_first() {
+                        return UploadEnd::FenceFirst;
+                    }
                     let begun = self.begin_snapshot(txid).await;
                     self.answer(ToCapture::Snapshot(
                         attempt,
@@ -203,7 +230,7 @@ impl Uploader {
     }
 
     async fn try_create(&self, key: &str, segment: &SealedSegment, check: bool) -> Result<(), TryError> {
-        self.right.exercise().await?;
+        self.right.exercise(&self.status).await?;
         let bytes = segment.bytes().map_err(|error| {
             let text = format!("read {}: {error}", segment.path.display());
             self.status.error(text.clone());
@@ -231,7 +258,7 @@ impl Uploader {
     }
 
     async fn begin_snapshot(&self, txid: Txid) -> Result<SnapshotUpload, StoreError> {
-        if let Err(NoRight::Lost(text) | NoRight::Passing(text)) = self.right.exercise().await {
+        if let Err(NoRight::Lost(text) | NoRight::Passing(text)) = self.right.exercise(&self.status).await {
             let kind = StoreErrorKind::Unavailable;
             return Err(StoreError::new(kind, Operation::Upload, "a snapshot", self.store.describe(), text));
         }
@@ -243,6 +270,8 @@ impl Uploader {
 
     async fn finish_snapshot(&self, snapshot: SnapshotUpload, summary: &SnapshotSummary) -> Result<(), String> {
         let SnapshotUpload { key, upload, crc } = snapshot;
+        // Not taken back where this fails, or is dropped.
+        self.unnamed.store(true, Ordering::Release);
         let version = upload.finish().await.map_err(|e| e.to_string())?;
         self.store.verify_created(&key, &version, summary.len).await.map_err(|e| e.to_string())?;
         let file = ManifestFile {
@@ -264,8 +293,9 @@ impl Uploader {
         };
         let Writer { lineage, epoch, .. } = self.writer;
         let author = Author { lineage, epoch, first_seq: self.first_seq };
-        let named = name::snapshot(&*self.store, &RealWorld, Guards::ALL, author, &file).await;
+        let named = name::snapshot(&*self.store, &RealWorld, Guards::ALL, &self.right.claim, author, &file).await;
         named.map_err(|e| e.to_string())?;
+        self.unnamed.store(false, Ordering::Release);
         self.status.update(|f| {
             f.uploaded.files += 1;
             f.uploaded.file_bytes += summary.len;
@@ -347,8 +377,18 @@ mod tests {
         let lease = LeaseHandle::alone(Arc::clone(&world));
         let claim = Arc::new(Claim::new(Arc::clone(&store), world, Guards::ALL, Epoch::FIRST, None));
         let right = Right { lease, is_own: true, claim };
-        let uploader =
-            Uploader { store, writer: writer(1), right, earlier, first_seq: Seq::FIRST, status, answers, wake };
+        let uploader = Uploader {
+            store,
+            writer: writer(1),
+            right,
+            earlier,
+            is_fenced: false,
+            unnamed: Arc::default(),
+            first_seq: Seq::FIRST,
+            status,
+            answers,
+            wake,
+        };
         uploader.create_segment(&segment(writer(1), &folder.path().join("ours")), 0).await
     }
 

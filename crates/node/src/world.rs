@@ -8,7 +8,10 @@ use rhyolite_format::{Nonce, Timestamp};
 use rhyolite_logic::lease::Monotonic;
 use rhyolite_writer::World;
 
-use crate::{random, time};
+use crate::{process, random, time};
+
+/// After a sleep of the machine nothing is missed for longer than this.
+const SLEEP_MAX: Duration = Duration::from_secs(5);
 
 /// This machine.
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +36,17 @@ impl World for RealWorld {
         Nonce(random::bytes())
     }
 
+    fn is_dead(&self, process: &str) -> bool {
+        process::is_dead(process)
+    }
+
     fn sleep(&self, time: Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(tokio::time::sleep(time))
+        let until = self.now().after(time);
+        Box::pin(async move {
+            // The runtime's clock stands still while the machine sleeps.
+            while let Some(left) = Some(Self.now().until(until)).filter(|left| !left.is_zero()) {
+                tokio::time::sleep(left.min(SLEEP_MAX)).await;
+            }
+        })
     }
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::types::{Entry, Meta, Object, Version};
-use crate::{Operation, Store, StoreError, StoreErrorKind, Upload};
+use crate::types::{Entry, MadeAt, Meta, Object, Version};
+use crate::{Capabilities, Operation, Store, StoreError, StoreErrorKind, Upload};
 
 const OPERATIONS: usize = Operation::ALL.len();
 
@@ -147,6 +147,10 @@ impl Store for Counted {
         self.inner.describe()
     }
 
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
         let object = self.counters.count(Operation::Get, 0, self.inner.get(key)).await?;
         self.counters.read(&object.bytes);
@@ -182,8 +186,17 @@ impl Store for Counted {
         Ok(Box::new(CountedUpload { inner, counters: Arc::clone(&self.counters) }))
     }
 
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        let inner = self.counters.count(Operation::Upload, 0, self.inner.upload_dated(key, made)).await?;
+        Ok(Box::new(CountedUpload { inner, counters: Arc::clone(&self.counters) }))
+    }
+
     async fn list_after(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {
         self.counters.count(Operation::List, 0, self.inner.list_after(prefix, after, limit)).await
+    }
+
+    async fn remove_folder(&self, prefix: &str) -> Result<(), StoreError> {
+        self.inner.remove_folder(prefix).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

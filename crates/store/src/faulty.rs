@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 
-use crate::types::{Entry, Meta, Object, Version};
-use crate::{Operation, Store, StoreError, StoreErrorKind, Upload};
+use crate::types::{Entry, MadeAt, Meta, Object, Version};
+use crate::{Capabilities, Operation, Store, StoreError, StoreErrorKind, Upload};
 
 /// What goes wrong with one call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,6 +291,10 @@ impl Store for Faulty {
         self.inner.describe()
     }
 
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
         let (fault, result) = self.call(Operation::Get, key, None, self.inner.get(key)).await;
         let mut object = result?;
@@ -336,6 +340,12 @@ impl Store for Faulty {
         Ok(Box::new(FaultyUpload { store, key: key.to_owned(), inner }))
     }
 
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        let inner = self.call(Operation::Upload, key, None, self.inner.upload_dated(key, made)).await.1?;
+        let store = Self { inner: Arc::clone(&self.inner), plan: Arc::clone(&self.plan) };
+        Ok(Box::new(FaultyUpload { store, key: key.to_owned(), inner }))
+    }
+
     async fn list_after(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let call = self.inner.list_after(prefix, after, limit);
         let (fault, result) = self.call(Operation::List, prefix, None, call).await;
@@ -344,6 +354,10 @@ impl Store for Faulty {
             self.plan.hide_created(count, &mut entries);
         }
         Ok(entries)
+    }
+
+    async fn remove_folder(&self, prefix: &str) -> Result<(), StoreError> {
+        self.inner.remove_folder(prefix).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

@@ -12,14 +12,16 @@
 //!    equal bytes then mean "this was I".
 //! 5. No call waits for ever: every backend has named time limits.
 //!
-//! [`open`] turns a URL or a path into a backend: a directory ([`Directory`]), memory ([`Memory`]), or S3, Google Cloud
-//! Storage or Azure Blob Storage (`Cloud`). Decorators take an `Arc<dyn Store>` and are one: [`Retrying`], [`Counted`],
-//! [`Paced`], [`Faulty`]. One conformance suite (feature `suite`) holds for every backend and every decorator.
+//! [`open`] turns a URL or a path into a backend: a directory ([`Directory`]), memory ([`Memory`]), S3, Google Cloud
+//! Storage or Azure Blob Storage (`Cloud`), an SFTP server (`Sftp`), a WebDAV server (`WebDav`). Decorators take an
+//! `Arc<dyn Store>` and are one: [`Retrying`], [`Counted`], [`Paced`], [`Faulty`]. One conformance suite (feature `suite`) holds
+//! for every backend and every decorator. [`Capabilities`] say what a store promises about racing writers, [`probe`] finds out.
 //!
-//! What each backend is tested against: directories on a real file system; S3 on moto's server; Azure on Azurite. There is no
-//! Google Cloud Storage server in the package registries that honours conditional writes, so that backend is untested here
-//! beyond what it shares with the other two.
+//! What each backend is tested against: directories on a real file system; S3 on moto's server; Azure on Azurite; SFTP on
+//! OpenSSH; WebDAV on wsgidav, Apache and nginx. There is no Google Cloud Storage server in the package registries that honours
+//! conditional writes, so that backend is untested here beyond what it shares with the other two.
 
+mod capabilities;
 mod cloud;
 mod counted;
 mod directory;
@@ -30,11 +32,16 @@ mod memory;
 mod open;
 mod paced;
 mod prefixed;
+pub mod probe;
 mod retrying;
+#[cfg(feature = "sftp")]
+mod sftp;
 #[cfg(feature = "suite")]
 pub mod suite;
 mod types;
 mod url;
+#[cfg(feature = "webdav")]
+mod webdav;
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -43,6 +50,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use capabilities::{Capabilities, Guarantee};
 pub use counted::{Counted, Counters, Counts, ErrorCount, OperationCount};
 pub use directory::Directory;
 pub use error::{Operation, StoreError, StoreErrorKind};
@@ -53,7 +61,7 @@ pub use open::{Environment, StoreOptions, open};
 pub use paced::Paced;
 pub use prefixed::Prefixed;
 pub use retrying::{RetryPolicy, Retrying};
-pub use types::{Entry, Meta, Object, Version};
+pub use types::{Entry, MadeAt, Meta, Object, Version};
 
 /// How many entries [`Store::list_all`] asks for at a time.
 pub const LIST_PAGE: usize = 1000;
@@ -68,6 +76,9 @@ pub const LIST_PAGE: usize = 1000;
 pub trait Store: Send + Sync + Debug {
     /// Where this is, for messages: a URL or a path, without secrets.
     fn describe(&self) -> String;
+
+    /// What it promises about racing writers. No request is made for the answer.
+    fn capabilities(&self) -> Capabilities;
 
     /// The whole object. `NotFound` if there is none.
     async fn get(&self, key: &str) -> Result<Object, StoreError>;
@@ -92,12 +103,26 @@ pub trait Store: Send + Sync + Debug {
     /// that exists under it is not defined. Nothing is visible before [`Upload::finish`].
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>, StoreError>;
 
+    /// Like [`Store::upload`], for an object that Litestream will read: where the store can, it says when its content was made in
+    /// the way in which Litestream looks for it (modification time of a file, `litestream-timestamp` among the metadata of a
+    /// bucket's object). Where it cannot, this is [`Store::upload`].
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        let _ = made;
+        self.upload(key).await
+    }
+
     /// At most `limit` objects below the folder `prefix` (empty: all), sorted by the bytes of their keys, strictly after the
     /// key `after`. Fewer than `limit` means that there are no more. A folder that does not exist is empty.
     async fn list_after(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError>;
 
     /// Deletes the objects. Absent ones are fine.
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError>;
+
+    /// Removes the folder `prefix` where folders are things of their own, with the backend's own files in it, if it holds no object.
+    /// Nobody may be writing into it. Where keys are only names there is nothing to do.
+    async fn remove_folder(&self, _prefix: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
 
     /// All objects below the folder `prefix`, sorted, in pages of [`LIST_PAGE`].
     async fn list_all(&self, prefix: &str) -> Result<Vec<Entry>, StoreError> {

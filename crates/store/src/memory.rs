@@ -11,7 +11,7 @@ use rhyolite_format::Timestamp;
 
 use crate::key::{check_key, check_prefix};
 use crate::types::{Entry, Meta, Object, Version};
-use crate::{Operation, Store, StoreError, StoreErrorKind, Upload};
+use crate::{Capabilities, Operation, Store, StoreError, StoreErrorKind, Upload};
 
 /// Objects in memory. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +76,10 @@ fn wall_clock() -> Timestamp {
 impl Store for Memory {
     fn describe(&self) -> String {
         "memory:".to_owned()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::given("holds every object under one lock")
     }
 
     async fn get(&self, key: &str) -> Result<Object, StoreError> {

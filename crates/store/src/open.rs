@@ -7,22 +7,29 @@
 //! | `s3://bucket/prefix` | S3 and what speaks like it |
 //! | `gs://bucket/prefix` | Google Cloud Storage |
 //! | `az://container/prefix`, `abs://account@container/prefix` | Azure Blob Storage |
+//! | `sftp://user@host:port/path` | files on a server that is reached by SFTP; `/~/path` is below the home folder |
+//! | `webdav://user@host/path`, `webdavs://user@host/path` | files on a WebDAV server; the second with TLS |
 //!
 //! Options follow a `?`, as `name=value`, joined by `&`:
 //!
 //! | option | of | meaning |
 //! |---|---|---|
-//! | `endpoint` | all three | URL of another server; `http://` is allowed if it stands there |
+//! | `provider` | S3 | which service it is, if its host does not tell; decides defaults (`docs/user/stores.md`) |
+//! | `endpoint` | S3, GCS, Azure | URL of another server; `http://` is allowed if it stands there |
 //! | `region` | S3 | default: `AWS_REGION`, `AWS_DEFAULT_REGION`, the profile's, `us-east-1` |
 //! | `force-path-style` | S3 | bucket in the path, not in the host name; default: with an endpoint |
 //! | `profile` | S3 | named profile of the AWS command line's files (static keys and region) |
-//! | `anonymous` | all three | do not sign requests |
-//! | `part-size` | all three | size of a part of a big upload, 5 MiB to 1 GiB; default 8 MiB |
-//! | `ca-file`, `skip-verify` | all three | trust these certificates too; trust any |
+//! | `anonymous` | S3, GCS, Azure | do not sign requests |
+//! | `part-size` | S3, GCS, Azure | size of a part of a big upload, 5 MiB to 1 GiB; default 8 MiB |
+//! | `ca-file`, `skip-verify` | these and WebDAV | trust these certificates too; trust any |
 //! | `bulk-delete` | S3 | `false` for servers without `DeleteObjects` |
 //! | `unquoted-etags` | S3 | `true` for old Ceph gateways |
 //! | `sse-kms-key-id` | S3 | encrypt with this key |
 //! | `account` | Azure | the storage account |
+//! | `host-key` | SFTP | the server's key, `ssh-ed25519 AAAA...` |
+//! | `known-hosts` | SFTP | file with the keys of servers; default `~/.ssh/known_hosts` |
+//! | `skip-verify` | SFTP | `true` trusts any server |
+//! | `key-path` | SFTP | file with the user's key |
 //!
 //! Whatever is not understood is an error: an unknown scheme, an unknown option, an option without effect.
 
@@ -30,7 +37,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::cloud::cloud;
+#[cfg(feature = "sftp")]
+use crate::sftp::sftp;
 use crate::url::{StoreUrl, percent_decode};
+#[cfg(feature = "webdav")]
+use crate::webdav::webdav;
 use crate::{Directory, Memory, Operation, Store, StoreError, StoreErrorKind};
 
 /// Where credentials and defaults come from.
@@ -94,8 +105,16 @@ pub fn open(url_or_path: &str, options: &StoreOptions) -> Result<Arc<dyn Store>,
             url.finish()?;
             bucket.sub(&url.path)
         }
+        #[cfg(feature = "sftp")]
+        "sftp" => Ok(Arc::new(sftp(&mut url, &options.environment)?)),
+        #[cfg(feature = "webdav")]
+        "webdav" | "webdavs" => Ok(Arc::new(webdav(&mut url, &options.environment)?)),
+        #[cfg(not(feature = "sftp"))]
+        "sftp" => refuse(&url.shown, "this program was built without SFTP".to_owned()),
+        #[cfg(not(feature = "webdav"))]
+        "webdav" | "webdavs" => refuse(&url.shown, "this program was built without WebDAV".to_owned()),
         scheme => {
-            let known = "a path, or a URL with file:, memory:, s3:, gs:, az: or abs:";
+            let known = "a path, or a URL with file:, memory:, s3:, gs:, az:, abs:, sftp:, webdav: or webdavs:";
             refuse(&url.shown, format!("unknown scheme {scheme:?}: a store is {known}"))
         }
     }
@@ -139,6 +158,11 @@ mod tests {
             ("gs://b/p?anonymous=true", &[], "gs://b/p"),
             ("az://c/p", &azure, "az://c/p"),
             ("abs://acc@c/p", &azure[1..], "az://c/p"),
+            ("s3://b?provider=hetzner&region=fsn1", &KEYS, "s3://b"),
+            #[cfg(feature = "sftp")]
+            ("sftp://u@h:2222/srv/a%20b/", &[], "sftp://u@h:2222/srv/a%20b"),
+            #[cfg(feature = "webdav")]
+            ("webdavs://u@h/dav?skip-verify=true", &[], "webdavs://u@h/dav"),
         ] {
             let store = open(url, &options(variables)).unwrap_or_else(|e| panic!("{url}: {e}"));
             assert_eq!(store.describe(), shown);
@@ -168,6 +192,9 @@ mod tests {
             ("s3://b--use1-az4--x-s3", &KEYS, "not supported"),
             ("s3://b?ca-file=/nonexistent", &KEYS, "CA file"),
             ("gs://b?region=x", &[], "unknown option"),
+            ("s3://b?provider=nobody", &KEYS, "unknown provider"),
+            ("s3://b?provider=wasabi", &KEYS, "needs a region or an endpoint"),
+            ("s3://b?provider=minio", &KEYS, "needs an endpoint"),
         ] {
             let error = open(url, &options(variables)).err().unwrap_or_else(|| panic!("{url} was accepted"));
             assert_eq!(error.kind, StoreErrorKind::Invalid, "{url}: {error}");

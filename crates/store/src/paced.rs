@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::types::{Entry, Meta, Object, Version};
-use crate::{Store, StoreError, Upload};
+use crate::types::{Entry, MadeAt, Meta, Object, Version};
+use crate::{Capabilities, Store, StoreError, Upload};
 
 /// A store that waits for its turn before it writes. Reads do not wait.
 #[derive(Debug)]
@@ -35,6 +35,10 @@ async fn turn(turns: &Semaphore) -> SemaphorePermit<'_> {
 impl Store for Paced {
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
     }
 
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
@@ -68,6 +72,11 @@ impl Store for Paced {
         Ok(Box::new(PacedUpload { inner, turns: Arc::clone(&self.turns) }))
     }
 
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        let inner = self.inner.upload_dated(key, made).await?;
+        Ok(Box::new(PacedUpload { inner, turns: Arc::clone(&self.turns) }))
+    }
+
     async fn list_after(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {
         self.inner.list_after(prefix, after, limit).await
     }
@@ -75,6 +84,10 @@ impl Store for Paced {
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {
         let _turn = turn(&self.turns).await;
         self.inner.delete(keys).await
+    }
+
+    async fn remove_folder(&self, prefix: &str) -> Result<(), StoreError> {
+        self.inner.remove_folder(prefix).await
     }
 
     async fn verify_created(&self, key: &str, version: &Version, size: u64) -> Result<(), StoreError> {

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::key::check_key;
-use crate::{Entry, Meta, Object, Operation, Store, StoreError, Upload, Version};
+use crate::{Capabilities, Entry, MadeAt, Meta, Object, Operation, Store, StoreError, Upload, Version};
 
 /// The objects of `inner` below `prefix/`, under shorter keys. Errors keep the long ones.
 #[derive(Debug)]
@@ -41,6 +41,10 @@ impl Store for Prefixed {
         format!("{}/{}", self.inner.describe().trim_end_matches('/'), self.prefix)
     }
 
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
         self.inner.get(&self.checked(Operation::Get, key)?).await
     }
@@ -69,6 +73,10 @@ impl Store for Prefixed {
         self.inner.upload(&self.checked(Operation::Upload, key)?).await
     }
 
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        self.inner.upload_dated(&self.checked(Operation::Upload, key)?, made).await
+    }
+
     async fn list_after(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let folder = if prefix.is_empty() { self.prefix.clone() } else { self.full(prefix) };
         let after = after.map(|a| self.full(a));
@@ -78,6 +86,11 @@ impl Store for Prefixed {
             entry.key.drain(..=self.prefix.len());
         }
         Ok(entries)
+    }
+
+    async fn remove_folder(&self, prefix: &str) -> Result<(), StoreError> {
+        let folder = if prefix.is_empty() { self.prefix.clone() } else { self.full(prefix) };
+        self.inner.remove_folder(&folder).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

@@ -28,8 +28,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::types::{Entry, Meta, Object, Version};
-use crate::{Operation, Store, StoreError, StoreErrorKind, Upload};
+use crate::types::{Entry, MadeAt, Meta, Object, Version};
+use crate::{Capabilities, Operation, Store, StoreError, StoreErrorKind, Upload};
 
 /// How often and how long to try.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -252,6 +252,29 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
 }
 
+impl Retrying {
+    async fn begin_upload<F>(
+        &self,
+        key: &str,
+        begin: impl Fn() -> F + Send + Sync,
+    ) -> Result<Box<dyn Upload>, StoreError>
+    where
+        F: Future<Output = Result<Box<dyn Upload>, StoreError>> + Send,
+    {
+        let mut tries = Tries::start();
+        let inner = loop {
+            // To have started an upload twice does no harm: nothing shows before it is finished.
+            match self.within(Operation::Upload, key, 0, begin()).await {
+                Ok(upload) => break upload,
+                Err(e) if e.is_unavailable() || e.is_ambiguous() => tries.again(&self.policy, e).await?,
+                Err(e) => return Err(e),
+            }
+        };
+        let store = Self { inner: Arc::clone(&self.inner), policy: self.policy.clone() };
+        Ok(Box::new(RetryingUpload { store, key: key.to_owned(), inner, written: 0 }))
+    }
+}
+
 /// An answer that is shorter than what it says, from a connection that was cut.
 fn cut(store: &dyn Store, operation: Operation, key: &str, got: usize, wanted: u64) -> StoreError {
     let reason = format!("the answer was cut short: {got} of {wanted} bytes");
@@ -262,6 +285,10 @@ fn cut(store: &dyn Store, operation: Operation, key: &str, got: usize, wanted: u
 impl Store for Retrying {
     fn describe(&self) -> String {
         self.inner.describe()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
     }
 
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
@@ -308,22 +335,20 @@ impl Store for Retrying {
     }
 
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>, StoreError> {
-        let mut tries = Tries::start();
-        let inner = loop {
-            // To have started an upload twice does no harm: nothing shows before it is finished.
-            match self.within(Operation::Upload, key, 0, self.inner.upload(key)).await {
-                Ok(upload) => break upload,
-                Err(e) if e.is_unavailable() || e.is_ambiguous() => tries.again(&self.policy, e).await?,
-                Err(e) => return Err(e),
-            }
-        };
-        let store = Self { inner: Arc::clone(&self.inner), policy: self.policy.clone() };
-        Ok(Box::new(RetryingUpload { store, key: key.to_owned(), inner, written: 0 }))
+        self.begin_upload(key, || self.inner.upload(key)).await
+    }
+
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        self.begin_upload(key, || self.inner.upload_dated(key, made)).await
     }
 
     async fn list_after(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let call = || self.inner.list_after(prefix, after, limit);
         self.repeat(&mut Tries::start(), Operation::List, prefix, 0, call).await
+    }
+
+    async fn remove_folder(&self, prefix: &str) -> Result<(), StoreError> {
+        self.inner.remove_folder(prefix).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

@@ -59,3 +59,12 @@ pub struct Entry {
     /// When it was written, by the store's clock, if the store says so.
     pub modified: Option<Timestamp>,
 }
+
+/// When the content of an object was made, for stores whose readers are other programs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MadeAt {
+    /// The time.
+    pub time: Timestamp,
+    /// The same in RFC 3339.
+    pub text: String,
+}

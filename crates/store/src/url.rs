@@ -14,6 +14,8 @@ pub(crate) struct StoreUrl {
     pub(crate) scheme: String,
     /// What stands before the `@`, if anything does.
     pub(crate) user: Option<String>,
+    /// Whether a password stood there too. It is not kept.
+    pub(crate) had_password: bool,
     /// Bucket or container.
     pub(crate) host: String,
     /// Without slashes at its ends.
@@ -24,7 +26,8 @@ pub(crate) struct StoreUrl {
 impl StoreUrl {
     pub(crate) fn parse(text: &str) -> Result<Self, StoreError> {
         let (before, query) = text.split_once('?').unwrap_or((text, ""));
-        let before = &without_password(before);
+        let given = before;
+        let before = &without_password(given);
         let invalid = |reason: String| StoreError::new(StoreErrorKind::Invalid, Operation::Open, "", before, reason);
         let (scheme, rest) = before.split_once("://").ok_or_else(|| invalid("not a URL".to_owned()))?;
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
@@ -44,6 +47,7 @@ impl StoreUrl {
             shown: before.clone(),
             scheme: scheme.to_owned(),
             user,
+            had_password: given != before,
             host: host.to_owned(),
             path: path.trim_matches('/').to_owned(),
             options,

@@ -78,13 +78,18 @@ impl LeaseHandle {
         Self { kind: Kind::Alone(Arc::new(Mutex::new(Epoch::FIRST))), world }
     }
 
+    /// Whether no store holds this right.
+    pub fn is_alone(&self) -> bool {
+        matches!(self.kind, Kind::Alone(_))
+    }
+
     /// How things stand.
     pub fn standing(&self) -> Standing {
         match &self.kind {
             Kind::Kept { published, .. } => published.borrow().standing.clone(),
             Kind::Alone(epoch) => {
                 let epoch = *epoch.lock().unwrap_or_else(PoisonError::into_inner);
-                Standing::Ours { epoch, until: Monotonic(u64::MAX) }
+                Standing::Ours { epoch, until: Monotonic(u64::MAX), seized: false }
             }
         }
     }
@@ -100,7 +105,7 @@ impl LeaseHandle {
     /// The epoch under which may be written at this moment.
     pub fn right(&self) -> Option<Epoch> {
         match self.standing() {
-            Standing::Ours { epoch, until } if self.world.now() < until => Some(epoch),
+            Standing::Ours { epoch, until, .. } if self.world.now() < until => Some(epoch),
             _ => None,
         }
     }
@@ -180,6 +185,8 @@ pub struct LeaseKeeper {
     wanted: watch::Receiver<Wanted>,
     open: FuturesUnordered<BoxFuture<'static, Answer>>,
     problem: Option<String>,
+    /// The last epoch that was asked for: the machine remembers it.
+    asked: Option<Epoch>,
 }
 
 impl fmt::Debug for LeaseKeeper {
@@ -208,7 +215,7 @@ pub fn lease(
     let (want, wanted) = watch::channel(Wanted::default());
     let handle = LeaseHandle { kind: Kind::Kept { published, wanted: Arc::new(want) }, world: Arc::clone(&world) };
     let open = FuturesUnordered::new();
-    (LeaseKeeper { store, world, memory, lease, published: publish, wanted, open, problem: None }, handle)
+    (LeaseKeeper { store, world, memory, lease, published: publish, wanted, open, problem: None, asked: None }, handle)
 }
 
 impl LeaseKeeper {
@@ -231,9 +238,8 @@ impl LeaseKeeper {
     fn take_wishes(&mut self) {
         let wanted = self.wanted.borrow_and_update().clone();
         self.lease.set_durable(wanted.durable);
-        if let Some(least) = wanted.epoch_min
-            && !matches!(self.lease.standing(), Standing::Ours { epoch, .. } if epoch >= least)
-        {
+        if let Some(least) = wanted.epoch_min.filter(|least| Some(*least) > self.asked) {
+            self.asked = Some(least);
             self.lease.require_epoch(least);
         }
         if wanted.release {
@@ -285,6 +291,11 @@ impl LeaseKeeper {
         match answer {
             Answer::Read(id, Ok(found)) => {
                 self.problem = None;
+                if let Some((record, _)) = &found
+                    && record.process.as_ref().is_some_and(|process| self.world.is_dead(process))
+                {
+                    self.lease.note_dead(record.nonce);
+                }
                 self.lease.handle_read(id, Ok(found), now);
             }
             Answer::Read(id, Err(text)) => {

@@ -50,6 +50,9 @@ pub trait World: Send + Sync + Debug {
     /// Ends after `time`, by the clock of [`World::now`].
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()>;
 
+    /// Whether a process, as its lease names it, is known not to exist any more.
+    fn is_dead(&self, process: &str) -> bool;
+
     /// All that a machine needs to know.
     fn moment(&self) -> Moment {
         Moment { now: self.now(), wall: self.wall(), nonce: self.nonce() }

@@ -7,7 +7,7 @@
 //!
 //! A segment of an epoch lower than that of one before it is void. Every writer claims the manifest before it creates a segment, so no
 //! segment has a higher epoch than a manifest that is still the same *after* the log was listed. A newest segment that has just the manifest's epoch is
-//! therefore live, and nothing before it needs to be read. Otherwise every header is.
+//! therefore live, and where it holds a transaction nothing before it needs to be read. Otherwise every header is.
 
 use std::sync::Arc;
 
@@ -69,7 +69,19 @@ pub async fn find(store: &Arc<dyn Store>, hint: Option<Hint>) -> Result<Option<L
     };
     for _ in 0..TRIES_MAX {
         let Some((manifest, version)) = manifest_swap::read(&**store).await? else {
-            return without_manifest(store, identity).await.map(Some);
+            let log = store.list_after(keys::LOG_PREFIX.trim_end_matches('/'), None, 1).await?;
+            if log.is_empty() {
+                return Ok(Some(without_manifest(identity)));
+            }
+            if manifest_swap::read(&**store).await?.is_some() {
+                continue;
+            }
+            let text = format!(
+                "{} is missing in {}, but there is a log: put it back, or use another prefix",
+                keys::MANIFEST,
+                store.describe()
+            );
+            return Err(ManifestError::Damaged(text));
         };
         let from_manifest = manifest.files.iter().map(|f| f.end()).chain(manifest.log_start).max_by_key(|p| p.txid);
         let mut end = LogEnd {
@@ -97,18 +109,11 @@ pub async fn find(store: &Arc<dyn Store>, hint: Option<Hint>) -> Result<Option<L
     Err(ManifestError::Contended)
 }
 
-async fn without_manifest(store: &Arc<dyn Store>, identity: Identity) -> Result<LogEnd, ManifestError> {
-    if !store.list_after(keys::LOG_PREFIX.trim_end_matches('/'), None, 1).await?.is_empty() {
-        let text = format!(
-            "{} is missing in {}, but there is a log: put it back, or use another prefix",
-            keys::MANIFEST,
-            store.describe()
-        );
-        return Err(ManifestError::Damaged(text));
-    }
+/// The end of a store in which the first snapshot was never finished.
+fn without_manifest(identity: Identity) -> LogEnd {
     let next_seq = Seq::FIRST;
     let (manifest, manifest_version, epoch) = (None, None, None);
-    Ok(LogEnd { identity, manifest, manifest_version, epoch, pos: None, next_seq, last_nonce: None })
+    LogEnd { identity, manifest, manifest_version, epoch, pos: None, next_seq, last_nonce: None }
 }
 
 fn later(a: Option<Pos>, b: Option<Pos>) -> Option<Pos> {
@@ -150,7 +155,7 @@ async fn walk(store: &Arc<dyn Store>, manifest: &Manifest, end: &mut LogEnd) -> 
         // Its writer has claimed the manifest before.
         return Ok(false);
     }
-    let live = if newest.header.epoch == manifest.epoch {
+    let live = if newest.header.epoch == manifest.epoch && newest.end().is_some() {
         segments
     } else {
         let epochs = epochs(store, &segments).await?;

@@ -112,7 +112,7 @@ async fn update_checked(
         let revision = manifest.as_ref().map_or(0, |m| m.revision);
         let Some(mut next) = change(manifest) else { return Ok(None) };
         next.revision = revision;
-        if let Some(done) = swap(store, world, next, version.as_ref()).await? {
+        if let Some((done, _)) = swap(store, world, next, version.as_ref()).await? {
             return Ok(Some(done));
         }
     }
@@ -125,21 +125,38 @@ pub(crate) async fn swap(
     world: &dyn World,
     mut next: Manifest,
     expected: Option<&Version>,
-) -> Result<Option<Manifest>, ManifestError> {
+) -> Result<Option<(Manifest, Version)>, ManifestError> {
     next.revision += 1;
     next.nonce = world.nonce();
     next.updated = world.wall();
+    // What was derived from foreign objects may contradict them.
+    next.validate().map_err(|e| {
+        ManifestError::Damaged(format!("the next manifest of {} would be wrong: {e}", store.describe()))
+    })?;
     let bytes = Bytes::from(next.encode());
     match store.swap_if(keys::MANIFEST, expected, bytes).await {
-        Ok(_) => Ok(Some(next)),
+        Ok(version) => Ok(Some((next, version))),
         Err(error)
             if matches!(error.kind, StoreErrorKind::Conflict | StoreErrorKind::Exists | StoreErrorKind::Ambiguous) =>
         {
             // The answer to an earlier try may have been lost: our nonce tells.
-            let is_ours = read(store).await?.is_some_and(|(m, _)| m.nonce == next.nonce);
-            Ok(is_ours.then_some(next))
+            Ok(read(store).await?.filter(|(found, _)| found.nonce == next.nonce))
         }
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Refuses a key that the manifest names, also as one that may be deleted: `Exists`. Whoever deletes what is retired may be doing it
+/// right now.
+pub async fn refuse_named(store: &dyn Store, key: &str) -> Result<(), StoreError> {
+    let exists = |text: String| StoreError::new(StoreErrorKind::Exists, Operation::Upload, key, store.describe(), text);
+    match read(store).await {
+        Err(ManifestError::Store(error)) => Err(error),
+        Err(error) => Err(exists(error.to_string())),
+        Ok(Some((manifest, _))) if names(&manifest, key) => {
+            Err(exists("the manifest names this object already".to_owned()))
+        }
+        Ok(_) => Ok(()),
     }
 }
 
@@ -150,15 +167,8 @@ pub async fn clear_unnamed(store: &dyn Store, key: &str) -> Result<(), StoreErro
         Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(()),
         found => found?,
     };
-    let exists = |text: String| StoreError::new(StoreErrorKind::Exists, Operation::Upload, key, store.describe(), text);
-    match read(store).await {
-        Err(ManifestError::Store(error)) => Err(error),
-        Err(error) => Err(exists(error.to_string())),
-        Ok(Some((manifest, _))) if names(&manifest, key) => {
-            Err(exists("the manifest names this object already".to_owned()))
-        }
-        Ok(_) => store.delete(&[key.to_owned()]).await,
-    }
+    refuse_named(store, key).await?;
+    store.delete(&[key.to_owned()]).await
 }
 
 fn names(manifest: &Manifest, key: &str) -> bool {

@@ -6,6 +6,7 @@ use rhyolite_logic::lease::Guards;
 use rhyolite_store::Store;
 
 use crate::World;
+use crate::claim::Claim;
 use crate::manifest_swap::{self, ManifestError};
 
 /// Who enters it.
@@ -19,7 +20,7 @@ pub struct Author {
     pub first_seq: Seq,
 }
 
-/// Names `file`, which the store has.
+/// Names `file`, which the store has, after the claim.
 ///
 /// # Errors
 /// The manifest belongs to another epoch, or the store did not do it: then the snapshot counts for nothing.
@@ -27,11 +28,23 @@ pub async fn snapshot(
     store: &dyn Store,
     world: &dyn World,
     guards: Guards,
+    claim: &Claim,
     author: Author,
     file: &ManifestFile,
 ) -> Result<(), ManifestError> {
-    let change = |manifest: Option<Manifest>| Some(with_snapshot(manifest, file, world, author));
-    manifest_swap::update_as(store, world, guards, author.epoch, change).await.map(|_| ())
+    claim.ensure().await?;
+    let fresh = claim.is_fresh().await;
+    // Where none was, one of an earlier life has come in late: what it names is not what this one goes on from.
+    let change = |manifest: Option<Manifest>| {
+        let expected = manifest.is_none() == fresh || !guards.manifest_epoch;
+        expected.then(|| with_snapshot(manifest, file, world, author))
+    };
+    let named = manifest_swap::update_as(store, world, guards, author.epoch, change).await?;
+    if named.is_none() {
+        return Err(ManifestError::Changed);
+    }
+    claim.made().await;
+    Ok(())
 }
 
 /// The manifest with one more snapshot. The first one starts the log.

@@ -15,6 +15,7 @@ use rhyolite_format::ltx::{
     Decoder, Encoder, LtxFile, LtxName, Packing, PageIndex, PageIndexCursor, decode_any, decode_page_frame, merge,
 };
 use rhyolite_format::manifest::Manifest;
+use rhyolite_format::probe::ProbeRecord;
 use rhyolite_format::segment::{self, Segment, SegmentHeader};
 use rhyolite_format::sqlite::header::DatabaseHeader;
 use rhyolite_format::sqlite::journal::{self, Journal};
@@ -46,6 +47,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("manifest", manifest),
     ("page_table", page_table_file),
     ("parked", parked),
+    ("probe", probe),
     ("segment", segment_object),
     ("state", state),
     ("wal", wal),
@@ -157,6 +159,13 @@ pub fn lz4_frame(bytes: &[u8]) {
         let longer = lz4::unpack_frame(bytes, &mut vec![0; content.len() + 1]);
         assert!(longer.is_err(), "{longer:?}");
     }
+    // In bounded memory the same comes out, where nothing follows the frame.
+    let mut streamed = Vec::new();
+    let read = lz4::FrameReader::new(bytes).and_then(|mut frame| std::io::Read::read_to_end(&mut frame, &mut streamed));
+    match &unpacked {
+        Ok((content, len)) if *len == bytes.len() => assert!(read.is_ok() && streamed == *content, "{read:?}"),
+        _ => assert!(read.is_err(), "{read:?}"),
+    }
     let (mut input, mut frame) = (bytes, Vec::new());
     if lz4::read_frame(&mut input, 4096, &mut frame).is_ok() {
         assert_eq!((frame.len() + input.len(), &bytes[..frame.len()]), (bytes.len(), &frame[..]));
@@ -267,6 +276,13 @@ pub fn identity(bytes: &[u8]) {
 pub fn lease(bytes: &[u8]) {
     if let Ok(lease) = LeaseRecord::decode(bytes) {
         round_trip(&lease, &lease.encode(), LeaseRecord::decode);
+    }
+}
+
+/// What a probe found.
+pub fn probe(bytes: &[u8]) {
+    if let Ok(probe) = ProbeRecord::decode(bytes) {
+        round_trip(&probe, &probe.encode(), ProbeRecord::decode);
     }
 }
 

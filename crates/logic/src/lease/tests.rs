@@ -72,8 +72,8 @@ impl Holder {
             Standing::Theirs { record, free } => {
                 format!("{} has {} until {}", record.holder, record.epoch.get(), free.0)
             }
-            Standing::Ours { epoch, until } if Monotonic(now) < until => {
-                format!("ours {} until {}", epoch.get(), until.0)
+            Standing::Ours { epoch, until, seized } if Monotonic(now) < until => {
+                format!("ours {} until {}{}", epoch.get(), until.0, if seized { ", seized" } else { "" })
             }
             Standing::Ours { epoch, .. } => format!("ours {} run out", epoch.get()),
             Standing::Ended => "ended".to_owned(),
@@ -125,7 +125,8 @@ fn the_second_waits_and_takes_over_when_the_first_is_gone() {
     b.live(&mut place, 17_699);
     b.check(17_699, "a has 1 until 17700");
     b.live(&mut place, 17_700);
-    b.check(17_700, "ours 2 until 29700");
+    b.check(17_700, "ours 2 until 29700, seized");
+    b.live(&mut place, 17_900);
     a.check(17_700, "ours 1 run out");
     a.pause(17_700);
     a.live(&mut place, 20_000);
@@ -153,6 +154,17 @@ fn who_knows_that_the_holder_is_dead_does_not_wait() {
     let mut successor = Holder::new("a", 3, &[nonce], 0);
     successor.run(&mut place, 10);
     successor.check(10, "ours 2 until 12010");
+}
+
+#[test]
+fn a_holder_that_is_found_dead_is_followed_at_once() {
+    let (_, mut place) = held();
+    let mut b = Holder::new("b", 3, &[], 0);
+    b.run(&mut place, 10);
+    b.check(10, "a has 1 until 13710");
+    b.lease.note_dead(place.held.as_ref().unwrap().0.nonce);
+    b.live(&mut place, 1_010);
+    b.check(1_010, "ours 2 until 13010");
 }
 
 #[test]
@@ -216,8 +228,19 @@ fn a_lease_that_nobody_touched_while_it_had_run_out_goes_on_under_its_epoch() {
     a.check(30_000, "ours 1 run out");
     a.pause(30_000);
     a.live(&mut place, 31_000);
-    let Standing::Ours { epoch, until } = a.lease.standing() else { panic!("{:?}", a.lease.standing()) };
+    let Standing::Ours { epoch, until, .. } = a.lease.standing() else { panic!("{:?}", a.lease.standing()) };
     assert!(epoch == Epoch::FIRST && until > Monotonic(41_000), "{until:?}");
+}
+
+#[test]
+fn a_store_that_was_put_back_costs_an_epoch() {
+    let (mut a, mut place) = held();
+    let before = place.held.clone();
+    a.live(&mut place, 5_000);
+    place.held = before;
+    a.live(&mut place, 9_000);
+    let Standing::Ours { epoch, .. } = a.lease.standing() else { panic!("{:?}", a.lease.standing()) };
+    assert_eq!(epoch.get(), 2, "who writes under this epoch looks again at what the store has");
 }
 
 #[test]

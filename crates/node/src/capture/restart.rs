@@ -20,7 +20,7 @@ use super::table::PageTable;
 
 /// File names in the state folder.
 pub(crate) const STATE_FILE: &str = "state";
-pub(super) const TABLE_FILE: &str = "pages";
+pub(crate) const TABLE_FILE: &str = "pages";
 /// Holds a snapshot until it is sent, where it cannot be sent as it is read.
 pub(super) const SPOOL_FILE: &str = "snapshot.tmp";
 pub(crate) const LOG_FOLDER: &str = "log";
@@ -77,6 +77,12 @@ pub fn load(meta_path: &Path) -> io::Result<LocalStart> {
         Err(reason) => start.problems.push(format!("page table: {reason}")),
     }
     Ok(start)
+}
+
+/// The history to which the folder belongs, if that can be read. Needs no lock.
+pub fn lineage(meta_path: &Path) -> Option<Lineage> {
+    let bytes = fs::read(meta_path.join(STATE_FILE)).ok()?;
+    LocalState::decode(&bytes).ok().map(|state| state.lineage)
 }
 
 /// Removes everything that [`load`] reads.

@@ -10,7 +10,8 @@ use serde::{Deserialize, forward_to_deserialize_any};
 use super::Cli;
 use super::exit::Status;
 use crate::config::file::{
-    ConfigFile, DatabaseFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile, SocketFile,
+    ConfigFile, DatabaseFile, DrillFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile, RetentionFile,
+    SocketFile,
 };
 use crate::observe::metrics::{BUILD_INFO, METRICS};
 use crate::status::{DiffReason, State};
@@ -121,6 +122,8 @@ fn every_key_is_documented() {
         ("snapshot", fields::<IntervalFile>()),
         ("keep", fields::<KeepFile>()),
         ("lease", fields::<LeaseFile>()),
+        ("retention", fields::<RetentionFile>()),
+        ("drill", fields::<DrillFile>()),
     ];
     let mut keys = BTreeSet::new();
     let mut add = |prefix: &str, names: Vec<&str>| {

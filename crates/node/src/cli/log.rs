@@ -1,10 +1,13 @@
 //! `log`: what can be restored.
 
+use std::sync::Arc;
+
 use clap::Args;
 use rhyolite_format::{Checksum, PageCount, PageSize, Timestamp, Txid};
 use serde::Serialize;
 
 use super::exit::Failure;
+use super::foreign::{self, LitestreamArgs};
 use super::output::{Output, columns};
 use super::store;
 use crate::config::units::format_size;
@@ -15,6 +18,8 @@ use crate::time;
 ///
 /// One line per commit that can be restored: TXID, time, pages and bytes of the transaction, size of the database, and its
 /// LTX checksum after the commit. What older than the retention rules keep apart is one line per merged file or snapshot.
+///
+/// A replica that Litestream 0.5 or 0.3 has written is listed as well: one line per state that it restores to.
 #[derive(Debug, Args)]
 #[command(
     after_help = "With --json: one object per line with txid, time, kind (commit, merged, snapshot), pages, bytes, \
@@ -28,6 +33,8 @@ pub(super) struct LogArgs {
     /// Show only the newest N
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    #[command(flatten)]
+    litestream: LitestreamArgs,
     /// Print one JSON object per restore point
     #[arg(long)]
     json: bool,
@@ -68,10 +75,19 @@ impl PointLine {
 pub(super) fn run(args: &LogArgs) -> Result<(), Failure> {
     let store = store::open(&args.store)?;
     let limit = args.limit.unwrap_or(usize::MAX);
-    let options = PointsOptions { store, from: None, to: None, limit, end: End::Newest };
+    let options = PointsOptions { store: Arc::clone(&store), from: None, to: None, limit, end: End::Newest };
+    let what = format!("read {}", args.store);
     let listed = store::block_on(async {
-        points(options).await.map_err(|e| store::failure(&format!("read {}", args.store), &e))
+        let found = args.litestream.or_replica(&store, &what, points(options)).await;
+        match found.map_err(|e| store::failure(&what, &e))? {
+            Ok(listed) => Ok(Ok(listed)),
+            Err(replica) => foreign::points(&replica, limit).await.map(Err).map_err(|e| store::failure(&what, &e)),
+        }
     })?;
+    let listed = match listed {
+        Ok(listed) => listed,
+        Err(points) => return foreign::print_points(&points, args.json),
+    };
     let lines = listed.points.iter().map(PointLine::new);
     let mut out = Output::new();
     if args.json {

@@ -12,14 +12,26 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
+mod adopt;
+mod compact;
+mod config;
 mod ctl;
 #[cfg(test)]
 mod docs_tests;
+mod doctor;
 pub mod exit;
+mod export;
+mod foreign;
+mod import;
 mod info;
 mod log;
 mod ltx;
 pub mod output;
+mod pin;
+mod plan;
+mod policy;
+mod probe;
+mod prune;
 mod replicate;
 mod restore;
 mod restore_all;
@@ -54,6 +66,16 @@ enum Command {
     #[command(subcommand)]
     Ctl(ctl::CtlCommand),
     Verify(verify::VerifyArgs),
+    Pin(pin::PinArgs),
+    Compact(compact::CompactArgs),
+    Prune(prune::PruneArgs),
+    Plan(plan::PlanArgs),
+    Doctor(doctor::DoctorArgs),
+    Adopt(adopt::AdoptArgs),
+    Export(export::ExportArgs),
+    Import(import::ImportArgs),
+    Config(config::ConfigArgs),
+    Probe(probe::ProbeArgs),
     /// Look into LTX files, check them, apply them
     #[command(subcommand)]
     Ltx(ltx::LtxCommand),
@@ -61,6 +83,8 @@ enum Command {
     Version(info::VersionArgs),
     /// Print a completion script for a shell
     Completions(info::CompletionsArgs),
+    /// Print the manual, or write one page for each command
+    Man(info::ManArgs),
 }
 
 /// The process from its first to its last instruction.
@@ -108,9 +132,20 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Wait(args) => ctl::wait(&args)?,
         Command::Ctl(command) => ctl::run(command)?,
         Command::Verify(args) => verify::run(&args)?,
+        Command::Pin(args) => pin::run(&args)?,
+        Command::Compact(args) => compact::run(&args)?,
+        Command::Prune(args) => prune::run(&args)?,
+        Command::Plan(args) => plan::run(&args)?,
+        Command::Doctor(args) => doctor::run(&args)?,
+        Command::Adopt(args) => adopt::run(&args)?,
+        Command::Export(args) => export::run(&args)?,
+        Command::Import(args) => import::run(&args)?,
+        Command::Config(args) => config::run(&args)?,
+        Command::Probe(args) => probe::run(&args)?,
         Command::Ltx(command) => ltx::run(command)?,
         Command::Version(args) => info::version(&args)?,
         Command::Completions(args) => info::completions(&args, &mut Cli::command())?,
+        Command::Man(args) => info::man(&args, Cli::command())?,
     }
     Ok(Status::Ok.code())
 }

@@ -50,7 +50,8 @@ const SOCKET_MODE: u32 = 0o600;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Stores:\n  ./folder, /folder, file:///folder\n  s3://bucket/prefix?region=...&endpoint=...\n  \
-gs://bucket/prefix\n  abs://container/prefix\n\nExit statuses: 0 stopped and everything is durable; 6 stopped before \
+gs://bucket/prefix\n  abs://container/prefix\n\nA configuration file that is called litestream.yml is read \
+as Litestream's: `rhyolite config` shows what becomes of it.\n\nExit statuses: 0 stopped and everything is durable; 6 stopped before \
 that; with --exec, that of the application.\n\nExamples:\n  rhyolite replicate app.db ./backup\n  rhyolite replicate \
 app.db s3://bucket/app --sync-interval 0 --addr :9090\n  rhyolite replicate --config rhyolite.yml --exec \"./app --port \
 80\""
@@ -100,6 +101,9 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<u8, Failure> {
     let config = resolve(args)?;
     check_inputs(&config)?;
     logging::start(config.logging);
+    for note in &config.notes {
+        tracing::warn!(key = %note.key, what = note.kind.name(), "litestream.yml: {}", note.text);
+    }
     let child = RunningChild::default();
     let steps = if config.exec.is_some() { 2 } else { 1 };
     let bound = config.shutdown_sync_timeout * steps + UPLOAD_MARGIN + HARD_STOP_MARGIN;

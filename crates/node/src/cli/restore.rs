@@ -11,12 +11,14 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::exit::{Failure, Status};
+use super::foreign::{self, LitestreamArgs};
 use super::output;
 use super::store::{self, TargetArgs};
 use crate::config::units::{format_size, parse_duration};
 use crate::config::{LoggingConfig, io_text};
 use crate::exec::RunningChild;
 use crate::follow::{FollowOptions, follow};
+use crate::foreign::Proof;
 use crate::observe::logging;
 use crate::restore::{Existing, Output, RestoreError, RestoreOptions, RestoreReport, restore};
 use crate::{signals, time};
@@ -33,11 +35,14 @@ const FOLLOW_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 /// The output appears under its name only when the checksum of every page adds up to the one that was recorded when the
 /// transaction was committed. Until then nothing that exists is touched. An interrupted restore goes on when it is started
 /// again.
+///
+/// A replica that Litestream 0.5 or 0.3 has written is restored as well. It holds no checksum of the database: what could be
+/// proved instead is said.
 #[derive(Debug, Args)]
 #[command(after_help = "Times without a zone are in this machine's zone. `rhyolite log` shows what can be \
 restored.\n\nExit statuses: 0 restored and proved, or nothing to do; 3 damage found; 5 no such backup or restore \
 point.\n\nExamples:\n  rhyolite restore s3://bucket/app -o copy.db\n  rhyolite restore ./backup -o copy.db --at \"10m \
-ago\"\n  rhyolite restore ./backup -o copy.db --txid 42\n  rhyolite restore ./backup -o - | ssh host 'cat > \
+ago\"\n  rhyolite restore ./backup -o copy.db --txid 42\n  rhyolite restore ./backup -o copy.db --pin release-7\n  rhyolite restore ./backup -o - | ssh host 'cat > \
 copy.db'\n  rhyolite restore ./backup -o copy.db --reuse\n  rhyolite restore ./backup -o replica.db --follow\n  rhyolite restore s3://bucket/app -o app.db --if-missing --if-backup-exists\n  rhyolite restore s3://bucket -o ./databases --all\n  rhyolite \
 restore --config rhyolite.yml --all --if-missing")]
 pub(super) struct RestoreArgs {
@@ -48,7 +53,7 @@ pub(super) struct RestoreArgs {
     #[arg(short, long, value_name = "PATH", required_unless_present = "config")]
     pub(super) output: Option<PathBuf>,
     /// Restore every database below STORE to its place in the folder, or with --config every one to its own path
-    #[arg(long, conflicts_with_all = ["follow", "txid"])]
+    #[arg(long, conflicts_with_all = ["follow", "txid", "litestream"])]
     all: bool,
     /// Configuration file that names the databases of --all
     #[arg(long, value_name = "PATH", requires = "all")]
@@ -58,6 +63,8 @@ pub(super) struct RestoreArgs {
     pub(super) jobs: Option<std::num::NonZeroUsize>,
     #[command(flatten)]
     pub(super) target: TargetArgs,
+    #[command(flatten)]
+    litestream: LitestreamArgs,
     /// Replace the output if it exists
     #[arg(long, conflicts_with_all = ["if_missing", "reuse"])]
     force: bool,
@@ -71,7 +78,7 @@ pub(super) struct RestoreArgs {
     #[arg(long)]
     pub(super) if_backup_exists: bool,
     /// After the restore, keep the output up to date until a signal comes; SQLite may read it meanwhile, but not write
-    #[arg(long, conflicts_with_all = ["at", "txid", "if_missing"])]
+    #[arg(long, conflicts_with_all = ["at", "txid", "pin", "if_missing", "litestream"])]
     follow: bool,
     /// Ask for new commits this often (1s)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "follow")]
@@ -95,11 +102,13 @@ struct RestoreLine<'a> {
 
 #[derive(Serialize)]
 struct ReportLine {
+    source: &'static str,
     lineage: Lineage,
     txid: Txid,
     #[serde(with = "time::rfc3339")]
     time: Timestamp,
     checksum: Checksum,
+    proof: &'static str,
     page_size: PageSize,
     page_count: PageCount,
     pages_reused: u64,
@@ -126,23 +135,34 @@ pub(super) fn run(args: &RestoreArgs) -> Result<(), Failure> {
     if args.follow {
         return run_follow(args, store);
     }
-    let options = RestoreOptions {
-        store,
-        output: if to_stdout { Output::Stdout } else { Output::File(args.output().to_owned()) },
-        target: args.target.target(),
-        existing: existing(args),
-        threads: threads(args),
-        spool: None,
-        progress: store::progress("restore"),
-    };
-    let result = store::block_on(async { Ok(restore(options).await) })?;
+    let what = format!("restore {}", args.store());
+    let result = store::block_on(async {
+        let options = RestoreOptions {
+            target: args.target.target(&*store).await?,
+            store: Arc::clone(&store),
+            output: if to_stdout { Output::Stdout } else { Output::File(args.output().to_owned()) },
+            existing: existing(args),
+            threads: threads(args),
+            spool: None,
+            progress: store::progress("restore"),
+        };
+        match args.litestream.or_replica(&store, &what, restore(options.clone())).await {
+            Ok(Ok(report)) => Ok(Ok(Ok(report))),
+            Ok(Err(_)) if args.reuse => Err(Failure::usage(
+                "--reuse needs checksums of the database, which Litestream does not record: --force replaces the output",
+            )),
+            Ok(Err(replica)) => Ok(foreign::restore(&replica, options).await.map(Err)),
+            Err(error) => Ok(Err(error)),
+        }
+    })?;
     match result {
         Ok(_) if to_stdout => Ok(()),
-        Ok(report) => print(args, &report),
+        Ok(Ok(report)) => print(args, &report),
+        Ok(Err(report)) => foreign::print_restored(args.store(), args.output(), args.json, &report),
         Err(RestoreError::NoDatabase { store }) if args.if_backup_exists => {
             nothing_done(args, &format!("{store} holds no backup: nothing to restore"))
         }
-        Err(error) => Err(store::failure(&format!("restore {}", args.store()), &error)),
+        Err(error) => Err(store::failure(&what, &error)),
     }
 }
 
@@ -243,10 +263,12 @@ fn print(args: &RestoreArgs, report: &RestoreReport) -> Result<(), Failure> {
     let mut out = output::Output::new();
     if args.json {
         let report = ReportLine {
+            source: "rhyolite",
             lineage: report.lineage,
             txid: report.pos.txid,
             time: report.time,
             checksum: report.pos.checksum,
+            proof: Proof::Database.name(),
             page_size: report.page_size,
             page_count: report.pages,
             pages_reused: report.pages_reused,

@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use rhyolite_format::{Checksum, Txid, keys};
+use rhyolite_logic::Target;
 use rhyolite_store::{LIST_PAGE, RetryPolicy, Retrying, Store, StoreOptions};
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -11,7 +12,7 @@ use tokio::task::JoinSet;
 use super::exit::{Failure, Status};
 use super::output::Output as Printed;
 use super::restore::RestoreArgs;
-use super::store;
+use super::store::{self, TargetArgs};
 use crate::config::file;
 use crate::config::folder::store_below;
 use crate::progress::Silent;
@@ -144,9 +145,9 @@ async fn restore_each(args: &RestoreArgs, wanted: Vec<Wanted>) -> Vec<Line> {
         while running.len() >= jobs {
             lines.extend(running.join_next().await.map(|ended| ended.expect("a restore does not panic")));
         }
-        let options = options(args, &one, jobs);
+        let (options, target) = (options(args, &one, jobs), args.target.clone());
         let (if_missing, if_backup) = (args.if_missing, args.if_backup_exists);
-        running.spawn(async move { restore_one(one, options, if_missing, if_backup).await });
+        running.spawn(async move { restore_one(one, target, options, if_missing, if_backup).await });
     }
     while let Some(ended) = running.join_next().await {
         lines.push(ended.expect("a restore does not panic"));
@@ -158,7 +159,7 @@ fn options(args: &RestoreArgs, one: &Wanted, jobs: usize) -> RestoreOptions {
     RestoreOptions {
         store: Arc::clone(&one.store),
         output: Output::File(one.output.clone()),
-        target: args.target.target(),
+        target: Target::Latest,
         existing: super::restore::existing(args),
         threads: args.threads.map_or_else(|| (store::default_threads() / jobs).max(1), std::num::NonZeroUsize::get),
         spool: None,
@@ -166,7 +167,13 @@ fn options(args: &RestoreArgs, one: &Wanted, jobs: usize) -> RestoreOptions {
     }
 }
 
-async fn restore_one(one: Wanted, options: RestoreOptions, if_missing: bool, if_backup_exists: bool) -> Line {
+async fn restore_one(
+    one: Wanted,
+    target: TargetArgs,
+    options: RestoreOptions,
+    if_missing: bool,
+    if_backup_exists: bool,
+) -> Line {
     let mut line = Line {
         store: one.url.split('?').next().unwrap_or_default().to_owned(),
         output: one.output.clone(),
@@ -185,7 +192,14 @@ async fn restore_one(one: Wanted, options: RestoreOptions, if_missing: bool, if_
         (line.status, line.error) = (failure.status, Some(failure.line()));
         return line;
     }
-    match restore(options).await {
+    let target = match target.target(&*one.store).await {
+        Ok(target) => target,
+        Err(failure) => {
+            (line.status, line.error) = (failure.status, Some(failure.line()));
+            return line;
+        }
+    };
+    match restore(RestoreOptions { target, ..options }).await {
         Ok(report) => {
             line.restored = true;
             line.txid = Some(report.pos.txid);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use rhyolite_format::probe::ProbeRecord;
 use rhyolite_format::state::LocalState;
 use rhyolite_format::{Checksum, Epoch, Lineage, Pos, Seq, Timestamp, Txid};
 use rhyolite_store::StoreOptions;
@@ -18,11 +19,12 @@ use super::replicate::DEFAULT_CONFIG;
 use super::store;
 use crate::config::units::{format_duration, format_size};
 use crate::config::{DatabaseConfig, default_meta_path, file, io_text};
+use crate::drill::{Drill, in_words};
 use crate::log_end::{self, Hint};
 use crate::observe::report::{DatabaseReport, ProcessReport};
 use crate::observe::status_file;
 use crate::status::{DiffReason, Figures};
-use crate::time;
+use crate::{fencing, time};
 
 /// Name of the state in a state folder.
 const STATE_FILE: &str = "state";
@@ -76,6 +78,7 @@ struct DatabaseLine {
     status: Option<DatabaseReport>,
     local: Option<LocalLine>,
     store: Option<StoreLine>,
+    probe: Option<ProbeRecord>,
 }
 
 #[derive(Serialize)]
@@ -163,6 +166,7 @@ fn look(wanted: &Wanted, now: Timestamp) -> Result<DatabaseLine, Failure> {
         status: file.map(|f| f.database),
         local: None,
         store: None,
+        probe: fencing::read(&wanted.meta_path),
     };
     if running {
         if let Some(report) = &mut line.status {
@@ -245,11 +249,24 @@ fn text(out: &mut Output, line: &DatabaseLine) -> Result<(), Failure> {
     if let Some(local) = &line.local {
         out.line(format!("  local state  {}, lineage {}", txid(local.txid), local.lineage))?;
     }
+    if let Some(probe) = &line.probe {
+        out.line(format!("  probe        {} ({})", probe_text(probe), probe.store))?;
+    }
     if let Some(store) = &line.store {
         let position = store.error.clone().unwrap_or_else(|| txid(store.txid));
         out.line(format!("  store holds  {position} ({})", store.url))?;
     }
     Ok(())
+}
+
+fn probe_text(probe: &ProbeRecord) -> String {
+    let when = time::format_utc(probe.time);
+    let failed = probe.failed.join(", ");
+    match (probe.backup, probe.fencing) {
+        (_, true) => format!("passed on {when}"),
+        (true, false) => format!("on {when}: cannot keep a second writer out (failed {failed})"),
+        (false, _) => format!("on {when}: cannot hold a backup (failed {failed})"),
+    }
 }
 
 fn txid(txid: Option<Txid>) -> String {
@@ -271,6 +288,12 @@ fn figures_text(out: &mut Output, report: &DatabaseReport) -> Result<(), Failure
     }
     let (wal, log) = (format_size(figures.wal_bytes), format_size(figures.log_bytes));
     out.line(format!("  WAL          {wal}; local log {log}"))?;
+    for line in drill(figures) {
+        out.line(line)?;
+    }
+    if let Some(warning) = &figures.store_warning {
+        out.line(format!("  WARNING      {warning}"))?;
+    }
     for line in activity(report, figures) {
         out.line(line)?;
     }
@@ -279,6 +302,22 @@ fn figures_text(out: &mut Output, report: &DatabaseReport) -> Result<(), Failure
         out.line(format!("  errors       {}, the last at {when}: {}", figures.errors, error.text))?;
     }
     Ok(())
+}
+
+/// What restore drills say.
+fn drill(figures: &Figures) -> Vec<String> {
+    let Drill { proved, failed, is_damage, .. } = &figures.drill;
+    let mut lines = Vec::new();
+    if let Some(proof) = proved {
+        let (to, at) = (time::format_utc(proof.committed), time::format_utc(proof.at));
+        let words = in_words(proof);
+        lines.push(format!("  restorable   to {to} (TXID {}), proved at {at}: {words}", proof.pos.txid));
+    }
+    if let Some(error) = failed {
+        let what = if *is_damage { "FAILED" } else { "could not be held" };
+        lines.push(format!("  drill        {what} at {}: {}", time::format_utc(error.time), error.text));
+    }
+    lines
 }
 
 /// What was done since the process started.

@@ -6,12 +6,14 @@ use std::sync::Arc;
 use clap::Args;
 use rhyolite_format::{Timestamp, Txid};
 use rhyolite_logic::Target;
+use rhyolite_logic::litestream3_plan::OldPlanError;
 use rhyolite_logic::restore_plan::PlanError;
 use rhyolite_store::{RetryPolicy, Retrying, Store, StoreErrorKind, StoreOptions};
 
 use super::exit::{Failure, Status, chain};
 use super::when::{parse_time, parse_txid};
 use crate::config::io_text;
+use crate::pins;
 use crate::progress::{Progress, Silent, TerminalBar};
 use crate::restore::RestoreError;
 use crate::time::format_utc;
@@ -68,20 +70,29 @@ pub(super) struct TargetArgs {
     /// Take the first or last restore point when --at lies before or after all of them
     #[arg(long, requires = "at")]
     nearest: bool,
+    /// As it was pinned under this name
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["at", "txid"])]
+    pin: Option<String>,
 }
 
 impl TargetArgs {
-    pub(super) fn target(&self) -> Target {
-        match (self.txid, self.at) {
+    /// The target; a pin is looked up in the store.
+    pub(super) async fn target(&self, store: &dyn Store) -> Result<Target, Failure> {
+        if let Some(name) = &self.pin {
+            let pin = pins::find(store, name).await;
+            let pin = pin.map_err(|e| super::pin::failure(&format!("use pin {name:?} of {}", store.describe()), &e))?;
+            return Ok(Target::Txid(pin.pos.txid));
+        }
+        Ok(match (self.txid, self.at) {
             (Some(txid), _) => Target::Txid(txid),
             (None, Some(time)) if self.nearest => Target::TimeNearest(time),
             (None, Some(time)) => Target::Time(time),
             (None, None) => Target::Latest,
-        }
+        })
     }
 
     pub(super) fn is_latest(&self) -> bool {
-        self.target() == Target::Latest
+        self.txid.is_none() && self.at.is_none() && self.pin.is_none()
     }
 }
 
@@ -94,7 +105,10 @@ pub(super) fn failure(what: &str, error: &RestoreError) -> Failure {
         | RestoreError::Missing { .. }
         | RestoreError::Contradiction { .. }
         | RestoreError::PageMissing { .. }
+        | RestoreError::WrongPage { .. }
         | RestoreError::WrongChecksum { .. } => Status::Damaged,
+        RestoreError::OldPlan(error) => old_plan_status(error),
+        RestoreError::Ambiguous { .. } => Status::Usage,
         RestoreError::WrongLineage { .. } => Status::WrongLineage,
         RestoreError::Store(error) if error.kind == StoreErrorKind::Invalid => Status::Usage,
         RestoreError::Store(error) if error.kind == StoreErrorKind::Corrupt => Status::Damaged,
@@ -116,10 +130,19 @@ fn plan_status(error: &PlanError) -> Status {
     }
 }
 
+fn old_plan_status(error: &OldPlanError) -> Status {
+    match error {
+        OldPlanError::Empty | OldPlanError::OutOfRange { .. } => Status::NoRestorePoint,
+        OldPlanError::Txid => Status::Usage,
+        OldPlanError::Gap { .. } => Status::Damaged,
+    }
+}
+
 /// Times are shown as people write them; everything else says itself.
 fn text(error: &RestoreError) -> String {
     match error {
-        RestoreError::Plan(PlanError::OutOfRange { time, first, last }) => format!(
+        RestoreError::Plan(PlanError::OutOfRange { time, first, last })
+        | RestoreError::OldPlan(OldPlanError::OutOfRange { time, first, last }) => format!(
             "{} lies outside of what can be restored, {} to {}",
             format_utc(*time),
             format_utc(*first),
@@ -133,7 +156,10 @@ fn text(error: &RestoreError) -> String {
 fn advice(error: &RestoreError) -> &'static str {
     match error {
         RestoreError::Exists { .. } => ": --force replaces it, --if-missing leaves it",
-        RestoreError::Plan(PlanError::OutOfRange { .. }) => ": --nearest takes the nearest of them",
+        RestoreError::Ambiguous { .. } => ": --litestream VERSION chooses one",
+        RestoreError::Plan(PlanError::OutOfRange { .. }) | RestoreError::OldPlan(OldPlanError::OutOfRange { .. }) => {
+            ": --nearest takes the nearest of them"
+        }
         RestoreError::Plan(PlanError::NotAPoint { .. }) => ": `rhyolite log` shows all",
         RestoreError::WrongChecksum { .. } | RestoreError::Damaged { .. } | RestoreError::Missing { .. } => {
             ": `rhyolite verify` shows what can still be restored"

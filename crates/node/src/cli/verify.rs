@@ -1,12 +1,14 @@
 //! `verify`: proof that what a store holds can be restored.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use rhyolite_format::{Checksum, Lineage, PageNumber, Timestamp, Txid};
 use serde::Serialize;
 
 use super::exit::{Failure, Status};
+use super::foreign::{self, LitestreamArgs};
 use super::output::Output;
 use super::store::{self, TargetArgs};
 use crate::config::units::format_size;
@@ -20,6 +22,9 @@ const DAMAGE_LINES_MAX: usize = 20;
 ///
 /// Every object is read and its checksums compared, every commit must join the one before, and the newest state is put
 /// together and must have the checksum that was recorded at its commit. Nothing is written.
+///
+/// Of a replica that Litestream 0.5 or 0.3 has written every object is read and compared with its own checksums, and SQLite
+/// looks at the structure of the newest state: Litestream records no checksum of the database.
 #[derive(Debug, Args)]
 #[command(after_help = "Exit statuses: 0 all proved; 3 damage found, or the file differs; 5 the store holds no \
 backup.\n\nExamples:\n  rhyolite verify s3://bucket/app\n  rhyolite verify ./backup --every-point --json\n  rhyolite \
@@ -36,6 +41,8 @@ pub(super) struct VerifyArgs {
     against: Option<PathBuf>,
     #[command(flatten)]
     target: TargetArgs,
+    #[command(flatten)]
+    litestream: LitestreamArgs,
     /// Threads that unpack (one per processor)
     #[arg(long, value_name = "N")]
     threads: Option<std::num::NonZeroUsize>,
@@ -46,7 +53,7 @@ pub(super) struct VerifyArgs {
 
 pub(super) fn run(args: &VerifyArgs) -> Result<(), Failure> {
     if args.against.is_none() && !args.target.is_latest() {
-        return Err(Failure::usage("--at and --txid choose what --against is compared with: give --against DB"));
+        return Err(Failure::usage("--at, --txid and --pin choose what --against is compared with: give --against DB"));
     }
     match &args.against {
         Some(file) => run_against(args, file.clone()),
@@ -68,7 +75,7 @@ struct DamageLine<'a> {
 struct StoreLine<'a> {
     store: &'a str,
     ok: bool,
-    lineage: Lineage,
+    lineage: Option<Lineage>,
     txid: Option<Txid>,
     #[serde(with = "time::rfc3339::option")]
     time: Option<Timestamp>,
@@ -86,10 +93,23 @@ struct StoreLine<'a> {
 fn run_store(args: &VerifyArgs) -> Result<(), Failure> {
     let depth = if args.every_point { Depth::EveryPoint } else { Depth::Newest };
     let progress = store::progress("verify");
-    let options = VerifyOptions { store: store::open(&args.store)?, depth, threads: threads(args), progress };
+    let store = store::open(&args.store)?;
+    let options = VerifyOptions { store: Arc::clone(&store), depth, threads: threads(args), progress };
+    let what = format!("verify {}", args.store);
     let report = store::block_on(async {
-        verify(options).await.map_err(|e| store::failure(&format!("verify {}", args.store), &e))
+        let found = args.litestream.or_replica(&store, &what, verify(options)).await;
+        match found.map_err(|e| store::failure(&what, &e))? {
+            Ok(report) => Ok(Ok(report)),
+            Err(_) if args.every_point => Err(Failure::usage(
+                "--every-point proves checksums of the database, which Litestream does not record: leave it out",
+            )),
+            Err(replica) => foreign::verify(&replica).await.map(Err).map_err(|e| store::failure(&what, &e)),
+        }
     })?;
+    let report = match report {
+        Ok(report) => report,
+        Err(report) => return foreign::print_verified(&args.store, args.json, &report),
+    };
     let mut out = Output::new();
     if args.json {
         let (pos, time) = report.newest.unzip();
@@ -155,15 +175,18 @@ struct AgainstLine<'a> {
 }
 
 fn run_against(args: &VerifyArgs, file: PathBuf) -> Result<(), Failure> {
-    let options = AgainstOptions {
-        store: store::open(&args.store)?,
-        target: args.target.target(),
-        file: file.clone(),
-        threads: threads(args),
-        progress: store::progress("verify"),
-    };
+    let store = store::open(&args.store)?;
     let what = format!("compare {} with {}", file.display(), args.store);
-    let report = store::block_on(async { verify_against(options).await.map_err(|e| store::failure(&what, &e)) })?;
+    let report = store::block_on(async {
+        let options = AgainstOptions {
+            target: args.target.target(&*store).await?,
+            store,
+            file: file.clone(),
+            threads: threads(args),
+            progress: store::progress("verify"),
+        };
+        verify_against(options).await.map_err(|e| store::failure(&what, &e))
+    })?;
     let mut out = Output::new();
     if args.json {
         out.json(&AgainstLine {

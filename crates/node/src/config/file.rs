@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_saphyr::Spanned;
 
 use super::folder::FolderConfig;
+use super::litestream::{self, Translation};
 use super::settings::{self, Settings};
 use super::units::{DurationText, SizeText};
 use super::{
@@ -59,6 +60,10 @@ macro_rules! with_settings {
             pub keep: KeepFile,
             /// The right to write.
             pub lease: LeaseFile,
+            /// Who deletes, and when.
+            pub retention: RetentionFile,
+            /// Restore drills.
+            pub drill: DrillFile,
         }
 
         impl $name {
@@ -83,6 +88,10 @@ macro_rules! with_settings {
                     lease_ttl: self.lease.ttl.map(|d| d.0),
                     if_held: self.lease.if_held,
                     lease_url: self.lease.url.clone(),
+                    retention_enabled: self.retention.enabled,
+                    retention_grace: self.retention.grace.map(|d| d.0),
+                    drill_interval: self.drill.interval.map(|d| d.0),
+                    drill_sample: self.drill.sample.map(|s| s.0),
                 }
             }
         }
@@ -191,6 +200,26 @@ pub struct LeaseFile {
     pub url: Option<String>,
 }
 
+/// `retention`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct RetentionFile {
+    /// See [`Settings::retention_enabled`].
+    pub enabled: Option<bool>,
+    /// See [`Settings::retention_grace`].
+    pub grace: Option<DurationText>,
+}
+
+/// `drill`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct DrillFile {
+    /// See [`Settings::drill_interval`].
+    pub interval: Option<DurationText>,
+    /// See [`Settings::drill_sample`].
+    pub sample: Option<SizeText>,
+}
+
 /// `replica`: a URL, or its parts.
 #[derive(Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
@@ -207,6 +236,8 @@ pub struct ReplicaFile {
     pub region: Option<String>,
     /// URL of another server.
     pub endpoint: Option<String>,
+    /// S3: which service it is, when its host does not tell.
+    pub provider: Option<String>,
     /// S3: bucket in the path of requests, not in the host name.
     pub force_path_style: Option<bool>,
     /// Trust any certificate.
@@ -219,6 +250,22 @@ pub struct ReplicaFile {
     pub secret_access_key: Option<String>,
     /// Azure: key of the account.
     pub account_key: Option<String>,
+    /// SFTP: name or address of the server, with its port.
+    pub host: Option<String>,
+    /// SFTP: the user.
+    pub user: Option<String>,
+    /// SFTP: the user's password, with or without a URL.
+    pub password: Option<String>,
+    /// SFTP: file with the user's key.
+    pub key_path: Option<String>,
+    /// SFTP: the server's key.
+    pub host_key: Option<String>,
+    /// WebDAV: URL of the server.
+    pub webdav_url: Option<String>,
+    /// WebDAV: the user, with or without a URL.
+    pub webdav_username: Option<String>,
+    /// WebDAV: the user's password, with or without a URL.
+    pub webdav_password: Option<String>,
     /// See [`Settings::sync_interval`].
     pub sync_interval: Option<DurationText>,
 }
@@ -242,6 +289,10 @@ pub enum ReplicaType {
     Gs,
     /// Azure Blob Storage.
     Abs,
+    /// A server that is reached by SFTP.
+    Sftp,
+    /// A WebDAV server.
+    Webdav,
 }
 
 /// Reads and resolves the file at `path`; `$` is left alone when `expand_env` is false.
@@ -250,12 +301,33 @@ pub enum ReplicaType {
 /// The file cannot be read, or something in it is wrong; with file and line.
 pub fn load(path: &Path, expand_env: bool) -> Result<Config, ConfigError> {
     let text = read(path).map_err(ConfigError::new).map_err(|e| e.in_file(path))?;
+    if litestream::is_litestreams(path) {
+        return load_translated(&text, expand_env).map_err(|e| e.in_file(path));
+    }
     let parsed = if expand_env {
         expand::expand(&text, |name| std::env::var(name).ok()).and_then(|text| parse(&text))
     } else {
         parse(&text)
     };
     parsed.map_err(|e| e.in_file(path))
+}
+
+/// A configuration of Litestream's. Lines of the translation say nothing to whoever wrote the file.
+fn load_translated(text: &str, expand_env: bool) -> Result<Config, ConfigError> {
+    let Translation { text, notes } = litestream::translate(text)?;
+    let expanded = if expand_env { expand::expand(&text, |name| std::env::var(name).ok()) } else { Ok(text) };
+    let parsed = expanded.and_then(|text| parse(&text));
+    let config = parsed.map_err(|e| ConfigError::new(format!("in its translation: {}", e.message)))?;
+    Ok(Config { notes, ..config })
+}
+
+/// Reads a file of Litestream's and translates it.
+///
+/// # Errors
+/// The file cannot be read, or cannot be translated.
+pub fn translate(path: &Path) -> Result<Translation, ConfigError> {
+    let text = read(path).map_err(ConfigError::new);
+    text.and_then(|text| litestream::translate(&text)).map_err(|e| e.in_file(path))
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -275,6 +347,11 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
 }
 
 fn parse_yaml(text: &str) -> Result<ConfigFile, ConfigError> {
+    parse_as(text)
+}
+
+/// Reads YAML within the bounds of a configuration.
+pub(super) fn parse_as<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
     let budget = serde_saphyr::budget! { max_nodes: NODES_MAX };
     let options = serde_saphyr::options! { budget: budget, with_snippet: false };
     serde_saphyr::from_str_with_options(text, options).map_err(|e| yaml_error(&e))
@@ -422,16 +499,26 @@ impl ReplicaFile {
         let options = [
             ("region", self.region.clone()),
             ("endpoint", self.endpoint.clone()),
+            ("provider", self.provider.clone()),
             ("force-path-style", flag(self.force_path_style)),
             ("skip-verify", flag(self.skip_verify)),
             ("account", self.account_name.clone()),
+            ("key-path", self.key_path.clone()),
+            ("host-key", self.host_key.clone()),
         ];
         options.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
     }
 
     /// The store's URL, from `url` or from the parts.
     fn store(&self) -> Result<String, String> {
-        let parts = [("type", self.r#type.is_some()), ("path", self.path.is_some()), ("bucket", self.bucket.is_some())];
+        let parts = [
+            ("type", self.r#type.is_some()),
+            ("path", self.path.is_some()),
+            ("bucket", self.bucket.is_some()),
+            ("host", self.host.is_some()),
+            ("user", self.user.is_some()),
+            ("webdav-url", self.webdav_url.is_some()),
+        ];
         let part = parts.iter().find(|(_, given)| *given).map(|(name, _)| *name);
         let part = part.or_else(|| self.options().first().map(|(name, _)| *name));
         match (&self.url, part) {
@@ -443,6 +530,7 @@ impl ReplicaFile {
 
     fn url_of_parts(&self) -> Result<String, String> {
         let kind = self.r#type.ok_or("a database needs `replica.url`, or `replica.type` with `path` or `bucket`")?;
+        self.check_parts(kind)?;
         let scheme = match kind {
             ReplicaType::File if self.bucket.is_some() || !self.options().is_empty() => {
                 return Err("replica.type file takes only `path`".to_owned());
@@ -454,14 +542,60 @@ impl ReplicaFile {
             ReplicaType::S3 => "s3",
             ReplicaType::Gs => "gs",
             ReplicaType::Abs => "abs",
+            ReplicaType::Sftp => return Ok(self.with_options(self.sftp_url()?)),
+            ReplicaType::Webdav => return Ok(self.with_options(self.webdav_store()?)),
         };
         let bucket = self.bucket.as_ref().ok_or_else(|| format!("replica.type {scheme} needs `bucket`"))?;
-        let mut url = format!("{scheme}://{bucket}/{}", self.path.as_deref().unwrap_or("").trim_matches('/'));
+        let path = self.path.as_deref().unwrap_or("").trim_matches('/');
+        Ok(self.with_options(format!("{scheme}://{bucket}/{path}")))
+    }
+
+    /// Keys that belong to another kind of store would have no effect. Options are checked when the URL is understood.
+    fn check_parts(&self, kind: ReplicaType) -> Result<(), String> {
+        let (is_sftp, is_webdav) = (kind == ReplicaType::Sftp, kind == ReplicaType::Webdav);
+        let parts = [
+            ("bucket", self.bucket.is_some(), !is_sftp && !is_webdav),
+            ("host", self.host.is_some(), is_sftp),
+            ("user", self.user.is_some(), is_sftp),
+            ("webdav-url", self.webdav_url.is_some(), is_webdav),
+        ];
+        match parts.iter().find(|(_, given, has_effect)| *given && !has_effect) {
+            Some((name, ..)) => Err(format!("replica.{name} has no effect on this replica.type")),
+            None => Ok(()),
+        }
+    }
+
+    /// A path that does not begin with a slash is below the user's home folder, as Litestream has it.
+    fn sftp_url(&self) -> Result<String, String> {
+        let host = self.host.as_ref().ok_or("replica.type sftp needs `host`")?;
+        let path = self.path.as_ref().ok_or("replica.type sftp needs `path`")?;
+        let user = self.user.as_ref().map(|user| format!("{user}@")).unwrap_or_default();
+        let path = if path.starts_with('/') { path.clone() } else { format!("/~/{path}") };
+        Ok(format!("sftp://{user}{host}{}", path.replace('%', "%25").replace('?', "%3F")))
+    }
+
+    /// `http` and `https` as Litestream's key has them become our schemes.
+    fn webdav_store(&self) -> Result<String, String> {
+        let given = self.webdav_url.as_ref().ok_or("replica.type webdav needs `webdav-url`")?;
+        let url = match given.split_once("://") {
+            Some(("http" | "webdav", rest)) => format!("webdav://{rest}"),
+            Some(("https" | "webdavs", rest)) => format!("webdavs://{rest}"),
+            _ => return Err(format!("replica.webdav-url {given:?} does not begin with http:// or https://")),
+        };
+        if url.contains('?') {
+            return Err("replica.webdav-url has options: put the whole into replica.url".to_owned());
+        }
+        let path = self.path.as_deref().unwrap_or("").trim_matches('/').replace('%', "%25").replace('?', "%3F");
+        Ok(format!("{}/{path}", url.trim_end_matches('/')))
+    }
+
+    /// The URL with what else is given behind it.
+    fn with_options(&self, mut url: String) -> String {
         for (index, (name, value)) in self.options().iter().enumerate() {
             let separator = if index == 0 { '?' } else { '&' };
             url.push_str(&format!("{separator}{name}={}", query_value(value)));
         }
-        Ok(url)
+        url
     }
 
     /// The environment variables that carry the keys. A key for another kind of store would have no effect.
@@ -471,8 +605,18 @@ impl ReplicaFile {
             ("secret-access-key", "AWS_SECRET_ACCESS_KEY", &self.secret_access_key),
         ];
         let azure = [("account-key", "AZURE_STORAGE_ACCOUNT_KEY", &self.account_key)];
+        let sftp = [("password", "SFTP_PASSWORD", &self.password)];
+        let webdav = [
+            ("webdav-username", "WEBDAV_USERNAME", &self.webdav_username),
+            ("webdav-password", "WEBDAV_PASSWORD", &self.webdav_password),
+        ];
         let mut credentials = Credentials::default();
-        let kinds = [(&s3[..], &["s3"][..], "S3"), (&azure[..], &["abs", "az"][..], "Azure")];
+        let kinds = [
+            (&s3[..], &["s3"][..], "S3"),
+            (&azure[..], &["abs", "az"][..], "Azure"),
+            (&sftp[..], &["sftp"][..], "SFTP"),
+            (&webdav[..], &["webdav", "webdavs"][..], "WebDAV"),
+        ];
         for (keys, schemes, kind) in kinds {
             for (key, variable, value) in keys {
                 let Some(value) = value else { continue };

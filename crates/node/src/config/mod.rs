@@ -9,13 +9,14 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rhyolite_logic::history_plan::Policy;
+use rhyolite_logic::history_plan::{Duty, Policy};
 use rhyolite_store::{Environment, StoreOptions};
 use serde::Deserialize;
 
 mod expand;
 pub mod file;
 pub mod folder;
+pub mod litestream;
 pub mod settings;
 mod suggest;
 #[cfg(test)]
@@ -43,6 +44,8 @@ pub struct Config {
     pub databases: Vec<DatabaseConfig>,
     /// Folders of databases (`dbs` with `dir`, or with a pattern).
     pub folders: Vec<FolderConfig>,
+    /// What is to be said of a configuration that was Litestream's.
+    pub notes: Vec<litestream::Note>,
 }
 
 /// The control socket.
@@ -67,6 +70,7 @@ impl Default for Config {
             socket: None,
             databases: Vec::new(),
             folders: Vec::new(),
+            notes: Vec::new(),
         }
     }
 }
@@ -195,10 +199,14 @@ pub struct DatabaseConfig {
     pub log_bytes_max: u64,
     /// A segment is closed and uploaded when it holds this many bytes, before its interval ends (`max-segment-size`).
     pub segment_bytes_max: u64,
-    /// What the store keeps and for how long (`bundle`, `merge`, `snapshot`, `keep`).
+    /// What the store keeps and for how long (`bundle`, `merge`, `snapshot`, `keep`, `retention.grace`).
     pub history: Policy,
     /// How other writers are kept away (`lease`).
     pub lease: LeaseConfig,
+    /// Which part of that is done by whoever replicates (`retention.enabled`).
+    pub duty: Duty,
+    /// When to prove that the store can be restored.
+    pub drill: DrillConfig,
 }
 
 /// The right to write to the store.
@@ -228,6 +236,21 @@ pub enum IfHeld {
 impl Default for LeaseConfig {
     fn default() -> Self {
         Self { enabled: true, ttl: 60 * SECOND, if_held: IfHeld::Wait, store: None }
+    }
+}
+
+/// Restore drills.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DrillConfig {
+    /// How often; zero never (`drill.interval`).
+    pub interval: Duration,
+    /// Of a database that is larger, about so many bytes are proved at a time (`drill.sample`).
+    pub sample_bytes: u64,
+}
+
+impl Default for DrillConfig {
+    fn default() -> Self {
+        Self { interval: 24 * 3600 * SECOND, sample_bytes: 1024 * MIB }
     }
 }
 
@@ -265,6 +288,8 @@ impl DatabaseConfig {
             segment_bytes_max: 8 * MIB,
             history: Policy::default(),
             lease: LeaseConfig::default(),
+            duty: Duty::default(),
+            drill: DrillConfig::default(),
         }
     }
 }

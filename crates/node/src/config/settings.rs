@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use clap::Args;
 
+use rhyolite_logic::history_plan::Duty;
+
 use super::units::{format_duration, format_size, parse_duration, parse_size};
 use super::{DatabaseConfig, IfHeld};
 
@@ -71,6 +73,18 @@ pub struct Settings {
     /// Where the lease lies, when several databases share one. A flag of the command, because it has no default.
     #[arg(skip)]
     pub lease_url: Option<String>,
+    /// Expire restore points and delete what is no longer needed; false leaves that to `rhyolite prune` (true or false; true)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    pub retention_enabled: Option<bool>,
+    /// Leave what is no longer needed in the store for this long, for readers that still want it (1h)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub retention_grace: Option<Duration>,
+    /// Prove this often that the store can be restored; 0 never (24h)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    pub drill_interval: Option<Duration>,
+    /// Prove about so many bytes of a database that is larger, other ones each time (1GiB)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub drill_sample: Option<u64>,
 }
 
 fn set<T: Copy>(target: &mut T, value: Option<T>) {
@@ -103,6 +117,10 @@ impl Settings {
         if self.lease_url.is_some() {
             config.lease.store.clone_from(&self.lease_url);
         }
+        set(&mut config.duty, self.retention_enabled.map(|enabled| if enabled { Duty::All } else { Duty::Compact }));
+        set(&mut config.history.grace, self.retention_grace);
+        set(&mut config.drill.interval, self.drill_interval);
+        set(&mut config.drill.sample_bytes, self.drill_sample);
     }
 }
 
@@ -126,6 +144,7 @@ pub fn validate(config: &DatabaseConfig) -> Result<(), String> {
         ("merge.interval", history.merge_interval, HISTORY_INTERVAL_MIN),
         ("snapshot.interval", history.snapshot_interval, HISTORY_INTERVAL_MIN),
         ("lease.ttl", config.lease.ttl, LEASE_TTL_MIN),
+        ("retention.grace", history.grace, HISTORY_INTERVAL_MIN),
     ];
     if let Some((name, value, min)) = durations.iter().find(|(_, value, min)| value < min) {
         return Err(format!("{name} is {}, but must be at least {}", format_duration(*value), format_duration(*min)));
@@ -133,6 +152,11 @@ pub fn validate(config: &DatabaseConfig) -> Result<(), String> {
     let sizes = [("max-segment-size", config.segment_bytes_max), ("max-log-size", config.log_bytes_max)];
     if let Some((name, value)) = sizes.iter().find(|(_, value)| *value < BYTES_MIN) {
         return Err(format!("{name} is {}, but must be at least {}", format_size(*value), format_size(BYTES_MIN)));
+    }
+    let drill = config.drill.interval;
+    if !drill.is_zero() && drill < HISTORY_INTERVAL_MIN {
+        let (drill, min) = (format_duration(drill), format_duration(HISTORY_INTERVAL_MIN));
+        return Err(format!("drill.interval is {drill}, but must be 0 or at least {min}"));
     }
     let ordered = [
         ("bundle.interval", history.bundle_interval, "merge.interval", history.merge_interval),
@@ -202,6 +226,9 @@ mod tests {
         config.history.keep_hourly = Duration::ZERO;
         config.history.keep_daily = Duration::ZERO;
         config.lease = LeaseConfig { enabled: false, ttl: hour, if_held: IfHeld::Exit, store: None };
+        config.history.grace = Duration::ZERO;
+        config.duty = Duty::Prune;
+        config.drill = crate::config::DrillConfig { interval: Duration::ZERO, sample_bytes: 0 };
         settings.apply(&mut config);
         assert_eq!(config, default);
         assert_eq!(validate(&default), Ok(()));

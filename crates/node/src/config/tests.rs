@@ -84,6 +84,8 @@ dbs:
     snapshot: {interval: 3m}
     keep: {every-commit: 1h, hourly: 2h, daily: 3h}
     lease: {enabled: false, ttl: 5s, if-held: exit, url: ./leases}
+    retention: {enabled: false, grace: 5m}
+    drill: {interval: 1h, sample: 2MiB}
 ";
     let seconds = Duration::from_secs;
     let config = parse(text).unwrap();
@@ -112,6 +114,7 @@ dbs:
             keep_every_commit: seconds(3_600),
             keep_hourly: seconds(7_200),
             keep_daily: seconds(10_800),
+            grace: seconds(300),
             ..Policy::default()
         },
         lease: LeaseConfig {
@@ -120,6 +123,8 @@ dbs:
             if_held: IfHeld::Exit,
             store: Some("./leases".to_owned()),
         },
+        duty: Duty::Compact,
+        drill: DrillConfig { interval: seconds(3_600), sample_bytes: 2 << 20 },
     };
     assert_eq!(config.databases, [expected]);
 }
@@ -244,6 +249,41 @@ fn keys_of_stores() {
     let half = "replica.access-key-id and replica.secret-access-key go together";
     check_error(&file("url: 's3://b', access-key-id: a"), &format!("{prefix}{half}"));
     check_error(&file("type: file, path: b, region: x"), &format!("{prefix}replica.type file takes only `path`"));
+}
+
+#[test]
+fn servers_of_files() {
+    let file = |replica: &str| format!("dbs:\n  - path: /a.db\n    replica: {{{replica}}}\n");
+    let database = |replica: &str| parse(&file(replica)).map(|c| c.databases[0].clone());
+    let sftp =
+        "type: sftp, host: 'h:2222', user: u, path: /srv/b, password: p, key-path: /k, host-key: 'ssh-ed25519 A+/='";
+    let sftp = database(sftp).unwrap();
+    assert_eq!(sftp.store, "sftp://u@h:2222/srv/b?key-path=/k&host-key=ssh-ed25519%20A%2B/=");
+    assert_eq!(sftp.store_options().environment.get("SFTP_PASSWORD").as_deref(), Some("p"));
+    assert_eq!(database("type: sftp, host: h, path: b").unwrap().store, "sftp://h/~/b");
+    let webdav = "type: webdav, webdav-url: 'https://h/dav/', webdav-username: u, webdav-password: p, path: 'b?'";
+    let webdav = database(webdav).unwrap();
+    assert_eq!(webdav.store, "webdavs://h/dav/b%3F");
+    assert_eq!(webdav.store_options().environment.get("WEBDAV_PASSWORD").as_deref(), Some("p"));
+    assert!(!format!("{webdav:?}{sftp:?}").contains("\"p\""), "secrets are not shown");
+    let beside = database("url: 'webdav://h/b', webdav-username: u").unwrap();
+    assert_eq!(beside.store_options().environment.get("WEBDAV_USERNAME").as_deref(), Some("u"));
+    let service = database("type: s3, bucket: b, provider: hetzner, region: fsn1").unwrap();
+    assert_eq!(service.store, "s3://b/?region=fsn1&provider=hetzner");
+
+    let prefix = "line 2: database /a.db: ";
+    for (replica, message) in [
+        ("type: sftp, path: b", "replica.type sftp needs `host`"),
+        ("type: sftp, host: h", "replica.type sftp needs `path`"),
+        ("type: sftp, host: h, path: b, bucket: c", "replica.bucket has no effect on this replica.type"),
+        ("type: s3, bucket: b, host: h", "replica.host has no effect on this replica.type"),
+        ("type: webdav", "replica.type webdav needs `webdav-url`"),
+        ("type: webdav, webdav-url: h", "replica.webdav-url \"h\" does not begin with http:// or https://"),
+        ("url: 's3://b', password: p", "replica.password is for SFTP, but the store is another kind"),
+        ("url: 'sftp://u@h/b', host: h", "replica.url excludes replica.host: put it into the URL"),
+    ] {
+        check_error(&file(replica), &format!("{prefix}{message}"));
+    }
 }
 
 #[test]

@@ -265,7 +265,8 @@ impl Following {
         progress.enter(Stage::Pages(u64::from(wanted.left())));
         let sink = Arc::new(FileSink::new(&spool)?);
         let reader = Arc::clone(&self.reader);
-        let bench = Bench { reader: Arc::clone(&reader), page_size: plan.page_size, sink, progress, done: None };
+        let bench =
+            Bench { reader: Arc::clone(&reader), page_size: plan.page_size, sink, progress, done: None, sample: None };
         let mut pool = Pool::new(bench, self.options.threads);
         let cache = self.log.as_mut().map(|known| std::mem::take(&mut known.catalog.cache)).unwrap_or_default();
         let visits = Visits::start(Arc::clone(&reader), steps, cache);

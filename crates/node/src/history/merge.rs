@@ -45,7 +45,7 @@ pub(super) type Sink<'a> = dyn FnMut(&mut Vec<u8>) -> io::Result<()> + 'a;
 type Span = (Arc<str>, Range<u64>);
 
 /// LTX files to merge, oldest first.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Inputs {
     spans: Vec<Span>,
     page_size: Option<PageSize>,

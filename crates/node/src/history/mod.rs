@@ -3,42 +3,42 @@
 //! Order, for every step: write the new objects and look that they are there; swap the manifest; delete nothing that the
 //! manifest does not list as retired. What a lost swap leaves behind is an object that nobody names.
 //!
+//! Several may look after one history at the same time, as long as they are of one epoch: a daemon and the commands `compact` and
+//! `prune`. The manifest lets one of them win a step, and an object that two of them make under one key is made of the same bytes, so it
+//! is never taken away from the one that names it ([`write`]).
+//!
 //! Everything that is rewritten is decoded and checked on the way: a history never goes from good objects into damaged ones.
 //! Memory is bounded by [`merge`]'s limits whatever the size of the files.
 
+mod garbage;
 mod merge;
-mod write;
+pub(crate) mod write;
 
-use std::fs::File;
 use std::sync::Arc;
 
 use rhyolite_format::manifest::{Manifest, ManifestFile, RetiredSegments};
-use rhyolite_format::{Epoch, Nonce, Seq, Timestamp, Txid};
+use rhyolite_format::{Epoch, Nonce, Timestamp, Txid};
 use rhyolite_logic::Target;
-use rhyolite_logic::history_plan::{Piece, Policy, SnapshotReason, Step, Update, apply, plan};
+use rhyolite_logic::history_plan::{Duty, Piece, Policy, SnapshotReason, Step, Update, apply, plan};
 use rhyolite_logic::lease::Guards;
-use rhyolite_logic::log::live;
-use rhyolite_store::{Store, StoreError};
+use rhyolite_logic::log::{LogSegment, live};
+use rhyolite_store::{Store, StoreError, StoreErrorKind};
 use rhyolite_writer::delete::{self, Deletion};
 use rhyolite_writer::manifest_swap::update_as;
 
-use crate::manifest_swap::ManifestError;
+use crate::manifest_swap::{self, ManifestError};
 use crate::random;
 use crate::restore::catalog::{Catalog, OnDamage};
 use crate::restore::reader::Reader;
 use crate::restore::{RestoreError, plan_in};
+pub use crate::segment_source::SegmentSource;
 use crate::world::RealWorld;
+pub use garbage::{Garbage, OnGarbage, garbage};
 use merge::Inputs;
 use write::Workshop;
 
 /// Plans that are made in one call, each from the manifest that the one before left.
 const ROUNDS_MAX: usize = 16;
-
-/// Log segments on this machine, which need not be fetched.
-pub trait SegmentSource: Send + Sync + std::fmt::Debug {
-    /// The finished segment, exactly as the store has it. `None` when it is not here any more.
-    fn open(&self, seq: Seq) -> Option<File>;
-}
 
 /// What to look after, and how.
 #[derive(Clone, Debug)]
@@ -47,6 +47,8 @@ pub struct HistoryOptions {
     pub store: Arc<dyn Store>,
     /// When to do what, and what to keep.
     pub policy: Policy,
+    /// Which part of it is done here.
+    pub duty: Duty,
     /// The right to write under which this happens.
     pub epoch: Epoch,
     /// The time.
@@ -92,6 +94,8 @@ pub enum HistoryError {
         /// The epoch of the manifest.
         theirs: Epoch,
     },
+    /// There is no manifest yet.
+    NoManifest,
 }
 
 impl std::fmt::Display for HistoryError {
@@ -103,11 +107,23 @@ impl std::fmt::Display for HistoryError {
             Self::Fenced { ours, theirs } => {
                 write!(f, "another process writes under epoch {theirs}, this one had {ours}")
             }
+            Self::NoManifest => f.write_str("there is no manifest yet"),
         }
     }
 }
 
 impl std::error::Error for HistoryError {}
+
+impl HistoryError {
+    /// Whether somebody else's work may be why: an object is there, or gone, that the plan did not know of.
+    fn may_be_outdated(&self) -> bool {
+        match self {
+            Self::Read(error) => error.is_about_an_object(),
+            Self::Write(error) => error.kind == StoreErrorKind::Exists,
+            Self::Manifest(_) | Self::Fenced { .. } | Self::NoManifest => false,
+        }
+    }
+}
 
 impl From<RestoreError> for HistoryError {
     fn from(error: RestoreError) -> Self {
@@ -137,37 +153,78 @@ impl From<ManifestError> for HistoryError {
 pub async fn maintain(options: HistoryOptions) -> Result<HistoryReport, HistoryError> {
     let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
     let mut report = HistoryReport::default();
+    let mut has_looked_again = false;
     for _ in 0..ROUNDS_MAX {
-        let catalog = Catalog::load(&reader, None, OnDamage::Refuse).await?;
-        check_epoch(&catalog.manifest, options.epoch)?;
-        let steps = plan(&catalog.manifest, &catalog.log, &options.policy, options.now);
-        let mut steps = steps.expect("the catalog has no holes");
-        report.snapshot_due = None;
-        steps.retain(|step| match step {
-            // There is nothing that it could be merged from.
-            Step::Snapshot { from, reason: SnapshotReason::Unreachable } => {
-                report.snapshot_due = Some(*from);
-                false
+        let local = options.segments.as_ref();
+        let catalog = match Catalog::load_with(&reader, local, None, OnDamage::Refuse).await {
+            // Somebody else may have bundled and deleted it after the manifest was read.
+            Err(RestoreError::Missing { .. }) if !has_looked_again => {
+                has_looked_again = true;
+                continue;
             }
-            Step::Delete { .. } => report.not_deleted.is_none(),
-            _ => true,
-        });
+            loaded => loaded?,
+        };
+        check_epoch(&catalog.manifest, options.epoch)?;
+        let steps = due(&options, &catalog, &mut report);
         if steps.is_empty() {
             break;
         }
-        let round = Round::new(&options, &reader, &catalog);
-        for step in &steps {
-            match (round.carry_out(step, &mut report).await, step) {
-                (Ok(true), _) => {}
-                // Somebody else changed what the plan was made from: plan again.
-                (Ok(false), _) => break,
-                // Credentials that may not delete are no reason to let the log grow without end.
-                (Err(HistoryError::Write(error)), Step::Delete { .. }) => report.not_deleted = Some(error.to_string()),
-                (Err(error), _) => return Err(error),
+        let carried_out = Round::new(&options, &reader, &catalog).carry_out_all(&steps, &mut report).await;
+        if let Err(error) = carried_out {
+            let is_outdated = error.may_be_outdated() && has_moved_on(&options, &catalog).await?;
+            if !is_outdated {
+                return Err(error);
             }
         }
     }
     Ok(report)
+}
+
+/// The steps that are to be carried out here.
+fn due(options: &HistoryOptions, catalog: &Catalog, report: &mut HistoryReport) -> Vec<Step> {
+    let steps = plan(&catalog.manifest, &catalog.log, &options.policy, options.now);
+    let mut steps = steps.expect("the catalog has no holes");
+    report.snapshot_due = None;
+    steps.retain(|step| match step {
+        // There is nothing that it could be merged from.
+        Step::Snapshot { from, reason: SnapshotReason::Unreachable } => {
+            report.snapshot_due = Some(*from);
+            false
+        }
+        Step::Delete { .. } if report.not_deleted.is_some() => false,
+        step => options.duty.includes(step),
+    });
+    steps
+}
+
+/// Whether somebody else has changed the manifest since it was read.
+async fn has_moved_on(options: &HistoryOptions, catalog: &Catalog) -> Result<bool, HistoryError> {
+    let now = manifest_swap::read(&*options.store).await?;
+    Ok(now.is_some_and(|(manifest, _)| manifest.revision != catalog.manifest.revision))
+}
+
+/// What is due, without doing it. When these steps are done others may follow from them.
+///
+/// # Errors
+/// The store does not answer, what it holds is damaged, or the manifest is of a later epoch.
+pub async fn preview(options: &HistoryOptions) -> Result<Vec<Step>, HistoryError> {
+    let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
+    let catalog = Catalog::load(&reader, None, OnDamage::Refuse).await?;
+    check_epoch(&catalog.manifest, options.epoch)?;
+    let mut steps =
+        plan(&catalog.manifest, &catalog.log, &options.policy, options.now).expect("the catalog has no holes");
+    steps.retain(|step| options.duty.includes(step));
+    Ok(steps)
+}
+
+/// The manifest, and the listing of its live log.
+///
+/// # Errors
+/// The store does not answer, or what it holds is damaged.
+pub async fn catalog_of(store: &Arc<dyn Store>) -> Result<(Manifest, Vec<LogSegment>), RestoreError> {
+    let reader = Arc::new(Reader::new(Arc::clone(store)));
+    let catalog = Catalog::load(&reader, None, OnDamage::Refuse).await?;
+    Ok((catalog.manifest, catalog.log))
 }
 
 /// Writes a snapshot of the newest state by merging what is in the store, and enters it in the manifest.
@@ -197,8 +254,24 @@ struct Round<'a> {
 
 impl<'a> Round<'a> {
     fn new(options: &'a HistoryOptions, reader: &Arc<Reader>, catalog: &'a Catalog) -> Self {
-        let (lineage, epoch, now) = (catalog.identity.lineage, options.epoch, options.now);
-        Self { options, workshop: Workshop { reader: Arc::clone(reader), lineage, epoch, now }, catalog }
+        let (lineage, epoch) = (catalog.identity.lineage, options.epoch);
+        let leftover_before = Timestamp(options.now.0.saturating_sub(millis(options.policy.grace)));
+        let workshop = Workshop { reader: Arc::clone(reader), lineage, epoch, leftover_before };
+        Self { options, workshop, catalog }
+    }
+
+    /// Does one step after the other, until somebody else has changed what they were planned from.
+    async fn carry_out_all(&self, steps: &[Step], report: &mut HistoryReport) -> Result<(), HistoryError> {
+        for step in steps {
+            match (self.carry_out(step, report).await, step) {
+                (Ok(true), _) => {}
+                (Ok(false), _) => break,
+                // Credentials that may not delete are no reason to let the log grow without end.
+                (Err(HistoryError::Write(error)), Step::Delete { .. }) => report.not_deleted = Some(error.to_string()),
+                (Err(error), _) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Does one step; `false` when the manifest has changed so that it does not fit any more.
@@ -211,7 +284,8 @@ impl<'a> Round<'a> {
         let count = made.len() as u64;
         let update = Update { epoch: self.options.epoch, nonce: Nonce(random::bytes()), now: self.options.now };
         let change = |manifest: Option<Manifest>| {
-            let manifest = manifest.filter(|manifest| fits(manifest, step, self.options.epoch))?;
+            let planned = &self.catalog.manifest;
+            let manifest = manifest.filter(|manifest| fits(manifest, planned, step, self.options.epoch))?;
             Some(apply(&manifest, step, made.clone(), update))
         };
         let store = &*self.options.store;
@@ -262,12 +336,14 @@ impl<'a> Round<'a> {
 
     /// What the local log gives is used as long as it is good; the store has the same.
     async fn bundle(&self, piece: &Piece) -> Result<ManifestFile, HistoryError> {
-        let cache = &self.catalog.cache;
-        let Some(local) = self.options.segments.as_ref() else { return self.workshop.bundle(piece, cache, None).await };
-        match self.workshop.bundle(piece, cache, Some(local)).await {
+        let catalog = self.catalog;
+        let Some(local) = self.options.segments.as_ref() else {
+            return self.workshop.bundle(piece, catalog, None).await;
+        };
+        match self.workshop.bundle(piece, catalog, Some(local)).await {
             Err(HistoryError::Read(error)) => {
                 tracing::warn!("a segment of the local log is not usable, reading the store's: {error}");
-                self.workshop.bundle(piece, cache, None).await
+                self.workshop.bundle(piece, catalog, None).await
             }
             other => other,
         }
@@ -292,14 +368,20 @@ impl<'a> Round<'a> {
     }
 }
 
-/// Whether a step that was planned from an earlier manifest may be applied to this one.
-fn fits(manifest: &Manifest, step: &Step, epoch: Epoch) -> bool {
+fn millis(duration: std::time::Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Whether a step that was planned from an earlier manifest may be applied to this one. What takes points away must know every pin.
+fn fits(manifest: &Manifest, planned: &Manifest, step: &Step, epoch: Epoch) -> bool {
     let is_live = |key: &String| manifest.files.iter().any(|file| file.key == *key);
     let fits = match step {
         Step::Bundle { first_seq, .. } => manifest.first_seq == *first_seq,
-        Step::Merge { inputs, .. } => inputs.iter().all(|input| manifest.files.contains(input)),
+        Step::Merge { inputs, .. } => {
+            manifest.pins == planned.pins && inputs.iter().all(|input| manifest.files.contains(input))
+        }
         Step::Snapshot { .. } => true,
-        Step::Expire { keys } => keys.iter().all(is_live),
+        Step::Expire { keys } => manifest.pins == planned.pins && keys.iter().all(is_live),
         Step::Delete { files, .. } => !files.iter().any(is_live),
     };
     fits && manifest.epoch <= epoch

@@ -1,4 +1,8 @@
 //! Writes the objects of a history: read and packed on one thread, sent from another, a few pieces in between.
+//!
+//! An object is a function of what it is made from and of the epoch in its key. Somebody else, or an earlier try, may have made it
+//! already, or be making it right now: what lies under the key is then compared, and used when it is the same. It is never
+//! removed while somebody may be about to name it: only when it is another, nobody names it, and it is older than the grace period.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -10,16 +14,18 @@ use rhyolite_format::crc::Crc64;
 use rhyolite_format::ltx::{Decoder, Packing, merge};
 use rhyolite_format::manifest::{Crc64Hex, FileKind, ManifestFile};
 use rhyolite_format::segment::{SegmentEntry, SegmentHeader, SegmentKind, encode_index};
-use rhyolite_format::{Epoch, Lineage, Nonce, Pos, Seq, Timestamp, Txid, keys};
+use rhyolite_format::{Epoch, Lineage, Pos, Seq, Timestamp, Txid, keys};
 use rhyolite_logic::history_plan::{LogEntry, Piece, Written, merged_file, merged_key};
 use rhyolite_logic::restore_plan::RestorePlan;
+use rhyolite_store::{Meta, Operation, Store, StoreError, StoreErrorKind, Upload};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
 use super::merge::{Inputs, merge_error};
 use super::{HistoryError, SegmentSource};
 use crate::manifest_swap;
-use crate::random;
 use crate::restore::RestoreError;
+use crate::restore::catalog::Catalog;
 use crate::restore::pool::finished;
 use crate::restore::reader::Reader;
 use crate::restore::stream::{ObjectStream, PIECE_BYTES_MAX, io_error, stream_error};
@@ -39,12 +45,13 @@ pub(super) struct Workshop {
     pub(super) reader: Arc<Reader>,
     pub(super) lineage: Lineage,
     pub(super) epoch: Epoch,
-    pub(super) now: Timestamp,
+    /// An object without a name that is older than this was given up by whoever made it.
+    pub(super) leftover_before: Timestamp,
 }
 
 /// Takes the bytes of an object, on the thread that makes them.
 #[derive(Debug)]
-pub(super) struct Out {
+pub(crate) struct Out {
     sender: mpsc::Sender<Bytes>,
     buffer: Vec<u8>,
     crc: Crc64,
@@ -53,7 +60,7 @@ pub(super) struct Out {
 
 impl Out {
     /// Takes all of `bytes` and leaves it empty.
-    pub(super) fn take(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
+    pub(crate) fn take(&mut self, bytes: &mut Vec<u8>) -> io::Result<()> {
         self.crc.update(bytes);
         self.len += bytes.len() as u64;
         if self.buffer.is_empty() {
@@ -75,60 +82,94 @@ impl Workshop {
     async fn write<T: Send + 'static>(
         &self,
         key: &str,
+        make: impl FnOnce(&mut Out) -> Result<T, RestoreError> + Clone + Send + 'static,
+    ) -> Result<(T, Written), HistoryError> {
+        let store = self.reader.store();
+        manifest_swap::refuse_named(&**store, key).await?;
+        match store.head(key).await {
+            Ok(meta) => {
+                if let Some(same) = self.compare(key, meta.size, make.clone()).await? {
+                    return Ok(same);
+                }
+                self.remove_leftover(key, &meta).await?;
+            }
+            Err(error) if error.kind == StoreErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+        }
+        match self.send(key, make.clone()).await {
+            // Somebody else was faster.
+            Err(HistoryError::Write(error)) if error.kind == StoreErrorKind::Exists => {
+                let size = store.head(key).await?.size;
+                self.compare(key, size, make).await?.ok_or(HistoryError::Write(error))
+            }
+            sent => sent,
+        }
+    }
+
+    /// Removes an object that is not what it should be and that nobody will name any more.
+    async fn remove_leftover(&self, key: &str, meta: &Meta) -> Result<(), HistoryError> {
+        if meta.modified.is_some_and(|written| written > self.leftover_before) {
+            let text = "another object lies here, and somebody may be about to name it: tried again later";
+            let store = self.reader.store().describe();
+            return Err(StoreError::new(StoreErrorKind::Exists, Operation::Upload, key, store, text.to_owned()).into());
+        }
+        Ok(manifest_swap::clear_unnamed(&**self.reader.store(), key).await?)
+    }
+
+    async fn send<T: Send + 'static>(
+        &self,
+        key: &str,
         make: impl FnOnce(&mut Out) -> Result<T, RestoreError> + Send + 'static,
     ) -> Result<(T, Written), HistoryError> {
         let store = self.reader.store();
-        manifest_swap::clear_unnamed(&**store, key).await?;
-        let mut upload = store.upload(key).await?;
-        let (sender, mut pieces) = mpsc::channel(SEND_QUEUE);
-        let maker = tokio::task::spawn_blocking(move || {
-            let mut out = Out { sender, buffer: Vec::new(), crc: Crc64::new(), len: 0 };
-            let value = make(&mut out)?;
-            // Fails only if the upload was given up, and then that error counts.
-            let _ = out.send();
-            Ok((value, Written { size: out.len, crc64: out.crc.sum() }))
-        });
+        let upload = store.upload(key).await?;
+        write_object(&**store, key, upload, make).await
+    }
+
+    /// Compares what `make` gives out with the object that is there, byte for byte. `None` when it is another.
+    async fn compare<T: Send + 'static>(
+        &self,
+        key: &str,
+        size: u64,
+        make: impl FnOnce(&mut Out) -> Result<T, RestoreError> + Send + 'static,
+    ) -> Result<Option<(T, Written)>, HistoryError> {
+        let (mut pieces, maker) = start(make);
+        let mut at = 0;
         while let Some(piece) = pieces.recv().await {
-            if let Err(e) = upload.write(piece).await {
-                drop(pieces);
-                // Nothing can be done about a part of an object that stays.
-                let _ = upload.abort().await;
-                return Err(e.into());
+            let end = at + piece.len() as u64;
+            let is_same = piece.is_empty() || (end <= size && self.reader.get_range(key, at..end).await? == piece);
+            if !is_same {
+                return Ok(None);
             }
+            at = end;
         }
-        let (value, written) = match finished(maker.await) {
-            Ok(made) => made,
-            Err(e) => {
-                let _ = upload.abort().await;
-                return Err(e.into());
-            }
-        };
-        let version = upload.finish().await?;
-        store.verify_created(key, &version, written.size).await?;
-        Ok((value, written))
+        let made = finished(maker.await)?;
+        Ok((at == size).then_some(made))
     }
 
     /// Writes a piece of the log as an object of its own. Pages that are stored as they are get packed.
     pub(super) async fn bundle(
         &self,
         piece: &Piece,
-        cache: &HashMap<String, Bytes>,
+        catalog: &Catalog,
         local: Option<&Arc<dyn SegmentSource>>,
     ) -> Result<ManifestFile, HistoryError> {
         let (entries, is_bundle) = match piece {
             Piece::Bundle(entries) => (entries.as_slice(), true),
             Piece::Snapshot(entry) => (std::slice::from_ref(entry), false),
         };
+        let last_seq = entries[entries.len() - 1].seq;
+        let last = catalog.log.iter().find(|segment| segment.seq == last_seq).expect("planned from this listing");
         let header = SegmentHeader {
-            kind: SegmentKind::Bundle { last_seq: entries[entries.len() - 1].seq },
+            kind: SegmentKind::Bundle { last_seq },
             lineage: self.lineage,
             epoch: self.epoch,
             seq: entries[0].seq,
-            nonce: Nonce(random::bytes()),
-            created: self.now,
+            nonce: last.header.nonce,
+            created: last.header.created,
         };
         let header = is_bundle.then_some(header);
-        let runs = runs(entries, cache, local);
+        let runs = runs(entries, &catalog.cache, local);
         let reader = Arc::clone(&self.reader);
         let make = move |out: &mut Out| write_log(header.as_ref(), runs, &reader, out);
         let ((), written) = self.write(&piece.key(self.epoch), make).await?;
@@ -191,15 +232,59 @@ impl Workshop {
     }
 }
 
+/// Sends the bytes that `make` gives out through an upload, and looks that the object is there.
+pub(crate) async fn write_object<T: Send + 'static>(
+    store: &dyn Store,
+    key: &str,
+    mut upload: Box<dyn Upload>,
+    make: impl FnOnce(&mut Out) -> Result<T, RestoreError> + Send + 'static,
+) -> Result<(T, Written), HistoryError> {
+    let (mut pieces, maker) = start(make);
+    while let Some(piece) = pieces.recv().await {
+        if let Err(e) = upload.write(piece).await {
+            drop(pieces);
+            // Nothing can be done about a part of an object that stays.
+            let _ = upload.abort().await;
+            return Err(e.into());
+        }
+    }
+    let (value, written) = match finished(maker.await) {
+        Ok(made) => made,
+        Err(e) => {
+            let _ = upload.abort().await;
+            return Err(e.into());
+        }
+    };
+    let version = upload.finish().await?;
+    store.verify_created(key, &version, written.size).await?;
+    Ok((value, written))
+}
+
+/// Starts to make an object on a thread of its own. Dropping the receiver gives it up.
+#[expect(clippy::type_complexity, reason = "used twice, right above")]
+fn start<T: Send + 'static>(
+    make: impl FnOnce(&mut Out) -> Result<T, RestoreError> + Send + 'static,
+) -> (mpsc::Receiver<Bytes>, JoinHandle<Result<(T, Written), RestoreError>>) {
+    let (sender, pieces) = mpsc::channel(SEND_QUEUE);
+    let maker = tokio::task::spawn_blocking(move || {
+        let mut out = Out { sender, buffer: Vec::new(), crc: Crc64::new(), len: 0 };
+        let value = make(&mut out)?;
+        // Fails only if the receiver was dropped, and then nobody wants it.
+        let _ = out.send();
+        Ok((value, Written { size: out.len, crc64: out.crc.sum() }))
+    });
+    (pieces, maker)
+}
+
 /// Neighbouring transactions of one segment, and where to read them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Run {
     key: Arc<str>,
     entries: Vec<SegmentEntry>,
     place: Place,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Place {
     /// All bytes of the segment.
     Memory(Bytes),
@@ -292,6 +377,6 @@ fn repack(key: &str, stream: &mut dyn Read, entry: &SegmentEntry, out: &mut Out)
 }
 
 /// The upload failed, and its error is what counts.
-pub(super) fn given_up(_: io::Error) -> RestoreError {
+pub(crate) fn given_up(_: io::Error) -> RestoreError {
     RestoreError::Cancelled
 }

@@ -221,6 +221,23 @@ pub const METRICS: &[Metric] = &[
     counter("rhyolite_store_written_bytes_total", "Bytes of objects sent to the store.", |d| {
         Some(d.store_requests.bytes_written as f64)
     }),
+    gauge(
+        "rhyolite_drill_restorable_timestamp_seconds",
+        "Time of the newest commit that a restore drill has proved restorable; absent before.",
+        |d| d.figures.drill.proved.as_ref().map(|proof| seconds(proof.committed)),
+    ),
+    gauge("rhyolite_drill_proved_timestamp_seconds", "When that was proved; absent before.", |d| {
+        d.figures.drill.proved.as_ref().map(|proof| seconds(proof.at))
+    }),
+    gauge(
+        "rhyolite_drill_proved_ratio",
+        "Part of the pages that this drill compared: 1 unless it took a sample.",
+        |d| d.figures.drill.proved.as_ref().map(|proof| proof.pages_proved as f64 / proof.pages.max(1) as f64),
+    ),
+    counter("rhyolite_drills_total", "Restore drills.", |d| Some(d.figures.drill.runs as f64)),
+    counter("rhyolite_drill_failures_total", "Restore drills that found the store damaged.", |d| {
+        Some(d.figures.drill.failures as f64)
+    }),
     counter("rhyolite_errors_total", "Errors of any kind, those that a retry mended included.", |d| {
         Some(d.figures.errors as f64)
     }),

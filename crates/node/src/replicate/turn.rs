@@ -1,14 +1,16 @@
-//! Whose turn it is: the state folder's lock keeps other processes of this machine away, the lease those of others.
+//! Whose turn it is: the lease keeps other processes away, then the state folder's lock those of this machine that have another lease.
 //!
-//! Both are waited for, unless the configuration says to exit, and the status says for whom.
+//! In this order: who has the lease may wait for the lock, but nobody waits for the lease with the lock in his hands. Both are waited
+//! for, unless the configuration says to exit, and the status says for whom.
 
 use std::fs::File;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rhyolite_format::lease::{LeaseRecord, LeaseState};
-use rhyolite_format::{Epoch, Timestamp};
+use rhyolite_format::{Epoch, Lineage, Nonce, Timestamp};
 use rhyolite_logic::lease::{Guards, Monotonic, Standing};
+use rhyolite_logic::reconcile::Start as Decision;
 use rhyolite_store::{Store, Version};
 use rhyolite_writer::World;
 use rhyolite_writer::claim::Claim;
@@ -19,12 +21,11 @@ use rustix::fs::{FlockOperation, flock};
 use super::{BEGIN_AGAIN_AFTER, ReplicateError, Replication};
 use crate::capture::restart;
 use crate::config::IfHeld;
-use crate::lease;
 use crate::log_end::{Hint, LogEnd};
 use crate::status::State;
-use crate::time;
 use crate::upload::{NoRight, Right};
 use crate::world::RealWorld;
+use crate::{lease, process, time};
 
 /// How long the lock of the state folder is waited for before its holder counts as another replicator.
 const LOCK_WAIT: Duration = Duration::from_secs(1);
@@ -32,6 +33,10 @@ const LOCK_WAIT: Duration = Duration::from_secs(1);
 const LOCK_LOOK: Duration = Duration::from_millis(100);
 /// Time between looks at how things stand with a lease.
 const STANDING_LOOK: Duration = Duration::from_millis(500);
+/// So often within this time somebody may write under a higher epoch than ours, although we have the lease, before that counts as
+/// another lease over the same log.
+const OUTDONE_MAX: usize = 2;
+const OUTDONE_WITHIN: Duration = Duration::from_secs(600);
 
 /// The right to write, as it was got.
 pub(super) struct Turn {
@@ -39,6 +44,38 @@ pub(super) struct Turn {
     pub(super) epoch: Epoch,
     /// Another process had it, and did not give it up: its requests may still come in.
     is_seized: bool,
+}
+
+/// What this process has done under its rights so far.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Past {
+    /// The epoch under which it has last gone to work on the store.
+    written: Option<Epoch>,
+    /// The epoch under which it has last fenced the log.
+    fenced: Option<Epoch>,
+    /// The least epoch for the next life: what the one before has begun under its own may still come in.
+    least: Option<Epoch>,
+    /// The next life must fence before it writes anything.
+    must_fence: bool,
+    /// When somebody wrote under a higher epoch while we had the lease.
+    outdone: Vec<Instant>,
+}
+
+impl Past {
+    /// An object that was begun under `epoch` may or may not get its name: nothing else may be called the same.
+    pub(super) fn spoil(&mut self, epoch: Epoch) {
+        self.least = self.least.max(Some(epoch.next()));
+    }
+
+    /// Whether this process has fenced the log under `epoch`.
+    pub(super) fn is_fenced(&self, epoch: Epoch) -> bool {
+        self.fenced == Some(epoch)
+    }
+
+    /// The next life fences first.
+    pub(super) fn require_fence(&mut self) {
+        self.must_fence = true;
+    }
 }
 
 impl Replication {
@@ -75,36 +112,116 @@ impl Replication {
         }
     }
 
-    /// Gets the right to write, under an epoch that nobody else has written with, and finds the end of the log. `None` when stopped
-    /// before.
+    /// Waits until we have the lease. `None` when stopped before.
+    pub(super) async fn wait_for_turn(&mut self, lease: &LeaseHandle) -> Result<Option<Turn>, ReplicateError> {
+        let mut holders = Holders::default();
+        if let Some(least) = self.past.least {
+            lease.require_epoch(least);
+        }
+        loop {
+            let standing = lease.standing();
+            match &standing {
+                Standing::Theirs { record, free } => self.tell_holder(record, *free, &mut holders)?,
+                _ if lease.right().is_none() => self.tell_problem(lease, &mut holders),
+                _ => {}
+            }
+            let enough = lease.right().filter(|epoch| self.past.least.is_none_or(|least| *epoch >= least));
+            if let Some(epoch) = enough {
+                self.status.update(|f| {
+                    f.epoch = Some(epoch);
+                    f.standby = false;
+                });
+                let is_seized = matches!(standing, Standing::Ours { seized: true, .. });
+                return Ok(Some(Turn { lease: lease.clone(), epoch, is_seized }));
+            }
+            let changes = async {
+                match lease.changes() {
+                    Some(changes) => changes.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = changes => {}
+                // Standing is a matter of time, too.
+                () = tokio::time::sleep(STANDING_LOOK) => {}
+                () = self.stopped() => return Ok(None),
+            }
+        }
+    }
+
+    fn tell_problem(&self, lease: &LeaseHandle, holders: &mut Holders) {
+        if let Some(problem) = lease.problem().filter(|problem| holders.problem.as_ref() != Some(problem)) {
+            self.complain(&problem, "the lease cannot be read or written");
+            holders.problem = Some(problem);
+        }
+    }
+
+    /// Says who has the lease, once for each holder; or ends, where that is wanted and the holder is seen to live.
+    fn tell_holder(&self, record: &LeaseRecord, free: Monotonic, holders: &mut Holders) -> Result<(), ReplicateError> {
+        let left = RealWorld.now().until(free);
+        let until = time::format_utc(Timestamp(time::now().0.saturating_add(left.as_millis() as i64)));
+        let holder = lease::describe(record);
+        let text = format!("{holder} holds the lease of {} until {until} at least", self.config.store);
+        let is_renewed = holders.nonce.replace(record.nonce).is_some_and(|before| before != record.nonce);
+        let lives = is_renewed || record.process.as_deref().is_some_and(process::is_alive);
+        if self.config.lease.if_held == IfHeld::Exit && record.state == LeaseState::Held && lives {
+            return Err(ReplicateError::Conflict(text));
+        }
+        self.status.update(|f| f.standby = true);
+        self.status.set_state(State::Waiting { reason: text.clone() });
+        if holders.told.as_ref() != Some(&holder) {
+            tracing::warn!(database = %self.config.path.display(), "waiting: {text}");
+            holders.told = Some(holder);
+        }
+        Ok(())
+    }
+
+    /// Finds the end of the log, and makes sure that nobody has written there under our epoch or a later one. `None` when that is not so, or
+    /// when stopped.
     pub(super) async fn take_turn(
         &mut self,
         store: &Arc<dyn Store>,
-        lease: &LeaseHandle,
+        turn: &Turn,
         hint: Option<Hint>,
-    ) -> Result<Option<(Turn, Option<LogEnd>)>, ReplicateError> {
-        loop {
-            let Some(turn) = self.wait_for_turn(lease).await? else { return Ok(None) };
-            let Some(mut end) = self.find_end(store, hint).await? else { return Ok(None) };
-            let theirs = end.as_ref().and_then(|end| end.epoch).filter(|theirs| *theirs >= turn.epoch);
-            match (theirs, self.written) {
-                (None, _) => {}
-                (Some(theirs), Some(ours)) if theirs == ours && ours == turn.epoch => {}
-                (Some(theirs), Some(ours)) if ours == turn.epoch => return Err(self.other_lease(theirs)),
-                (Some(theirs), _) => {
-                    // Written under another lease, or under none, before: ours goes on from there.
-                    lease.require_epoch(theirs.next());
-                    continue;
-                }
-            }
-            if let Some(end) = end.as_mut().filter(|end| turn.is_seized && end.manifest.is_some())
-                && !self.fence(store, &turn, end).await?
-            {
-                continue;
-            }
-            self.written = Some(turn.epoch);
-            return Ok(Some((turn, end)));
+        known: Option<Lineage>,
+    ) -> Result<Option<Option<LogEnd>>, ReplicateError> {
+        let Some(mut end) = self.find_end(store, hint).await? else { return Ok(None) };
+        if let (Some(local), Some(end)) = (known, &end)
+            && local != end.identity.lineage
+        {
+            let (local, store) = (local, end.identity.lineage);
+            return Err(self.wrong_lineage(&Decision::WrongLineage { local, store }));
         }
+        let theirs = end.as_ref().and_then(|end| end.epoch).filter(|theirs| *theirs >= turn.epoch);
+        if let Some(theirs) = theirs.filter(|theirs| !(*theirs == turn.epoch && self.past.written == Some(*theirs))) {
+            self.note_outdone(turn, theirs)?;
+            // Written under another lease, or under none; or the lease has passed on while we were not looking. The next writing of the
+            // lease tells, and goes on from there.
+            self.past.least = self.past.least.max(Some(theirs.next()));
+            return Ok(None);
+        }
+        let must_fence = (turn.is_seized && self.past.fenced != Some(turn.epoch)) || self.past.must_fence;
+        if let Some(end) = end.as_mut().filter(|end| must_fence && end.manifest.is_some()) {
+            if !self.fence(store, turn, end).await? {
+                return Ok(None);
+            }
+            self.past.must_fence = false;
+        }
+        self.past.written = Some(turn.epoch);
+        Ok(Some(end))
+    }
+
+    /// Somebody wrote under `theirs`. While we have the lease that may not happen again and again.
+    fn note_outdone(&mut self, turn: &Turn, theirs: Epoch) -> Result<(), ReplicateError> {
+        if self.past.written != Some(turn.epoch) {
+            return Ok(());
+        }
+        self.past.outdone.retain(|at| at.elapsed() < OUTDONE_WITHIN);
+        self.past.outdone.push(Instant::now());
+        if turn.lease.is_alone() || self.past.outdone.len() > OUTDONE_MAX {
+            return Err(self.other_lease(theirs));
+        }
+        Ok(())
     }
 
     fn other_lease(&self, theirs: Epoch) -> ReplicateError {
@@ -116,82 +233,33 @@ impl Replication {
         ))
     }
 
-    /// Waits until we have the lease. `None` when stopped before.
-    async fn wait_for_turn(&mut self, lease: &LeaseHandle) -> Result<Option<Turn>, ReplicateError> {
-        let mut is_seized = false;
-        let mut told = None;
-        loop {
-            match lease.standing() {
-                Standing::Theirs { record, free } => {
-                    is_seized = record.state == LeaseState::Held;
-                    self.tell_holder(&record, free, &mut told)?;
-                }
-                _ if told.is_none() && lease.right().is_none() => {
-                    if let Some(problem) = lease.problem() {
-                        self.complain(&problem, "the lease cannot be read");
-                        told = Some(problem);
-                    }
-                }
-                _ => {}
-            }
-            if let Some(epoch) = lease.right() {
-                self.status.update(|f| f.epoch = Some(epoch));
-                return Ok(Some(Turn { lease: lease.clone(), epoch, is_seized }));
-            }
-            let Some(changes) = lease.changes() else { continue };
-            tokio::select! {
-                () = changes => {}
-                // Standing is a matter of time, too.
-                () = tokio::time::sleep(STANDING_LOOK) => {}
-                () = self.stopped() => return Ok(None),
-            }
-        }
-    }
-
-    /// Says who has the lease, once for each holder; or ends, where that is wanted.
-    fn tell_holder(
-        &self,
-        record: &LeaseRecord,
-        free: Monotonic,
-        told: &mut Option<String>,
-    ) -> Result<(), ReplicateError> {
-        let left = RealWorld.now().until(free);
-        let until = time::format_utc(Timestamp(time::now().0.saturating_add(left.as_millis() as i64)));
-        let holder = lease::describe(record);
-        let text = format!("{holder} holds the lease of {} until {until} at least", self.config.store);
-        if self.config.lease.if_held == IfHeld::Exit && record.state == LeaseState::Held && !left.is_zero() {
-            return Err(ReplicateError::Conflict(text));
-        }
-        self.status.set_state(State::Waiting { reason: text.clone() });
-        if told.as_ref() != Some(&holder) {
-            tracing::warn!(database = %self.config.path.display(), "waiting: {text}");
-            *told = Some(holder);
-        }
-        Ok(())
-    }
-
     /// Takes the end of the log for our epoch, so that nothing which an earlier holder still sends counts. `false` when somebody was
-    /// faster.
-    async fn fence(&self, store: &Arc<dyn Store>, turn: &Turn, end: &mut LogEnd) -> Result<bool, ReplicateError> {
+    /// faster, or when stopped.
+    async fn fence(&mut self, store: &Arc<dyn Store>, turn: &Turn, end: &mut LogEnd) -> Result<bool, ReplicateError> {
         let right = self.right(store, turn, end.manifest_version.clone());
         let (header, bytes) = create::fence(&RealWorld, end.identity.lineage, turn.epoch, end.next_seq);
-        let text = match right.exercise().await {
-            Ok(()) => match create::segment(&**store, Guards::ALL, &header, bytes, &[]).await {
-                Ok(_) => {
-                    end.next_seq = end.next_seq.next();
-                    // The claim has made a new version.
-                    end.manifest_version = None;
-                    return Ok(true);
-                }
-                Err(CreateError::Store(error)) => error.to_string(),
-                Err(CreateError::Conflict) => return Err(self.other_lease(turn.epoch)),
-                Err(_) => return Ok(false),
-            },
+        let fenced = tokio::select! {
+            fenced = async {
+                right.exercise(&self.status).await?;
+                Ok::<_, NoRight>(create::segment(&**store, Guards::ALL, &header, bytes, &[]).await)
+            } => fenced,
+            () = self.stopped() => return Ok(false),
+        };
+        let text = match fenced {
+            Ok(Ok(_)) => {
+                end.next_seq = end.next_seq.next();
+                // The claim has made a new one.
+                end.manifest_version = right.claim.version().await;
+                self.past.fenced = Some(turn.epoch);
+                return Ok(true);
+            }
+            Ok(Err(CreateError::Store(error))) => error.to_string(),
+            Ok(Err(CreateError::Conflict)) => return Err(self.other_lease(turn.epoch)),
             Err(NoRight::Passing(text)) => text,
-            Err(NoRight::Lost(_)) => return Ok(false),
+            Ok(Err(_)) | Err(NoRight::Lost(_)) => return Ok(false),
         };
         self.complain(&text, "the log cannot be fenced");
-        tokio::time::sleep(BEGIN_AGAIN_AFTER).await;
+        self.sleep(BEGIN_AGAIN_AFTER).await;
         Ok(false)
     }
 
@@ -199,4 +267,12 @@ impl Replication {
         let claim = Claim::new(Arc::clone(store), Arc::new(RealWorld), Guards::ALL, turn.epoch, manifest);
         Right { lease: turn.lease.clone(), is_own: self.config.lease.store.is_none(), claim: Arc::new(claim) }
     }
+}
+
+/// What was seen and said while the lease was waited for.
+#[derive(Debug, Default)]
+struct Holders {
+    nonce: Option<Nonce>,
+    told: Option<String>,
+    problem: Option<String>,
 }

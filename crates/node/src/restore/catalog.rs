@@ -8,7 +8,7 @@
 //! Memory: the ends of segments are kept for the restore that follows as far as they are whole segments and fit in
 //! [`CACHE_BYTES_MAX`]; everything else is read again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,11 +20,12 @@ use rhyolite_logic::log::LogSegment;
 use rhyolite_logic::restore_plan::BundleIndex;
 use tokio::task::JoinHandle;
 
-use super::RestoreError;
 use super::base::Base;
 use super::pool::finished;
 use super::reader::Reader;
 use super::visit::bundle_entries;
+use super::{RestoreError, blocking};
+use crate::segment_source::{self, SegmentSource};
 
 /// Bytes of small segments that are kept from planning to restoring.
 const CACHE_BYTES_MAX: usize = 8 << 20;
@@ -67,13 +68,23 @@ impl Catalog {
         until: Option<Txid>,
         on_damage: OnDamage,
     ) -> Result<Self, RestoreError> {
+        Self::load_with(reader, None, until, on_damage).await
+    }
+
+    /// The same, with segments that need not be fetched.
+    pub(crate) async fn load_with(
+        reader: &Arc<Reader>,
+        local: Option<&Arc<dyn SegmentSource>>,
+        until: Option<Txid>,
+        on_damage: OnDamage,
+    ) -> Result<Self, RestoreError> {
         let identity = reader.find(keys::ID).await?;
         let identity = identity.ok_or_else(|| RestoreError::NoDatabase { store: reader.store().describe() })?;
         let identity = Identity::decode(&identity.bytes).map_err(|e| RestoreError::damaged(keys::ID, e))?;
         let manifest = load_manifest(reader, &identity).await?;
         let (epoch, log, cache, damage) = (manifest.log_epoch, Vec::new(), HashMap::new(), Vec::new());
         let mut catalog = Self { identity, manifest, log, cache, damage, cached_bytes: 0, epoch };
-        catalog.load_log(reader, until, on_damage).await?;
+        catalog.load_log(reader, local, until, on_damage).await?;
         Ok(catalog)
     }
 
@@ -87,17 +98,20 @@ impl Catalog {
     async fn load_log(
         &mut self,
         reader: &Arc<Reader>,
+        local: Option<&Arc<dyn SegmentSource>>,
         until: Option<Txid>,
         on_damage: OnDamage,
     ) -> Result<(), RestoreError> {
         let first = self.manifest.first_seq;
-        let listed = list_log(reader, first).await?;
+        let sizes = list_log(reader, first).await?;
+        let listed = sizes.last_key_value().map(|(seq, _)| *seq);
         let mut asked: VecDeque<JoinHandle<Result<Option<Read>, RestoreError>>> = VecDeque::new();
         let (mut ask, mut seq) = (first, first);
         loop {
             // Past the end of the listing one request at a time: nearly always there is nothing.
             while asked.len() < REQUESTS_MAX && (asked.is_empty() || Some(ask) <= listed) {
-                asked.push_back(tokio::spawn(read_segment(Arc::clone(reader), self.identity.lineage, ask)));
+                let here = local.cloned().zip(sizes.get(&ask).copied());
+                asked.push_back(tokio::spawn(find_segment(here, Arc::clone(reader), self.identity.lineage, ask)));
                 ask = ask.next();
             }
             let answer = asked.pop_front().expect("at least one was asked for");
@@ -167,16 +181,15 @@ async fn load_manifest(reader: &Reader, identity: &Identity) -> Result<Manifest,
     Ok(manifest)
 }
 
-/// The last sequence number that a listing shows, from `first` on.
-async fn list_log(reader: &Reader, first: Seq) -> Result<Option<Seq>, RestoreError> {
+/// The segments that a listing shows, from `first` on, and their sizes.
+async fn list_log(reader: &Reader, first: Seq) -> Result<BTreeMap<Seq, u64>, RestoreError> {
     let mut after = first.previous().map(keys::segment);
-    let mut last = None;
+    let mut sizes = BTreeMap::new();
     loop {
         let page = reader.list(keys::LOG_PREFIX, after.as_deref(), LIST_KEYS).await?;
-        let seqs = page.iter().filter_map(|entry| keys::parse_segment(&entry.key));
-        last = seqs.max().max(last);
+        sizes.extend(page.iter().filter_map(|entry| Some((keys::parse_segment(&entry.key)?, entry.size))));
         if page.len() < LIST_KEYS {
-            return Ok(last);
+            return Ok(sizes);
         }
         after = page.last().map(|entry| entry.key.clone());
     }
@@ -187,6 +200,22 @@ async fn list_log(reader: &Reader, first: Seq) -> Result<Option<Seq>, RestoreErr
 pub(crate) struct Read {
     pub(crate) segment: LogSegment,
     pub(crate) whole: Option<Bytes>,
+}
+
+/// The entries of one log segment from this machine, if it is `here`, or from the store.
+async fn find_segment(
+    here: Option<(Arc<dyn SegmentSource>, u64)>,
+    reader: Arc<Reader>,
+    lineage: Lineage,
+    seq: Seq,
+) -> Result<Option<Read>, RestoreError> {
+    if let Some((source, size)) = here {
+        let read = blocking(move || Ok(segment_source::read(&*source, lineage, seq, size))).await?;
+        if let Some((segment, whole)) = read {
+            return Ok(Some(Read { segment, whole }));
+        }
+    }
+    read_segment(reader, lineage, seq).await
 }
 
 /// The entries of one log segment; `None` if there is no such object.

@@ -5,7 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rhyolite_format::{Checksum, DecodeError, Lineage, PageNumber, Pos, Txid};
+use rhyolite_logic::litestream3_plan::OldPlanError;
 use rhyolite_logic::restore_plan::PlanError;
+use rhyolite_logic::store_kind::Ambiguous;
 use rhyolite_store::{StoreError, StoreErrorKind};
 
 /// Why a restore failed. Its text is one line for the user and names the object or the file.
@@ -15,6 +17,13 @@ pub enum RestoreError {
     NoDatabase {
         /// Where it was looked for.
         store: String,
+    },
+    /// The store is none of ours, and several replicas of Litestream lie in it.
+    Ambiguous {
+        /// Where they lie.
+        store: String,
+        /// What lies there.
+        found: Ambiguous,
     },
     /// A request to the store failed.
     Store(StoreError),
@@ -39,6 +48,8 @@ pub enum RestoreError {
     },
     /// The wanted state cannot be reached.
     Plan(PlanError),
+    /// The wanted state of a Litestream 0.3 replica cannot be reached.
+    OldPlan(OldPlanError),
     /// A page of the wanted state is in no object that should hold it.
     PageMissing {
         /// The first such page.
@@ -54,6 +65,13 @@ pub enum RestoreError {
         pos: Pos,
         /// What the pages that were read add up to.
         found: Checksum,
+    },
+    /// A page is another than the one that was committed.
+    WrongPage {
+        /// The page.
+        pgno: PageNumber,
+        /// The state that it is a page of.
+        pos: Pos,
     },
     /// The output exists and may not be replaced.
     Exists {
@@ -147,17 +165,22 @@ impl From<StoreError> for RestoreError {
 impl fmt::Display for RestoreError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Ambiguous { store, found } => write!(f, "{store} holds {found}"),
             Self::NoDatabase { store } => write!(f, "{store} holds no replicated database (there is no id.json)"),
             Self::Store(e) => e.fmt(f),
             Self::Damaged { key, source } => write!(f, "{key} is damaged: {source}"),
             Self::Missing { key } => write!(f, "{key} is missing from the store"),
             Self::Contradiction { key, detail } => write!(f, "{key} does not fit: {detail}"),
             Self::Plan(e) => e.fmt(f),
+            Self::OldPlan(e) => e.fmt(f),
             Self::PageMissing { pgno, pages, pos } => {
                 write!(f, "{pages} pages of transaction {} are in no object, the first is page {pgno}", pos.txid)
             }
             Self::WrongChecksum { pos, found } => {
                 write!(f, "the pages of transaction {} add up to {found}, not to {}", pos.txid, pos.checksum)
+            }
+            Self::WrongPage { pgno, pos } => {
+                write!(f, "page {pgno} of transaction {} is not the one that was committed", pos.txid)
             }
             Self::Exists { path } => write!(f, "{} exists", path.display()),
             Self::Companion { path } => {
@@ -182,6 +205,8 @@ impl std::error::Error for RestoreError {
             Self::Store(e) => Some(e),
             Self::Damaged { source, .. } => Some(source),
             Self::Plan(e) => Some(e),
+            Self::OldPlan(e) => Some(e),
+            Self::Ambiguous { found, .. } => Some(found),
             Self::Io { source, .. } => Some(source),
             _ => None,
         }

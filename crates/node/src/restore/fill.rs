@@ -16,7 +16,7 @@ use super::base::{Base, Way, checksum_of_file, find_base};
 use super::catalog::Catalog;
 use super::done::{self, DoneLog};
 use super::draft::{Draft, FileSink};
-use super::pool::{Bench, Job, JobPage, Pool, Source};
+use super::pool::{Bench, Job, JobPage, Pool, Source, Totals};
 use super::reader::Reader;
 use super::visit::Visits;
 use super::wanted::Wanted;
@@ -76,6 +76,7 @@ pub(super) async fn fill(
             sink: Arc::new(FileSink::new(draft)?),
             progress: Arc::clone(&options.progress),
             done,
+            sample: None,
         };
         match fetch_pages(bench, catalog.cache, &plan, start, options.threads).await {
             Err(RestoreError::Missing { .. }) if may_plan_again => may_plan_again = false,
@@ -146,6 +147,22 @@ pub(super) async fn fetch_pages(
     start: Option<Start>,
     threads: usize,
 ) -> Result<u64, RestoreError> {
+    let (pages_reused, totals) = fetch_unproved(bench, cache, plan, start, threads).await?;
+    let found = Checksum::from_crc(totals.checksum_bits);
+    if found != plan.pos.checksum {
+        return Err(RestoreError::WrongChecksum { pos: plan.pos, found });
+    }
+    Ok(pages_reused)
+}
+
+/// The same without the proof. That each page is in some object is looked at.
+pub(super) async fn fetch_unproved(
+    bench: Bench,
+    cache: HashMap<String, Bytes>,
+    plan: &RestorePlan,
+    start: Option<Start>,
+    threads: usize,
+) -> Result<(u64, Totals), RestoreError> {
     let mut wanted = Wanted::new(plan.commit, plan.page_size);
     bench.progress.enter(Stage::Pages(u64::from(wanted.left())));
     let reader = Arc::clone(&bench.reader);
@@ -158,11 +175,7 @@ pub(super) async fn fetch_pages(
     if let Some(pgno) = wanted.first() {
         return Err(RestoreError::PageMissing { pgno, pages: wanted.left(), pos: plan.pos });
     }
-    let found = Checksum::from_crc(totals.checksum_bits);
-    if found != plan.pos.checksum {
-        return Err(RestoreError::WrongChecksum { pos: plan.pos, found });
-    }
-    Ok(pages_reused)
+    Ok((pages_reused, totals))
 }
 
 /// Gives every wanted page to the pool.

@@ -40,13 +40,14 @@ use bytes::Bytes;
 use rhyolite_format::manifest::Manifest;
 use rhyolite_format::{Lineage, PageCount, PageSize, Pos, Timestamp};
 use rhyolite_logic::Target;
+use rhyolite_logic::drill::Sample;
 use rhyolite_logic::restore_plan::{BundleIndex, PlanError, RestorePlan, plan};
 use rhyolite_store::Store;
 
 pub use error::RestoreError;
 pub use page_table::page_table;
 
-use crate::progress::{Progress, Stage};
+use crate::progress::{Progress, Silent, Stage};
 use catalog::{Catalog, OnDamage};
 use draft::{Draft, refuse_companions, spool_folder};
 use pool::Bench;
@@ -171,7 +172,7 @@ pub(crate) async fn restore_prepared(
     })
 }
 
-fn refuse_existing(path: &Path, existing: Existing) -> Result<(), RestoreError> {
+pub(crate) fn refuse_existing(path: &Path, existing: Existing) -> Result<(), RestoreError> {
     refuse_companions(path)?;
     let exists = path.symlink_metadata().is_ok();
     match existing {
@@ -228,8 +229,23 @@ pub(crate) async fn fetch(
     progress: &Arc<dyn Progress>,
 ) -> Result<(), RestoreError> {
     let (page_size, progress) = (plan.page_size, Arc::clone(progress));
-    let bench = Bench { reader: Arc::clone(reader), page_size, sink, progress, done: None };
+    let bench = Bench { reader: Arc::clone(reader), page_size, sink, progress, done: None, sample: None };
     fill::fetch_pages(bench, cache, plan, None, threads).await.map(|_| ())
+}
+
+/// Gives a sample of the pages of the planned state to the sink, and their number. That each page is in some object is looked at; that the
+/// pages are right is for the sink to say.
+pub(crate) async fn fetch_sample(
+    reader: &Arc<Reader>,
+    cache: HashMap<String, Bytes>,
+    plan: &RestorePlan,
+    sink: Arc<dyn PageSink>,
+    threads: usize,
+    sample: Sample,
+) -> Result<u64, RestoreError> {
+    let (page_size, progress) = (plan.page_size, Arc::new(Silent));
+    let bench = Bench { reader: Arc::clone(reader), page_size, sink, progress, done: None, sample: Some(sample) };
+    fill::fetch_unproved(bench, cache, plan, None, threads).await.map(|(_, totals)| totals.pages)
 }
 
 /// Runs work that waits for the disk.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rhyolite_format::ltx::decode_page_frame;
 use rhyolite_format::{Checksum, PageNumber, PageSize};
+use rhyolite_logic::drill::Sample;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::{JoinError, JoinSet};
 
@@ -89,6 +90,8 @@ pub(crate) struct Bench {
     pub(crate) progress: Arc<dyn Progress>,
     /// Where written pages are noted.
     pub(crate) done: Option<DoneLog>,
+    /// Which jobs that would have to read are done, when not all.
+    pub(crate) sample: Option<Sample>,
 }
 
 impl Bench {
@@ -124,6 +127,10 @@ impl Pool {
     pub(crate) async fn submit(&mut self, job: Job) -> Result<(), RestoreError> {
         while let Some(result) = self.tasks.try_join_next() {
             self.totals.add(finished(result)?);
+        }
+        let is_left_out = |sample: &Sample| job.pages.first().is_some_and(|page| !sample.takes(page.pgno));
+        if matches!(job.source, Source::Range(_)) && self.bench.sample.as_ref().is_some_and(is_left_out) {
+            return Ok(());
         }
         let permit = match &job.source {
             Source::Memory(..) | Source::Draft { .. } => None,

@@ -5,14 +5,13 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use rhyolite_format::Epoch;
 use rhyolite_format::state::parked::Parked;
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::control::Control;
 use super::{DatabaseId, Stage, Supervisor};
 use crate::park;
-use crate::replicate::Replication;
+use crate::replicate::{Past, Replication};
 
 /// Histories that are looked after at a time.
 const RUNNING_MAX: usize = 4;
@@ -22,7 +21,7 @@ const RUNNING_MAX: usize = 4;
 pub(super) struct Histories {
     due: BTreeSet<(Instant, DatabaseId)>,
     when: HashMap<DatabaseId, Instant>,
-    running: JoinSet<(bool, Option<Epoch>)>,
+    running: JoinSet<(bool, Past)>,
     handles: HashMap<tokio::task::Id, DatabaseId>,
     aborts: HashMap<DatabaseId, AbortHandle>,
     woken: HashSet<DatabaseId>,
@@ -40,8 +39,8 @@ pub(super) enum Due {
         was_woken: bool,
         /// Only a snapshot of the database helps.
         snapshot_due: bool,
-        /// The epoch under which that was done.
-        written: Option<Epoch>,
+        /// What was done under its rights; nothing when it was cut off.
+        past: Option<Past>,
     },
 }
 
@@ -85,13 +84,13 @@ impl Histories {
             };
             tokio::select! {
                 Some(ended) = self.running.join_next_with_id(), if !self.running.is_empty() => {
-                    let (task, (snapshot_due, written)) = match ended {
-                        Ok((task, done)) => (task, done),
-                        Err(error) => (error.id(), (false, None)),
+                    let (task, snapshot_due, past) = match ended {
+                        Ok((task, (snapshot_due, past))) => (task, snapshot_due, Some(past)),
+                        Err(error) => (error.id(), false, None),
                     };
                     let Some(id) = self.handles.remove(&task) else { continue };
                     self.aborts.remove(&id);
-                    return Due::Ended { id, was_woken: self.woken.remove(&id), snapshot_due, written };
+                    return Due::Ended { id, was_woken: self.woken.remove(&id), snapshot_due, past };
                 }
                 () = due => {
                     let (_, id) = self.due.pop_first().expect("it was there");
@@ -102,7 +101,7 @@ impl Histories {
         }
     }
 
-    fn begin(&mut self, id: DatabaseId, work: impl Future<Output = (bool, Option<Epoch>)> + Send + 'static) {
+    fn begin(&mut self, id: DatabaseId, work: impl Future<Output = (bool, Past)> + Send + 'static) {
         let abort = self.running.spawn(work);
         self.handles.insert(abort.id(), id);
         self.aborts.insert(id, abort);
@@ -121,11 +120,11 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn look_after(&mut self, due: Due) {
-        if let Due::Ended { id, written: Some(written), .. } = &due
-            && let Some(member) = self.members.get_mut(id)
+    pub(super) fn look_after(&mut self, mut due: Due) {
+        if let Due::Ended { id, was_woken: false, past, .. } = &mut due
+            && let (Some(past), Some(member)) = (past.take(), self.members.get_mut(id))
         {
-            member.written = Some(*written);
+            member.past = past;
         }
         match due {
             Due::Begin(id) => {
@@ -150,23 +149,26 @@ impl Supervisor {
 }
 
 /// Looks after the history of one parked database. `true` when only a snapshot of the database helps.
-async fn look_after(replication: Replication) -> (bool, Option<Epoch>) {
+async fn look_after(mut replication: Replication) -> (bool, Past) {
     let (config, status) = (replication.config.clone(), Arc::clone(&replication.status));
-    let looked = Arc::clone(&replication.looked);
-    let done = match Box::pin(replication.look_after()).await {
-        Ok(done) => done,
-        Err(error) => {
-            tracing::warn!(database = %status.path.display(), "history: {error}");
-            (false, None)
-        }
-    };
-    let looked = *looked.lock().unwrap_or_else(PoisonError::into_inner);
-    if looked.due_in(&config.history, status.figures().uploaded.segments).is_none() {
+    let before = status.look(|f| f.state.clone());
+    let done = Box::pin(replication.look_after()).await;
+    replication.leave().await;
+    let snapshot_due = done.unwrap_or_else(|error| {
+        tracing::warn!(database = %status.path.display(), "history: {error}");
+        false
+    });
+    // It is at rest, whatever was waited for.
+    if status.look(|f| f.state != before) {
+        status.set_state(before);
+    }
+    let looked = *replication.looked.lock().unwrap_or_else(PoisonError::into_inner);
+    if looked.due_in(&config.history, status.look(|f| f.uploaded.segments)).is_none() {
         // The next start need not look after it any more.
         let meta_path = config.meta_path;
         let settle = move || park::read(&meta_path).map(|p| park::save(&meta_path, &Parked { history_due: None, ..p }));
         // Without it the next start looks once in vain.
         let _ = tokio::task::spawn_blocking(settle).await;
     }
-    done
+    (snapshot_due, replication.past)
 }

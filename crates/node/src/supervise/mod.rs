@@ -25,9 +25,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use rhyolite_format::Pos;
 use rhyolite_format::state::LocalState;
 use rhyolite_format::state::parked::{DatabaseMark, Parked};
-use rhyolite_format::{Epoch, Pos};
 use rhyolite_logic::park;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
@@ -41,7 +41,7 @@ use crate::lease::LeasePool;
 use crate::memory;
 use crate::park as rest;
 use crate::park::watcher::{DatabaseId, Noticed, Watcher};
-use crate::replicate::{Below, Commons, Outcome, ReplicateError, Replication};
+use crate::replicate::{Below, Commons, Outcome, Past, RELEASE_WAIT, ReplicateError, Replication};
 use crate::status::{DatabaseStatus, State, StatusBoard};
 use control::{Command, Control};
 
@@ -59,8 +59,6 @@ const UPLOADS_MAX: usize = 32;
 /// Descriptors that a database needs while it is awake, at most, and those that the rest of the process needs.
 const DESCRIPTORS_EACH: u64 = 16;
 const DESCRIPTORS_REST: u64 = 256;
-/// How long giving up the leases may take at the end.
-const RELEASE_WAIT: Duration = Duration::from_secs(1);
 /// Threads have limits too.
 const AWAKE_MAX: usize = 8_000;
 /// Memory is given back to the system when so many databases were parked, or all are, but not more often than this.
@@ -151,6 +149,9 @@ enum Stage {
     Failed,
 }
 
+/// The end of a task: which database, what it has become, and what was done under its rights.
+type Life = (DatabaseId, Result<Outcome, ReplicateError>, Option<Past>);
+
 /// One database.
 #[derive(Debug)]
 struct Member {
@@ -170,8 +171,8 @@ struct Member {
     trust: bool,
     /// Why it is given up.
     error: Option<ReplicateError>,
-    /// The epoch under which this process has last gone to work on its store.
-    written: Option<Epoch>,
+    /// What this process has done under its rights so far.
+    past: Past,
 }
 
 struct Supervisor {
@@ -196,7 +197,7 @@ struct Supervisor {
     /// Databases that were parked since memory was given back to the system, and when that was.
     parked_since: usize,
     gave_back: Instant,
-    tasks: JoinSet<(DatabaseId, Result<Outcome, ReplicateError>)>,
+    tasks: JoinSet<Life>,
     histories: history::Histories,
     folders: folders::Folders,
     /// Mistakes of ours that belong to no database.
@@ -273,7 +274,7 @@ impl Supervisor {
             syncs: Vec::new(),
             trust: false,
             error: None,
-            written: None,
+            past: Past::default(),
         };
         self.members.insert(id, member);
         id
@@ -356,9 +357,13 @@ impl Supervisor {
         }
         self.tasks.spawn(async move {
             match replication {
-                // Boxed: a future is as large as the largest that it may hold.
-                Ok(replication) => (id, Box::pin(replication.run()).await),
-                Err(text) => (id, Err(ReplicateError::Store(text))),
+                Ok(mut replication) => {
+                    // Boxed: a future is as large as the largest that it may hold.
+                    let ended = Box::pin(replication.run()).await;
+                    replication.leave().await;
+                    (id, ended, Some(replication.past))
+                }
+                Err(text) => (id, Err(ReplicateError::Store(text)), None),
             }
         });
         self.note_awake();
@@ -383,7 +388,7 @@ impl Supervisor {
             base,
             looked: Arc::clone(&member.looked),
             nonces: Vec::new(),
-            written: member.written,
+            past: member.past.clone(),
             is_last: false,
             control: Arc::clone(control),
             take_snapshot: false,
@@ -406,10 +411,10 @@ impl Supervisor {
         self.parking.after_ms.store(millis(after), Ordering::Relaxed);
     }
 
-    fn note_ended(&mut self, ended: Result<(DatabaseId, Result<Outcome, ReplicateError>), tokio::task::JoinError>) {
+    fn note_ended(&mut self, ended: Result<Life, tokio::task::JoinError>) {
         self.awake -= 1;
         self.note_awake();
-        let (id, ended) = match ended {
+        let (id, ended, past) = match ended {
             Ok(ended) => ended,
             Err(panic) => {
                 // A mistake of ours; the other databases are none the worse for it.
@@ -422,7 +427,12 @@ impl Supervisor {
             self.remove_now(id, ended.err());
             return;
         }
-        if std::mem::take(&mut member.restart) && !*self.stop.borrow() {
+        let restart = std::mem::take(&mut member.restart);
+        // With other settings it is perhaps another store, of which the past says nothing.
+        if let Some(past) = past.filter(|_| !restart) {
+            member.past = past;
+        }
+        if restart && !*self.stop.borrow() {
             member.stage = Stage::InLine;
             self.to_wake.push_back(id);
             return;
@@ -433,8 +443,7 @@ impl Supervisor {
                 member.stage = Stage::Parked;
             }
             Ok(Outcome::Absent(mark)) => self.put_to_rest(id, mark),
-            Ok(Outcome::Parked(mark, written)) => {
-                member.written = written;
+            Ok(Outcome::Parked(mark)) => {
                 member.status.update(|f| {
                     f.parked = true;
                     f.parkings += 1;
@@ -507,6 +516,8 @@ impl Supervisor {
         match &member.stage {
             Stage::Awake(control) => control.stop(),
             Stage::InLine | Stage::Parked | Stage::Failed => {
+                // What looked after its history is cut off, and leaves nothing by itself.
+                drop(tokio::spawn(self.leases.leave(&member.source.config(), RELEASE_WAIT)));
                 self.watcher.forget(id);
                 self.histories.interrupt(id);
                 self.remove_now(id, None);

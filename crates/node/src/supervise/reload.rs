@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::{DatabaseId, Source, Stage, Supervisor};
 use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
+use crate::replicate::Past;
 
 /// What a new configuration has changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +90,7 @@ impl Supervisor {
         if before == after {
             return false;
         }
+        member.past = Past::default();
         match &member.stage {
             Stage::Awake(control) => {
                 member.restart = true;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use rhyolite_format::ltx::{Decoder, LtxHeader, Trailer};
 use rhyolite_format::manifest::{FileKind, ManifestFile};
-use rhyolite_format::segment::{self, SegmentEntry, SegmentHeader};
-use rhyolite_format::{Checksum, PageCount, PageSize, Txid};
+use rhyolite_format::segment::{self, SegmentEntry, SegmentHeader, SegmentKind};
+use rhyolite_format::{Checksum, Lineage, PageCount, PageSize, Txid, keys};
 use rhyolite_logic::log::{LogSegment, live};
 use rhyolite_logic::restore_plan::{BundleIndex, PlanStep, RestorePoint, points};
 use tokio::sync::Semaphore;
@@ -36,8 +36,8 @@ pub(super) struct Found {
 enum Object {
     /// A merged file or a snapshot.
     File(ManifestFile),
-    /// A bundle, and what its index says.
-    Bundle(ManifestFile, Vec<SegmentEntry>),
+    /// A bundle, what its index says, and the history it must belong to.
+    Bundle(ManifestFile, Vec<SegmentEntry>, Lineage),
     Segment(LogSegment),
 }
 
@@ -57,7 +57,7 @@ pub(super) async fn check(reader: &Arc<Reader>, threads: usize) -> Result<(Found
         }
         match as_damage(catalog.bundle_index(reader, &file.key).await)? {
             Ok(index) => {
-                objects.push(Object::Bundle(file.clone(), index.entries.clone()));
+                objects.push(Object::Bundle(file.clone(), index.entries.clone(), catalog.identity.lineage));
                 indexes.push(index);
             }
             Err(wrong) => damage.push(wrong),
@@ -119,14 +119,14 @@ async fn check_objects(
 impl Object {
     fn key(&self) -> Arc<str> {
         match self {
-            Self::File(file) | Self::Bundle(file, _) => Arc::from(file.key.as_str()),
+            Self::File(file) | Self::Bundle(file, ..) => Arc::from(file.key.as_str()),
             Self::Segment(segment) => Arc::from(segment.key.as_str()),
         }
     }
 
     fn size(&self) -> u64 {
         match self {
-            Self::File(file) | Self::Bundle(file, _) => file.size,
+            Self::File(file) | Self::Bundle(file, ..) => file.size,
             Self::Segment(segment) => segment.size,
         }
     }
@@ -134,7 +134,7 @@ impl Object {
     fn transactions(&self) -> u64 {
         match self {
             Self::File(_) => 1,
-            Self::Bundle(_, entries) => entries.len() as u64,
+            Self::Bundle(_, entries, _) => entries.len() as u64,
             Self::Segment(segment) => segment.entries.len() as u64,
         }
     }
@@ -149,14 +149,19 @@ impl Object {
                     return Err(RestoreError::contradiction(&key, format!("{pages} pages, not {}", file.pages)));
                 }
             }
-            Self::Bundle(_, entries) => check_segment(&key, &mut stream, entries, self.size())?,
-            Self::Segment(segment) => check_segment(&key, &mut stream, &segment.entries, self.size())?,
+            Self::Bundle(file, entries, lineage) => {
+                let header = check_segment(&key, &mut stream, entries, self.size())?;
+                check_bundle(file, &header, *lineage)?;
+            }
+            Self::Segment(segment) => {
+                check_segment(&key, &mut stream, &segment.entries, self.size())?;
+            }
         }
         if stream.read(&mut [0]).map_err(|e| io_error(&key, e))? != 0 {
             return Err(RestoreError::contradiction(&key, "bytes follow its end"));
         }
         match self {
-            Self::File(file) | Self::Bundle(file, _) if stream.crc() != file.crc64.0 => {
+            Self::File(file) | Self::Bundle(file, ..) if stream.crc() != file.crc64.0 => {
                 let detail = format!("its CRC is {:016x}, the manifest says {:016x}", stream.crc(), file.crc64.0);
                 Err(RestoreError::contradiction(&key, detail))
             }
@@ -194,13 +199,24 @@ pub(crate) async fn first_damage(reader: &Arc<Reader>, steps: &[PlanStep]) -> Re
     Ok(())
 }
 
+/// Refuses a bundle of another history, or under another name than its own.
+fn check_bundle(file: &ManifestFile, header: &SegmentHeader, lineage: Lineage) -> Result<(), RestoreError> {
+    let name = keys::parse_file(&file.key).expect("checked when the manifest was decoded");
+    let is_bundle = matches!(header.kind, SegmentKind::Bundle { .. });
+    if is_bundle && header.lineage == lineage && header.epoch == name.epoch {
+        return Ok(());
+    }
+    let (lineage, epoch) = (header.lineage, header.epoch);
+    Err(RestoreError::contradiction(&file.key, format!("it says it is of history {lineage} and epoch {epoch}")))
+}
+
 /// Header, LTX files, entries and footer.
 fn check_segment(
     key: &str,
     stream: &mut ObjectStream,
     entries: &[SegmentEntry],
     size: u64,
-) -> Result<(), RestoreError> {
+) -> Result<SegmentHeader, RestoreError> {
     let mut header = [0; segment::HEADER_SIZE];
     stream.read_exact(&mut header).map_err(|e| io_error(key, e))?;
     let header = SegmentHeader::decode(&header).map_err(|e| RestoreError::damaged(key, e))?;
@@ -215,7 +231,7 @@ fn check_segment(
     let mut tail = Vec::new();
     stream.read_to_end(&mut tail).map_err(|e| io_error(key, e))?;
     let found = segment::decode_index(&header, &tail, size).map_err(|e| RestoreError::damaged(key, e))?;
-    if found == entries { Ok(()) } else { Err(RestoreError::contradiction(key, "it changed while it was read")) }
+    if found == entries { Ok(header) } else { Err(RestoreError::contradiction(key, "it changed while it was read")) }
 }
 
 /// What an LTX file must be.

@@ -10,6 +10,11 @@ use crate::program::{Folder, rows, wait_for};
 /// A folder with a replicated database: `a.db` with two commits of rows, its store `backup`, nothing running.
 fn replicated() -> Folder {
     let folder = Folder::new();
+    replicate_two_commits(&folder);
+    folder
+}
+
+pub(crate) fn replicate_two_commits(folder: &Folder) {
     let db = folder.database("a.db");
     db.execute_batch("INSERT INTO t VALUES (1)").unwrap();
     let daemon = folder.start(&["replicate", "a.db", "./backup", "--sync-interval", "0"]);
@@ -19,12 +24,11 @@ fn replicated() -> Folder {
     daemon.signal(Signal::TERM);
     let ended = daemon.wait();
     assert_eq!(ended.code, 0, "{ended:?}");
-    folder
 }
 
 /// Exactly one line on standard error, the given status, nothing on standard output, and nothing touched.
 #[track_caller]
-fn check_refused(folder: &Folder, arguments: &[&str], code: i32, line: &str) {
+pub(crate) fn check_refused(folder: &Folder, arguments: &[&str], code: i32, line: &str) {
     let before = folder.content();
     let outcome = folder.run(arguments);
     assert_eq!(outcome.code, code, "{arguments:?}: {outcome:?}");

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use rhyolite_format::manifest::{FileKind, Manifest};
 use rhyolite_format::{Epoch, Seq, Timestamp, Txid, keys};
 use rhyolite_logic::Target;
-use rhyolite_logic::history_plan::Policy;
+use rhyolite_logic::history_plan::{Duty, Policy};
 use rhyolite_node::history::{HistoryError, HistoryOptions, HistoryReport, SegmentSource, maintain, snapshot};
 use rhyolite_node::progress::Silent;
 use rhyolite_node::restore::RestoreError;
@@ -19,7 +19,7 @@ use crate::history_builder::{History, START, TICK};
 use crate::restore::{Outputs, check_every_point, damaged_copies, put, write_some};
 
 /// Seconds stand for what are hours by default.
-fn policy() -> Policy {
+pub(crate) fn policy() -> Policy {
     let seconds = Duration::from_secs;
     Policy {
         bundle_interval: seconds(5),
@@ -35,29 +35,30 @@ fn policy() -> Policy {
     }
 }
 
-fn options(store: &Arc<dyn Store>, now: i64) -> HistoryOptions {
+pub(crate) fn options(store: &Arc<dyn Store>, now: i64) -> HistoryOptions {
     HistoryOptions {
         store: Arc::clone(store),
         policy: policy(),
+        duty: Duty::All,
         epoch: Epoch::FIRST,
         now: Timestamp(now),
         segments: None,
     }
 }
 
-async fn run(store: &Arc<dyn Store>, now: i64) -> HistoryReport {
+pub(crate) async fn run(store: &Arc<dyn Store>, now: i64) -> HistoryReport {
     maintain(options(store, now)).await.unwrap()
 }
 
-async fn manifest(store: &Arc<dyn Store>) -> Manifest {
+pub(crate) async fn manifest(store: &Arc<dyn Store>) -> Manifest {
     Manifest::decode(&store.get(keys::MANIFEST).await.unwrap().bytes).unwrap()
 }
 
-async fn keys_below(store: &Arc<dyn Store>, prefix: &str) -> Vec<String> {
+pub(crate) async fn keys_below(store: &Arc<dyn Store>, prefix: &str) -> Vec<String> {
     store.list_all(prefix).await.unwrap().into_iter().map(|entry| entry.key).collect()
 }
 
-async fn check_sound(store: &Arc<dyn Store>) {
+pub(crate) async fn check_sound(store: &Arc<dyn Store>) {
     let depth = Depth::EveryPoint;
     let options = VerifyOptions { store: Arc::clone(store), depth, threads: 2, progress: Arc::new(Silent) };
     assert_eq!(verify(options).await.unwrap().damage, []);

@@ -25,6 +25,8 @@ pub(crate) struct History {
     pub(crate) epoch: Epoch,
     /// The sequence number of the next segment.
     pub(crate) seq: Seq,
+    /// How far the clock is ahead, in milliseconds.
+    pub(crate) shift: i64,
     /// Every state so far: when, and what the file held.
     pub(crate) states: BTreeMap<Txid, State>,
     folder: tempfile::TempDir,
@@ -63,7 +65,11 @@ pub(crate) const START: i64 = 1_700_000_000_000;
 impl History {
     /// An empty history whose database has pages of this size.
     pub(crate) async fn new(store: Arc<dyn Store>, page_size: u32) -> Self {
-        let lineage = Lineage(*b"a test's history");
+        Self::of(store, page_size, Lineage(*b"a test's history")).await
+    }
+
+    /// The same, of any lineage.
+    pub(crate) async fn of(store: Arc<dyn Store>, page_size: u32, lineage: Lineage) -> Self {
         let page_size = PageSize::new(page_size).unwrap();
         let identity = Identity { format: Format1, lineage, created: Timestamp(START), page_size };
         store.create(keys::ID, Bytes::from(identity.encode())).await.unwrap();
@@ -72,6 +78,7 @@ impl History {
             lineage,
             epoch: Epoch::FIRST,
             seq: Seq::FIRST,
+            shift: 0,
             states: BTreeMap::new(),
             folder: tempfile::tempdir().unwrap(),
             page_size,
@@ -126,7 +133,7 @@ impl History {
 
     fn log(&mut self, image: Vec<u8>, page_size: PageSize, as_snapshot: bool) -> Txid {
         let txid = self.end().map_or(Txid::FIRST, |state| state.pos.txid.next());
-        let time = Timestamp(START + TICK * txid.get() as i64);
+        let time = Timestamp(START + TICK * txid.get() as i64 + self.shift);
         let checksum = checksum_of(&image, page_size);
         let state = State { pos: Pos { txid, checksum }, time, image, page_size };
         let before = if as_snapshot { None } else { self.end().cloned() };

@@ -102,9 +102,40 @@ fn the_second_waits_and_takes_over_at_once_when_the_first_ends() {
     assert_eq!(first.wait().code, 0);
     insert(&db, 20..40);
     wait_durable(&folder, "two", 39);
+    // One that never had its turn has nothing to be sorry for.
+    let third = start(&folder, "three", &["--lease-ttl", "1h"]);
+    wait_for("the third to say that it waits", || is_waiting(&folder, "three"));
+    third.signal(Signal::TERM);
+    assert_eq!(third.wait().code, 0);
     second.signal(Signal::TERM);
     assert_eq!(second.wait().code, 0);
     check_history(&folder, 0..40, 20);
+}
+
+#[test]
+fn a_snapshot_that_comes_first_under_a_new_right_is_fenced() {
+    let folder = Folder::new();
+    let db = folder.database("a.db");
+    insert(&db, 0..5);
+    let first = start(&folder, "one", &[]);
+    wait_durable(&folder, "one", 4);
+    insert(&db, 5..6);
+    wait_durable(&folder, "one", 5);
+    first.signal(Signal::TERM);
+    assert_eq!(first.wait().code, 0);
+    db.execute_batch("PRAGMA journal_mode = delete; PRAGMA page_size = 8192; VACUUM; PRAGMA journal_mode = wal")
+        .unwrap();
+    insert(&db, 6..7);
+    let log = || std::fs::read_dir(folder.path("backup/log")).unwrap().count();
+    let before = log();
+    let second = start(&folder, "one", &[]);
+    wait_durable(&folder, "one", 6);
+    assert_eq!(log(), before + 1, "an empty segment, and the commits are in the snapshot");
+    insert(&db, 7..9);
+    wait_durable(&folder, "one", 8);
+    second.signal(Signal::TERM);
+    assert_eq!(second.wait().code, 0);
+    check_history(&folder, 0..9, 3);
 }
 
 #[test]
@@ -132,6 +163,10 @@ fn a_restart_after_a_kill_does_not_wait_for_its_own_lease() {
     insert(&db, 0..1);
     for round in 1..4 {
         let began = Instant::now();
+        if round == 3 {
+            // Without what it had written down, the process in the lease is found to be dead.
+            std::fs::remove_dir_all(folder.path("one")).unwrap();
+        }
         let daemon = start(&folder, "one", &["--lease-ttl", "1h"]);
         insert(&db, round..round + 1);
         wait_durable(&folder, "one", round);
@@ -175,11 +210,17 @@ fn who_is_not_to_wait_says_who_has_the_lease() {
     insert(&db, 0..1);
     let first = start(&folder, "one", &[]);
     wait_durable(&folder, "one", 0);
-    for (meta, text) in [("two", "holds the lease of ./backup until"), ("one", "another rhyolite on this machine")] {
-        let refused = start(&folder, meta, &["--if-held", "exit", "--log-level", "error"]).wait();
+    let started = Instant::now();
+    for (meta, more, text) in [
+        ("two", &[][..], "holds the lease of ./backup until"),
+        ("one", &[], "holds the lease of ./backup until"),
+        ("one", &["--lease=false"], "another rhyolite on this machine"),
+    ] {
+        let refused = start(&folder, meta, &[&["--if-held", "exit", "--log-level", "error"], more].concat()).wait();
         assert_eq!((refused.code, refused.stderr.lines().count()), (1, 1), "{refused:?}");
         assert!(refused.stderr.contains(text), "{refused:?}");
     }
+    assert!(started.elapsed() < Duration::from_secs(20), "a holder on this machine is seen to live");
     first.signal(Signal::TERM);
     assert_eq!(first.wait().code, 0);
 }

@@ -1,14 +1,26 @@
 //! Tests of the process as a library, on real databases and real stores. One binary, so that it links once.
 
+mod adopt;
 mod capture;
 mod cli;
+mod damage;
+mod doctor;
+mod drill;
 mod follow;
+mod foreign;
 mod history;
 mod history_builder;
 mod lease;
+mod litefs;
+mod litestream;
 mod many;
+mod operating;
 mod parked;
+mod pins;
+mod plan;
+mod probe;
 mod program;
+mod prune;
 mod readme;
 mod restore;
 mod resume;

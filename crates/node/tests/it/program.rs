@@ -155,6 +155,15 @@ impl Running {
         self.0.try_wait().unwrap().is_some()
     }
 
+    /// The most memory that it has had in RAM; `None` when it has ended.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn peak_bytes(&self) -> Option<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).ok()?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kib: u64 = line.trim().strip_suffix(" kB")?.parse().ok()?;
+        Some(kib * 1024)
+    }
+
     /// Waits for the end.
     pub(crate) fn wait(mut self) -> Outcome {
         let (stdout, stderr) = (self.0.stdout.take(), self.0.stderr.take());

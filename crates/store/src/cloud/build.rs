@@ -9,13 +9,14 @@ use std::time::Duration;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
-use object_store::{BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig};
+use object_store::{BackoffConfig, Certificate, ClientOptions, HeaderMap, HeaderValue, ObjectStore, RetryConfig};
 
 use super::profile;
+use super::provider::Provider;
 use super::watch::WatchingConnector;
 use super::{Cloud, Flavour, Handles, PART_BYTES, PART_BYTES_MIN, part_time};
 use crate::url::StoreUrl;
-use crate::{Environment, StoreError};
+use crate::{Capabilities, Environment, StoreError};
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -73,6 +74,7 @@ struct Common {
     skip_verify: bool,
     certificates: Vec<Certificate>,
     allow_http: bool,
+    header: Option<(&'static str, &'static str)>,
 }
 
 impl Common {
@@ -97,7 +99,7 @@ impl Common {
         };
         let skip_verify = url.take_flag(&["skip-verify", "skipVerify"])?.unwrap_or(false);
         let allow_http = endpoint.is_some_and(|e| e.starts_with("http://"));
-        Ok(Self { part_bytes, skip_verify, certificates, allow_http })
+        Ok(Self { part_bytes, skip_verify, certificates, allow_http, header: None })
     }
 
     fn client(&self, handle: Handle) -> ClientOptions {
@@ -106,6 +108,11 @@ impl Common {
             .with_pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .with_allow_http(self.allow_http)
             .with_allow_invalid_certificates(self.skip_verify);
+        if let Some((name, value)) = self.header {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, HeaderValue::from_static(value));
+            options = options.with_default_headers(headers);
+        }
         for certificate in &self.certificates {
             options = options.with_root_certificate(certificate.clone());
         }
@@ -160,14 +167,16 @@ fn s3(url: &mut StoreUrl, environment: &Environment) -> Result<Cloud, StoreError
         return Err(url.invalid("directory buckets (S3 Express) list in no order and are not supported"));
     }
     let get = |names: &[&str]| names.iter().find_map(|n| environment.get(n));
-    let endpoint = url.take(&["endpoint"]).or_else(|| get(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]));
-    let common = Common::take(url, environment, endpoint.as_deref())?;
     let region = url.take(&["region"]).or_else(|| get(&["AWS_REGION", "AWS_DEFAULT_REGION"]));
+    let endpoint = url.take(&["endpoint"]).or_else(|| get(&["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"]));
+    let (provider, endpoint) = service(url, endpoint, region.as_deref())?;
+    let mut common = Common::take(url, environment, endpoint.as_deref())?;
+    common.header = provider.header;
     // Names with dots do not match the certificate *.s3.amazonaws.com; other servers seldom have a name per bucket.
-    let by_path = endpoint.is_some() || url.host.contains('.');
+    let by_path = endpoint.is_some() && provider.path_style || url.host.contains('.');
     let by_path = url.take_flag(&["force-path-style", "forcePathStyle"])?.unwrap_or(by_path);
-    let bulk_delete = url.take_flag(&["bulk-delete"])?.unwrap_or(true);
-    let unquoted_etags = url.take_flag(&["unquoted-etags"])?.unwrap_or(false);
+    let bulk_delete = url.take_flag(&["bulk-delete"])?.unwrap_or(provider.bulk_delete);
+    let unquoted_etags = url.take_flag(&["unquoted-etags"])?.unwrap_or(provider.unquoted_etags);
     let mut builder = AmazonS3Builder::new()
         .with_bucket_name(&url.host)
         .with_virtual_hosted_style_request(!by_path)
@@ -181,14 +190,37 @@ fn s3(url: &mut StoreUrl, environment: &Environment) -> Result<Cloud, StoreError
         builder = builder.with_endpoint(if by_path { endpoint.clone() } else { with_host_part(endpoint, &url.host) });
     }
     let (builder, profile_region) = s3_credentials(url, environment, builder)?;
-    let region = region.or(profile_region).unwrap_or_else(|| "us-east-1".to_owned());
+    let region = region.or(profile_region).unwrap_or_else(|| provider.region(endpoint.as_deref()));
     let builder = builder.with_region(region);
     let handles = handles(url, |handle| {
         let client = common.client(handle);
         let builder = builder.clone().with_client_options(client).with_retry(Common::retry(handle));
         Ok(Arc::new(builder.build()?))
     })?;
-    Ok(Cloud::new(format!("s3://{}", url.host), Flavour::S3 { unquoted_etags }, handles, common.part_bytes))
+    Ok(Cloud {
+        description: format!("s3://{}", url.host),
+        flavour: Flavour::S3 { unquoted_etags },
+        handles,
+        part_bytes: common.part_bytes,
+        capabilities: provider.capabilities,
+    })
+}
+
+/// Which service it is, and where: by the option `provider`, else by the endpoint.
+fn service(
+    url: &mut StoreUrl,
+    endpoint: Option<String>,
+    region: Option<&str>,
+) -> Result<(&'static Provider, Option<String>), StoreError> {
+    let Some(name) = url.take(&["provider"]) else {
+        return Ok((Provider::of_endpoint(endpoint.as_deref()), endpoint));
+    };
+    let provider = Provider::named(&name).map_err(|reason| url.invalid(reason))?;
+    let endpoint = match endpoint {
+        Some(endpoint) => Some(endpoint),
+        None => provider.own_endpoint(region).map_err(|reason| url.invalid(reason))?,
+    };
+    Ok((provider, endpoint))
 }
 
 /// `https://host` becomes `https://bucket.host`.
@@ -270,7 +302,13 @@ fn gcs(url: &mut StoreUrl, environment: &Environment) -> Result<Cloud, StoreErro
         let builder = builder.clone().with_client_options(client).with_retry(Common::retry(handle));
         Ok(Arc::new(builder.build()?))
     })?;
-    Ok(Cloud::new(format!("gs://{}", url.host), Flavour::Gcs, handles, common.part_bytes))
+    Ok(Cloud {
+        description: format!("gs://{}", url.host),
+        flavour: Flavour::Gcs,
+        handles,
+        part_bytes: common.part_bytes,
+        capabilities: Capabilities::given("compares generations"),
+    })
 }
 
 /// `az://container/prefix` with the account from the environment, or `abs://account@container/prefix`.
@@ -309,7 +347,13 @@ fn azure(url: &mut StoreUrl, environment: &Environment) -> Result<Cloud, StoreEr
         let builder = builder.clone().with_client_options(client).with_retry(Common::retry(handle));
         Ok(Arc::new(builder.build()?))
     })?;
-    Ok(Cloud::new(format!("az://{}", url.host), Flavour::Azure, handles, common.part_bytes))
+    Ok(Cloud {
+        description: format!("az://{}", url.host),
+        flavour: Flavour::Azure,
+        handles,
+        part_bytes: common.part_bytes,
+        capabilities: Capabilities::given("honours If-None-Match and If-Match when it writes"),
+    })
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 mod build;
 mod errors;
 mod profile;
+mod provider;
 mod upload;
 mod watch;
 
@@ -27,13 +28,14 @@ use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
 use object_store::path::Path;
 use object_store::{
-    GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, PutMode, PutOptions, PutResult, UpdateVersion,
+    Attribute, Attributes, GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore, PutMode, PutOptions, PutResult,
+    UpdateVersion,
 };
 use rhyolite_format::Timestamp;
 
 use crate::key::{check_key, check_prefix};
-use crate::types::{Entry, Meta, Object, Version};
-use crate::{Operation, Store, StoreError, StoreErrorKind as Kind, Upload};
+use crate::types::{Entry, MadeAt, Meta, Object, Version};
+use crate::{Capabilities, Operation, Store, StoreError, StoreErrorKind as Kind, Upload};
 use errors::{Doing, classify};
 use watch::StatusCell;
 
@@ -91,13 +93,10 @@ pub(crate) struct Cloud {
     flavour: Flavour,
     handles: Handles,
     part_bytes: u64,
+    capabilities: Capabilities,
 }
 
 impl Cloud {
-    fn new(description: String, flavour: Flavour, handles: Handles, part_bytes: u64) -> Self {
-        Self { description, flavour, handles, part_bytes }
-    }
-
     fn error(&self, kind: Kind, operation: Operation, key: &str, reason: impl Into<String>) -> StoreError {
         StoreError::new(kind, operation, key, &self.description, reason)
     }
@@ -293,6 +292,10 @@ impl Store for Cloud {
         self.description.clone()
     }
 
+    fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
         let result = self.fetch(Operation::Get, key, GetOptions::default()).await?;
         let version = self.version_of(Operation::Get, key, &result.meta)?;
@@ -386,7 +389,15 @@ impl Store for Cloud {
 
     async fn upload(&self, key: &str) -> Result<Box<dyn Upload>, StoreError> {
         let path = self.path(Operation::Upload, key)?;
-        Ok(Box::new(upload::CloudUpload::new(self.clone(), key.to_owned(), path)))
+        Ok(Box::new(upload::CloudUpload::new(self.clone(), key.to_owned(), path, Attributes::new())))
+    }
+
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        let path = self.path(Operation::Upload, key)?;
+        // Azure allows no hyphens in names.
+        let name = if self.flavour == Flavour::Azure { "litestreamtimestamp" } else { "litestream-timestamp" };
+        let attributes = Attributes::from_iter([(Attribute::Metadata(name.into()), made.text.clone())]);
+        Ok(Box::new(upload::CloudUpload::new(self.clone(), key.to_owned(), path, attributes)))
     }
 
     async fn list_after(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {

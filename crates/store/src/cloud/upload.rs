@@ -10,7 +10,7 @@ use std::future::Future;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use object_store::path::Path;
-use object_store::{MultipartUpload, PutMultipartOptions, PutOptions};
+use object_store::{Attributes, MultipartUpload, PutMultipartOptions, PutOptions};
 use tokio::task::JoinSet;
 
 use super::errors::{Doing, classify};
@@ -29,6 +29,8 @@ pub(super) struct CloudUpload {
     path: Path,
     /// The part that is being filled.
     filling: BytesMut,
+    /// What the object says of itself.
+    attributes: Attributes,
     /// Begun with the first full part.
     multipart: Option<Box<dyn MultipartUpload>>,
     in_flight: JoinSet<object_store::Result<()>>,
@@ -37,12 +39,13 @@ pub(super) struct CloudUpload {
 }
 
 impl CloudUpload {
-    pub(super) fn new(cloud: Cloud, key: String, path: Path) -> Self {
+    pub(super) fn new(cloud: Cloud, key: String, path: Path, attributes: Attributes) -> Self {
         Self {
             cloud,
             key,
             path,
             filling: BytesMut::new(),
+            attributes,
             multipart: None,
             in_flight: JoinSet::new(),
             parts: 0,
@@ -69,7 +72,8 @@ impl CloudUpload {
             self.wait_for_part().await?;
         }
         if self.multipart.is_none() {
-            let begin = self.cloud.handles.part.put_multipart_opts(&self.path, PutMultipartOptions::default());
+            let options = PutMultipartOptions { attributes: self.attributes.clone(), ..PutMultipartOptions::default() };
+            let begin = self.cloud.handles.part.put_multipart_opts(&self.path, options);
             let begun = tokio::time::timeout(READ_TIMEOUT, begin).await;
             let begun = begun.map_err(|_| self.error(Kind::Unavailable, "no answer to the start of the upload"))?;
             self.multipart = Some(begun.map_err(|e| self.classified(Doing::Reading, &e))?);
@@ -97,7 +101,8 @@ impl CloudUpload {
     async fn put_whole(&mut self) -> Result<Version, StoreError> {
         let bytes = self.filling.split().freeze();
         let limit = part_time(bytes.len() as u64) * 5;
-        let put = self.cloud.handles.part.put_opts(&self.path, bytes.into(), PutOptions::default());
+        let options = PutOptions { attributes: self.attributes.clone(), ..PutOptions::default() };
+        let put = self.cloud.handles.part.put_opts(&self.path, bytes.into(), options);
         let stored = tokio::time::timeout(limit, put).await;
         let stored = stored.map_err(|_| self.error(Kind::Ambiguous, "no answer to the upload"))?;
         let stored = stored.map_err(|e| self.classified(Doing::Writing, &e))?;

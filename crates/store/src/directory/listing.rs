@@ -5,6 +5,7 @@
 
 use std::fs::DirEntry;
 use std::io;
+use std::path::Path;
 
 use super::files::{Folder, is_absent, meta_of};
 use crate::key::RESERVED_PREFIX;
@@ -36,6 +37,39 @@ impl Folder {
         let start = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
         walk.below(&start, 0).map_err(|e| self.io_error(Operation::List, prefix, "read the folder", &e))?;
         Ok(walk.found)
+    }
+}
+
+impl Folder {
+    /// Removes the folder `prefix` and those in it, as far as they hold nothing but this module's own files.
+    pub(super) fn remove_empty(&self, prefix: &str) -> Result<(), StoreError> {
+        let gone = remove_empty(&self.path(prefix), 0);
+        gone.map_err(|e| self.io_error(Operation::Delete, prefix, "remove the folder", &e))
+    }
+}
+
+fn remove_empty(folder: &Path, depth: usize) -> io::Result<()> {
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) if depth <= DEPTH_MAX => entries.collect::<io::Result<Vec<_>>>()?,
+        Err(e) if !is_absent(&e) => return Err(e),
+        _ => return Ok(()),
+    };
+    let mut own = Vec::new();
+    for entry in entries {
+        if entry.file_type()?.is_dir() {
+            remove_empty(&entry.path(), depth + 1)?;
+        } else if entry.file_name().to_str().is_some_and(|name| name.starts_with(RESERVED_PREFIX)) {
+            own.push(entry.path());
+        } else {
+            // An object: the folder stays, and so does its lock.
+            return Ok(());
+        }
+    }
+    own.into_iter().try_for_each(std::fs::remove_file)?;
+    match std::fs::remove_dir(folder) {
+        // A folder in it has stayed.
+        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => removed,
     }
 }
 

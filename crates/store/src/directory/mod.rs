@@ -28,14 +28,14 @@ mod tests;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use crate::key::{check_key, check_prefix};
-use crate::types::{Entry, Meta, Object, Version};
-use crate::{Operation, Store, StoreError, StoreErrorKind, Upload};
+use crate::types::{Entry, MadeAt, Meta, Object, Version};
+use crate::{Capabilities, Operation, Store, StoreError, StoreErrorKind, Upload};
 use files::Folder;
 use publish::Draft;
 
@@ -114,6 +114,10 @@ impl Store for Directory {
         self.folder.describe()
     }
 
+    fn capabilities(&self) -> Capabilities {
+        Capabilities::given("makes names by link(2) and swaps under flock(2)")
+    }
+
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
         self.run(Operation::Get, key, GET_BYTES_ASSUMED, |folder, key| folder.get(key)).await
     }
@@ -152,10 +156,22 @@ impl Store for Directory {
         Ok(Box::new(DirectoryUpload { store: self.clone(), key: key.to_owned(), draft: Some(draft), written: 0 }))
     }
 
+    async fn upload_dated(&self, key: &str, made: &MadeAt) -> Result<Box<dyn Upload>, StoreError> {
+        let time = UNIX_EPOCH + Duration::from_millis(made.time.0.try_into().unwrap_or(0));
+        let draft = self.run(Operation::Upload, key, 0, move |folder, key| folder.draft_of(key, time)).await?;
+        Ok(Box::new(DirectoryUpload { store: self.clone(), key: key.to_owned(), draft: Some(draft), written: 0 }))
+    }
+
     async fn list_after(&self, prefix: &str, after: Option<&str>, limit: usize) -> Result<Vec<Entry>, StoreError> {
         let prefix = check_prefix(prefix, &|| self.describe())?;
         let after = after.map(str::to_owned);
         self.run(Operation::List, prefix, 0, move |folder, prefix| folder.list(prefix, after.as_deref(), limit)).await
+    }
+
+    async fn remove_folder(&self, prefix: &str) -> Result<(), StoreError> {
+        let prefix = check_prefix(prefix, &|| self.describe())?;
+        // Shown like a list, because the folder may be the root, whose key would be empty.
+        self.run(Operation::List, prefix, 0, |folder, prefix| folder.remove_empty(prefix)).await
     }
 
     async fn delete(&self, keys: &[String]) -> Result<(), StoreError> {

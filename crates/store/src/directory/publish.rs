@@ -53,6 +53,8 @@ pub(super) struct Draft {
     /// The draft's own name, if it has one; removed when the draft is dropped.
     path: Option<PathBuf>,
     folder: PathBuf,
+    /// The modification time that the file gets; by default the time at which it gets its name.
+    made: Option<SystemTime>,
 }
 
 impl Draft {
@@ -89,12 +91,19 @@ impl Folder {
         self.start(Operation::Upload, key)
     }
 
+    /// A draft for an upload whose content was made at `time`.
+    pub(super) fn draft_of(&self, key: &str, time: SystemTime) -> Result<Draft, StoreError> {
+        let mut draft = self.start(Operation::Upload, key)?;
+        draft.made = Some(time);
+        Ok(draft)
+    }
+
     /// Gives a draft its name; `Exists` if it is taken.
     pub(super) fn publish(&self, operation: Operation, key: &str, draft: Draft) -> Result<Version, StoreError> {
         let failed = |verb, e: &io::Error| self.io_error(operation, key, verb, e);
         // The clock of file times ticks every few milliseconds only; an object that is deleted and created again within
         // one tick must not have the same version.
-        let times = FileTimes::new().set_modified(SystemTime::now());
+        let times = FileTimes::new().set_modified(draft.made.unwrap_or_else(SystemTime::now));
         draft.file.set_times(times).map_err(|e| failed("set the time", &e))?;
         draft.file.sync_all().map_err(|e| failed("sync", &e))?;
         let meta = draft.file.metadata().map_err(|e| failed("stat", &e))?;
@@ -192,12 +201,12 @@ impl Folder {
             match self.method(folder)? {
                 Method::Anonymous => match open_anonymous(folder) {
                     Err(e) if anonymous_is_refused(&e) => self.learn(Method::Linked),
-                    file => return Ok(Draft { file: file?, path: None, folder: folder.to_owned() }),
+                    file => return Ok(Draft { file: file?, path: None, folder: folder.to_owned(), made: None }),
                 },
                 Method::Linked | Method::Renamed => {
                     let path = folder.join(format!("{DRAFT_PREFIX}{}", random_hex()?));
                     let file = new_file().create_new(true).open(&path)?;
-                    return Ok(Draft { file, path: Some(path), folder: folder.to_owned() });
+                    return Ok(Draft { file, path: Some(path), folder: folder.to_owned(), made: None });
                 }
             }
         }

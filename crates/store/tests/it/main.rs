@@ -2,7 +2,13 @@
 
 mod conformance;
 mod decorators;
+mod probe;
 mod processes;
 mod proxy;
 mod remote;
 mod servers;
+mod several;
+#[cfg(feature = "sftp")]
+mod sftp;
+#[cfg(feature = "webdav")]
+mod webdav;

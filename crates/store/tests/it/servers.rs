@@ -1,8 +1,9 @@
-//! Real servers for the tests: moto for S3, Azurite for Azure.
+//! Real servers for the tests: moto for S3, Azurite for Azure, OpenSSH for SFTP; wsgidav, Apache and nginx for WebDAV.
 //!
-//! They are looked for where the environment says (`RHYOLITE_MOTO`, `RHYOLITE_AZURITE`: paths of the programs) and where
+//! They are looked for where the environment says (`RHYOLITE_MOTO`, `RHYOLITE_AZURITE`, `RHYOLITE_SSHD`, `RHYOLITE_WSGIDAV`,
+//! `RHYOLITE_APACHE`, `RHYOLITE_NGINX`: paths of the programs), where Debian's packages put them, and where
 //! `crates/store/tests/servers.sh` installs them (`target/servers`). Without them the tests say so and pass, unless
-//! `RHYOLITE_REQUIRE_S3` or `RHYOLITE_REQUIRE_AZURE` is set.
+//! `RHYOLITE_REQUIRE_S3`, `_AZURE`, `_SFTP` or `_WEBDAV` is set.
 //!
 //! A server lives as long as a test that uses it. It is the child of a shell that ends it when its standard input closes, so
 //! it also ends when the test process is killed.
@@ -18,7 +19,8 @@ use std::time::{Duration, Instant};
 pub(crate) struct Server {
     child: Child,
     pub(crate) port: u16,
-    _data: tempfile::TempDir,
+    /// The folder that it was given.
+    pub(crate) data: tempfile::TempDir,
 }
 
 impl Drop for Server {
@@ -34,21 +36,23 @@ fn program(variable: &str, installed: &str, required: &str) -> Option<PathBuf> {
     let path =
         path.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/servers").join(installed));
     if path.exists() {
-        return Some(path);
+        return Some(path.canonicalize().unwrap());
     }
     assert!(std::env::var_os(required).is_none(), "{} is missing: run crates/store/tests/servers.sh", path.display());
     eprintln!("skipped: {} is missing (crates/store/tests/servers.sh installs it)", path.display());
     None
 }
 
-fn start(program: &PathBuf, arguments: impl Fn(u16, &str) -> Vec<String>) -> Server {
+fn start(program: &PathBuf, arguments: impl FnOnce(u16, &str) -> Vec<String>) -> Server {
     let data = tempfile::tempdir().unwrap();
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut command = Command::new("sh");
-    command.args(["-c", r#""$0" "$@" </dev/null & server=$!; read -r _; kill $server; wait $server"#]).arg(program);
+    // In a group of its own: Apache ends by a signal to its whole group.
+    let script = r#"setsid "$0" "$@" </dev/null & server=$!; read -r _; kill $server; wait $server"#;
+    command.args(["-c", script]).arg(program);
     command.args(arguments(port, data.path().to_str().unwrap()));
     let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let server = Server { child, port, _data: data };
+    let server = Server { child, port, data };
     let start = Instant::now();
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         assert!(start.elapsed() < Duration::from_secs(60), "{} does not answer", program.display());
@@ -89,6 +93,100 @@ pub(crate) fn azurite() -> Option<Arc<Server>> {
                 .into()
         })
     }))
+}
+
+/// A running OpenSSH server. The folder holds its key `host.pub`, a user's key `user`, and `srv` for the objects.
+pub(crate) fn sshd() -> Option<Arc<Server>> {
+    static SLOT: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+    let program = program("RHYOLITE_SSHD", "/usr/sbin/sshd", "RHYOLITE_REQUIRE_SFTP")?;
+    Some(shared(&SLOT, || start(&program, ssh_config)))
+}
+
+/// A second life of a server in the same folder is not needed: each test stops and starts its own.
+pub(crate) fn own_sshd() -> Option<Server> {
+    let program = program("RHYOLITE_SSHD", "/usr/sbin/sshd", "RHYOLITE_REQUIRE_SFTP")?;
+    Some(start(&program, ssh_config))
+}
+
+fn ssh_config(port: u16, data: &str) -> Vec<String> {
+    for key in ["host", "user", "stranger"] {
+        let file = format!("{data}/{key}");
+        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &file]).status().unwrap();
+        assert!(made.success());
+    }
+    std::fs::copy(format!("{data}/user.pub"), format!("{data}/authorized_keys")).unwrap();
+    std::fs::create_dir(format!("{data}/srv")).unwrap();
+    // Where it separates privileges; only made by the service that is not started here.
+    let _ = std::fs::create_dir_all("/run/sshd");
+    let config = format!(
+        "Port {port}\nListenAddress 127.0.0.1\nHostKey {data}/host\nPidFile {data}/sshd.pid\nAuthorizedKeysFile \
+         {data}/authorized_keys\nStrictModes no\nUsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nMaxStartups \
+         100\nSubsystem sftp internal-sftp\n"
+    );
+    std::fs::write(format!("{data}/sshd_config"), config).unwrap();
+    ["-D", "-f", &format!("{data}/sshd_config"), "-E", &format!("{data}/log")].map(str::to_owned).into()
+}
+
+/// A running wsgidav: Python, one process, writes by renaming.
+pub(crate) fn wsgidav() -> Option<Arc<Server>> {
+    static SLOT: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+    let program = program("RHYOLITE_WSGIDAV", "wsgidav/bin/wsgidav", "RHYOLITE_REQUIRE_WEBDAV")?;
+    Some(shared(&SLOT, || {
+        start(&program, |port, data| {
+            let port = port.to_string();
+            ["--host", "127.0.0.1", "--port", &port, "--root", data, "--auth", "anonymous", "--quiet"]
+                .map(str::to_owned)
+                .into()
+        })
+    }))
+}
+
+/// A running Apache with mod_dav: several processes.
+pub(crate) fn apache() -> Option<Arc<Server>> {
+    static SLOT: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+    let program = program("RHYOLITE_APACHE", "/usr/sbin/apache2", "RHYOLITE_REQUIRE_WEBDAV")?;
+    Some(shared(&SLOT, || start(&program, apache_config)))
+}
+
+fn apache_config(port: u16, data: &str) -> Vec<String> {
+    let modules = ["mpm_prefork", "authz_core", "dav", "dav_fs", "dav_lock"];
+    let modules = modules.map(|m| format!("LoadModule {m}_module /usr/lib/apache2/modules/mod_{m}.so\n")).concat();
+    std::fs::create_dir(format!("{data}/srv")).unwrap();
+    // Debian's Apache gives up root for this user, who must reach the folder.
+    let owned = Command::new("chown").args(["-R", "www-data:www-data", data]).output().unwrap().status.success();
+    let user = if owned { "User www-data\nGroup www-data\n" } else { "" };
+    let config = format!(
+        "ServerRoot {data}\nServerName localhost\nListen 127.0.0.1:{port}\nPidFile {data}/pid\nErrorLog {data}/log\n\
+         DefaultRuntimeDir {data}\n{modules}{user}DavLockDB {data}/locks\nDocumentRoot {data}/srv\nStartServers 8\n\
+         MaxKeepAliveRequests 0\nKeepAliveTimeout 5\n<Directory {data}/srv>\nDav On\nRequire all granted\n</Directory>\n"
+    );
+    std::fs::write(format!("{data}/apache.conf"), config).unwrap();
+    ["-DFOREGROUND", "-f", &format!("{data}/apache.conf")].map(str::to_owned).into()
+}
+
+/// A running nginx with its WebDAV modules: several processes, no conditions, no locks.
+pub(crate) fn nginx() -> Option<Arc<Server>> {
+    static SLOT: Mutex<Weak<Server>> = Mutex::new(Weak::new());
+    let program = program("RHYOLITE_NGINX", "/usr/sbin/nginx", "RHYOLITE_REQUIRE_WEBDAV")?;
+    Some(shared(&SLOT, || start(&program, nginx_config)))
+}
+
+fn nginx_config(port: u16, data: &str) -> Vec<String> {
+    std::fs::create_dir(format!("{data}/srv")).unwrap();
+    let user = if is_root() { "user root;\n" } else { "" };
+    let config = format!(
+        "daemon off;\n{user}worker_processes 4;\npid {data}/pid;\nerror_log {data}/log;\n\
+         load_module /usr/lib/nginx/modules/ngx_http_dav_ext_module.so;\nevents {{}}\nhttp {{\naccess_log off;\n\
+         client_body_temp_path {data}/tmp;\nproxy_temp_path {data}/p;\nfastcgi_temp_path {data}/f;\nuwsgi_temp_path {data}/u;\n\
+         scgi_temp_path {data}/s;\nclient_max_body_size 0;\nserver {{\nlisten 127.0.0.1:{port};\nroot {data}/srv;\n\
+         location / {{\ndav_methods PUT DELETE MKCOL COPY MOVE;\ndav_ext_methods PROPFIND OPTIONS;\ndav_access user:rw;\n}}\n}}\n}}\n"
+    );
+    std::fs::write(format!("{data}/nginx.conf"), config).unwrap();
+    ["-p", data, "-e", &format!("{data}/log"), "-c", &format!("{data}/nginx.conf")].map(str::to_owned).into()
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout == b"0\n")
 }
 
 /// Makes a bucket by a plain request: moto asks for no signature.
