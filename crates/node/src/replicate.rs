@@ -368,7 +368,7 @@ impl Replication {
         Opening { writer, next_seq, start, manifest: None }
     }
 
-    fn open_store(&self) -> Result<Arc<dyn Store>, ReplicateError> {
+    pub(crate) fn open_store(&self) -> Result<Arc<dyn Store>, ReplicateError> {
         open_store(&self.config, self.base.as_ref(), &self.status, &self.commons.uploads)
     }
 

@@ -36,6 +36,7 @@ use crate::capture::restart;
 use crate::capture::thread::Parking;
 use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
+use crate::drill;
 use crate::keep::Looked;
 use crate::lease::LeasePool;
 use crate::memory;
@@ -43,9 +44,12 @@ use crate::park as rest;
 use crate::park::watcher::{DatabaseId, Noticed, Watcher};
 use crate::replicate::{Below, Commons, Outcome, Past, RELEASE_WAIT, ReplicateError, Replication};
 use crate::status::{DatabaseStatus, State, StatusBoard};
+use chores::Chores;
 use control::{Command, Control};
 
+mod chores;
 pub mod control;
+mod drills;
 mod folders;
 mod history;
 pub mod reload;
@@ -117,7 +121,8 @@ pub async fn run(
         parked_since: 0,
         gave_back: Instant::now(),
         tasks: JoinSet::new(),
-        histories: history::Histories::default(),
+        histories: Chores::default(),
+        drills: Chores::default(),
         folders: folders::Folders::default(),
         lost: Vec::new(),
     };
@@ -198,7 +203,9 @@ struct Supervisor {
     parked_since: usize,
     gave_back: Instant,
     tasks: JoinSet<Life>,
-    histories: history::Histories,
+    /// Looks at histories: whether only a snapshot helps, and what was done under rights.
+    histories: Chores<(bool, Past)>,
+    drills: Chores<()>,
     folders: folders::Folders,
     /// Mistakes of ours that belong to no database.
     lost: Vec<ReplicateError>,
@@ -215,14 +222,16 @@ impl Supervisor {
     /// Puts new databases where they belong: those that are as they were when they were parked to the watcher, others in line.
     async fn place(&mut self, ids: Vec<DatabaseId>) {
         let trust = self.members.len() > ASK_ALL_MAX;
-        let wanted: Vec<_> = ids.iter().filter_map(|id| Some((*id, self.members.get(id)?.source.config()))).collect();
+        let wanted = |id: &DatabaseId| self.members.get(id).map(|m| (*id, m.source.config(), Arc::clone(&m.status)));
+        let wanted: Vec<_> = ids.iter().filter_map(wanted).collect();
         let watcher = Arc::clone(&self.watcher);
         let boot_id = restart::boot_id();
         let look = move || -> Vec<(DatabaseId, Option<(Parked, LocalState)>)> {
-            let find = |(id, config): (DatabaseId, DatabaseConfig)| {
+            let find = |(id, config, status): (DatabaseId, DatabaseConfig, Arc<DatabaseStatus>)| {
                 let found = trust.then(|| rest::find(&config, boot_id)).flatten();
                 if let Some((parked, _)) = &found {
                     watcher.park(id, &config.path, parked.mark);
+                    drill::remember(&status);
                 }
                 (id, found)
             };
@@ -255,6 +264,7 @@ impl Supervisor {
             *member.looked.lock().unwrap_or_else(PoisonError::into_inner) = Looked::unfinished();
             self.plan_history(id);
         }
+        self.plan_drill(id);
     }
 
     fn add(&mut self, source: Source) -> DatabaseId {
@@ -297,6 +307,7 @@ impl Supervisor {
                 Some(command) = self.commands.recv(), if !self.folders.is_searching() => self.obey(command).await,
                 found = self.folders.next() => self.take_found(found).await,
                 due = self.histories.next() => self.look_after(due),
+                due = self.drills.next() => self.drill(due),
                 () = tokio::time::sleep_until(memory_due), if self.has_memory_to_give() => self.give_memory_back(),
             }
         }
@@ -323,6 +334,7 @@ impl Supervisor {
         }
         member.status.update(|f| f.parked = false);
         member.stage = Stage::InLine;
+        self.drills.interrupt(id);
         if self.histories.interrupt(id) {
             // It comes back when its history is left alone.
             return;
@@ -450,6 +462,7 @@ impl Supervisor {
                 });
                 member.trust = true;
                 self.plan_history(id);
+                self.plan_drill(id);
                 self.put_to_rest(id, mark);
                 self.parked_since += 1;
             }
@@ -520,6 +533,7 @@ impl Supervisor {
                 drop(tokio::spawn(self.leases.leave(&member.source.config(), RELEASE_WAIT)));
                 self.watcher.forget(id);
                 self.histories.interrupt(id);
+                self.drills.interrupt(id);
                 self.remove_now(id, None);
             }
         }
@@ -534,6 +548,7 @@ impl Supervisor {
         self.by_path.remove(&member.status.path);
         self.board.remove(&member.status);
         self.histories.forget(id);
+        self.drills.forget(id);
     }
 
     /// Stops everything that is awake, and wakes once more what was written at the last moment.
@@ -541,6 +556,7 @@ impl Supervisor {
         let stopping = *self.stop.borrow();
         if stopping {
             self.histories.stop();
+            self.drills.stop();
             let watcher = Arc::clone(&self.watcher);
             let changed = tokio::task::spawn_blocking(move || watcher.look_at_all()).await;
             changed.expect("looking does not panic").into_iter().for_each(|id| self.wake(id));

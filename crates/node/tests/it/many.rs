@@ -170,6 +170,34 @@ fn a_start_with_many_unchanged_databases_opens_nothing_and_asks_nothing() {
 }
 
 #[test]
+fn a_parked_database_is_drilled_and_stays_parked() {
+    let folder = Folder::new();
+    let db = folder.path("a.db");
+    make(&db, 1);
+    let config = |interval: &str| {
+        let store = folder.path("backup");
+        format!(
+            "drill: {{interval: {interval}}}\ndbs:\n  - {{path: {}, replica: {{url: {}}}}}\n",
+            db.display(),
+            store.display()
+        )
+    };
+    let running = Running::start(&config("1s"));
+    running.wait_parked(1);
+    let status = running.find(&db).expect("it is there");
+    wait_for("a drill", || status.look(|f| f.drill.proved.as_ref().is_some_and(|proof| Some(proof.pos) == f.durable)));
+    let (runs, parkings) = status.look(|f| (f.drill.runs, f.parkings));
+    // Nothing changes, so the next one comes after seven intervals, and finds what has become of the store meanwhile.
+    let snapshot = std::fs::read_dir(folder.path("backup/ltx/9")).unwrap().next().unwrap().unwrap().path();
+    let mut bytes = std::fs::read(&snapshot).unwrap();
+    bytes[126] ^= 0xff;
+    std::fs::write(&snapshot, bytes).unwrap();
+    wait_for("the damage", || status.look(|f| f.drill.is_damage && f.drill.runs > runs));
+    assert!(status.look(|f| f.parked && f.parkings == parkings));
+    assert!(running.stop().is_empty());
+}
+
+#[test]
 fn one_sick_database_stops_no_other_and_is_taken_up_when_it_is_well() {
     let folder = Folder::new();
     let good = folder.path("good.db");
