@@ -348,9 +348,11 @@ pub(crate) fn expired(manifest: &Manifest, policy: &Policy, now: Timestamp) -> V
     let horizon = ago(now, policy.keep_daily.max(policy.keep_hourly).max(policy.keep_every_commit));
     let old = manifest.files.iter().filter(|f| f.max_time <= horizon).map(|f| f.max_txid);
     // Times need not ascend: nothing from the first young file on may go.
-    let young = manifest.files.iter().filter(|f| f.max_time > horizon && f.kind != FileKind::Snapshot);
+    let young = manifest.files.iter().filter(|f| f.max_time > horizon);
     let Some(floor) = old.max() else { return Vec::new() };
-    let floor = young.map(|f| f.min_txid).fold(floor, Txid::min);
+    // A young snapshot is a point by itself, whatever comes before it.
+    let first = |f: &ManifestFile| if f.kind == FileKind::Snapshot { f.max_txid } else { f.min_txid };
+    let floor = young.map(first).fold(floor, Txid::min);
     let floor = manifest.pins.iter().map(|p| p.pos.txid).fold(floor, Txid::min);
     // What the log continues from must stay restorable, however old it is.
     let floor = manifest.log_start.map_or(floor, |start| floor.min(start.txid));
@@ -415,6 +417,18 @@ fn runs(manifest: &Manifest, level: u8, length: Duration, before: Timestamp) -> 
     runs
 }
 
+/// Whether `step`, which was planned from an earlier version of the manifest, may be applied to this one.
+pub fn fits(manifest: &Manifest, step: &Step) -> bool {
+    let is_live = |key: &String| manifest.files.iter().any(|file| file.key == *key);
+    match step {
+        Step::Bundle { first_seq, .. } => manifest.first_seq == *first_seq,
+        Step::Merge { inputs, .. } => inputs.iter().all(|input| manifest.files.contains(input)),
+        Step::Snapshot { .. } => true,
+        Step::Expire { keys } => keys.iter().all(is_live),
+        Step::Delete { files, .. } => !files.iter().any(is_live),
+    }
+}
+
 /// The manifest after `step`, whose new objects are `made` (one per piece of a bundling, one for a merge or snapshot, none otherwise).
 ///
 /// Panics when `made` does not fit the step: that is our own mistake, and must not reach the store.
@@ -461,11 +475,8 @@ pub fn apply(manifest: &Manifest, step: &Step, made: Vec<ManifestFile>, update: 
         }
     }
     for file in made {
-        next.files.retain(|f| f.key != file.key);
-        next.retired_files.retain(|f| f.key != file.key);
-        next.files.push(file);
+        enter(&mut next, file, update.now);
     }
-    next.files.sort_by_key(|f| (f.level, f.min_txid, f.max_txid));
     next
 }
 
@@ -478,6 +489,18 @@ fn shorten(ranges: &mut Vec<RetiredSegments>) {
         let first_seq = ranges.remove(i).first_seq;
         ranges[i].first_seq = first_seq;
     }
+}
+
+/// Makes `file` a live one. One of the same transactions under another name, which an earlier epoch wrote, retires.
+pub fn enter(manifest: &mut Manifest, file: ManifestFile, now: Timestamp) {
+    let place = |f: &ManifestFile| (f.level, f.min_txid, f.max_txid);
+    let replaced = manifest.files.iter().filter(|f| place(f) == place(&file) && f.key != file.key);
+    let replaced: Vec<String> = replaced.map(|f| f.key.clone()).collect();
+    retire(manifest, &replaced.iter().map(String::as_str).collect::<Vec<_>>(), now);
+    manifest.files.retain(|f| f.key != file.key);
+    manifest.retired_files.retain(|f| f.key != file.key);
+    manifest.files.push(file);
+    manifest.files.sort_by_key(place);
 }
 
 /// Moves files from the live to the retired ones.

@@ -111,6 +111,8 @@ pub struct Guards {
     pub manifest_epoch: bool,
     /// Objects are deleted only after the manifest was read again under the same epoch.
     pub reread_before_delete: bool,
+    /// A segment that was created counts only when the right is there, under the same epoch, at or after its answer.
+    pub right_at_answer: bool,
 }
 
 impl Guards {
@@ -124,6 +126,7 @@ impl Guards {
         fence: true,
         manifest_epoch: true,
         reread_before_delete: true,
+        right_at_answer: true,
     };
 }
 
@@ -244,6 +247,8 @@ pub struct Lease<V> {
     acknowledged: Option<Monotonic>,
     /// Tries that are left, when it is to be given up.
     releasing: Option<u32>,
+    /// A write that gives it up was sent: from then on somebody else may have it at any time.
+    given_up: bool,
 }
 
 impl<V: Clone + Eq> Lease<V> {
@@ -262,6 +267,7 @@ impl<V: Clone + Eq> Lease<V> {
             durable: None,
             acknowledged: None,
             releasing: None,
+            given_up: false,
         }
     }
 
@@ -274,7 +280,8 @@ impl<V: Clone + Eq> Lease<V> {
                 Standing::Theirs { record: record.clone(), free: self.free_at(record, *since) }
             }
             (_, Known::Ours { record, until, seized, .. }) => {
-                Standing::Ours { epoch: record.epoch, until: *until, seized: *seized }
+                let until = if self.given_up { Monotonic(0) } else { *until };
+                Standing::Ours { epoch: record.epoch, until, seized: *seized }
             }
         }
     }
@@ -299,7 +306,8 @@ impl<V: Clone + Eq> Lease<V> {
         self.durable = durable;
     }
 
-    /// Gives the lease up as soon as no request is open. [`Standing::Ended`] follows, whatever the store does.
+    /// Gives the lease up as soon as no request is open; the right is gone when that request is sent, not when it is answered.
+    /// [`Standing::Ended`] follows, whatever the store does.
     pub fn release(&mut self) {
         self.releasing.get_or_insert(RELEASE_TRIES_MAX);
         if let Doing::Resting { until } = &mut self.doing {
@@ -368,6 +376,7 @@ impl<V: Clone + Eq> Lease<V> {
         match self.known.clone() {
             Known::Ours { record, version, .. } if tries > 0 => {
                 self.releasing = Some(tries - 1);
+                self.given_up = true;
                 Some(self.write(Some(version), record.epoch, LeaseState::Released, at))
             }
             _ => {

@@ -198,6 +198,12 @@ impl Replication {
             Ok(page_size) => page_size,
             Err(mark) => return Ok(Ended::Parked(mark)),
         };
+        // Until the store has been asked nobody knows what it has of the database.
+        self.status.update(|f| {
+            if f.local.is_none() {
+                f.pending_since.get_or_insert_with(time::now);
+            }
+        });
         let store = self.open_store()?;
         if std::mem::take(&mut self.trust)
             && !self.is_last
@@ -349,7 +355,12 @@ impl Replication {
             Err(HeaderError::Refused(text)) => return Err(ReplicateError::NotADatabase(format!("{path}: {text}"))),
         };
         self.opening = None;
-        self.status.update(|f| f.local = None);
+        self.status.update(|f| {
+            if f.local.take().is_none() {
+                // Where nothing was ever seen, nothing waits.
+                f.pending_since = None;
+            }
+        });
         let state = State::Waiting { reason: reason.to_owned() };
         if self.status.figures().state != state {
             tracing::warn!(database = path, "waiting: {reason}");

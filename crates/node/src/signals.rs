@@ -5,7 +5,7 @@
 //! runtime can keep the process from ending.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -13,6 +13,9 @@ use tokio::sync::watch;
 
 use crate::cli::exit::Status;
 use crate::exec::RunningChild;
+
+/// A second signal that comes this soon is the first one once more.
+const ECHO: Duration = Duration::from_millis(200);
 
 /// What the first signal started; `None` before.
 pub type StopRequest = watch::Receiver<Option<Signal>>;
@@ -37,7 +40,17 @@ pub fn listen(bound: Duration, overdue: Status, child: RunningChild) -> io::Resu
                 }
             };
             let _ = sender.send(Some(next().await));
-            let second = tokio::time::timeout(bound, next()).await;
+            let began = Instant::now();
+            // Some send one signal to the process and to its group, which is not impatience.
+            let second = async {
+                loop {
+                    let signal = next().await;
+                    if began.elapsed() > ECHO {
+                        return signal;
+                    }
+                }
+            };
+            let second = tokio::time::timeout(bound, second).await;
             child.signal(Signal::KILL);
             match second {
                 Ok(second) => {

@@ -236,11 +236,17 @@ impl Uploader {
             self.status.error(text.clone());
             TryError::End(UploadEnd::BeginAgain(text))
         })?;
-        match create::segment(&*self.store, Guards::ALL, &segment.header, bytes, &self.earlier).await {
-            Ok(Some(version)) if check => Ok(self.store.verify_created(key, &version, segment.len).await?),
-            Ok(_) => Ok(()),
-            Err(error) => Err(self.judge(key, error)),
+        let created = create::segment(&*self.store, Guards::ALL, &segment.header, bytes, &self.earlier).await;
+        let version = created.map_err(|error| self.judge(key, error))?;
+        if let Some(version) = version.filter(|_| check) {
+            self.store.verify_created(key, &version, segment.len).await?;
         }
+        // A name may have been free because what took it was bundled and deleted, while we had no right any more.
+        if !self.right.lease.holds(segment.header.epoch).await {
+            let text = format!("{key}: the lease was lost meanwhile");
+            return Err(TryError::End(UploadEnd::BeginAgain(text)));
+        }
+        Ok(())
     }
 
     fn judge(&self, key: &str, error: CreateError) -> TryError {

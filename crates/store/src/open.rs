@@ -94,6 +94,18 @@ pub fn open(url_or_path: &str, options: &StoreOptions) -> Result<Arc<dyn Store>,
     if url_or_path.is_empty() {
         return refuse("a store", "the path is empty".to_owned());
     }
+    if let Some((scheme, _)) = url_or_path.split_once(":/").filter(|_| !url_or_path.contains("://")) {
+        let is_scheme = scheme.len() > 1 && scheme.bytes().all(|b| b.is_ascii_alphanumeric());
+        if is_scheme {
+            let meant = url_or_path.replacen(":/", "://", 1);
+            return refuse(
+                url_or_path,
+                format!(
+                    "this looks like a URL with a slash too few: {meant}; a folder of that name is ./{url_or_path}"
+                ),
+            );
+        }
+    }
     if !url_or_path.contains("://") {
         return Ok(Arc::new(Directory::new(url_or_path)));
     }
@@ -176,6 +188,7 @@ mod tests {
             ("ftp://host/x", &[], "unknown scheme"),
             ("S3://b", &KEYS, "unknown scheme"),
             ("file://relative", &[], "three slashes"),
+            ("s3:/bucket/x", &KEYS, "s3://bucket/x"),
             ("file:///x?durable=false", &[], "unknown option \"durable\""),
             ("s3://", &KEYS, "bucket is missing"),
             ("s3:///prefix", &KEYS, "bucket is missing"),

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either, select};
@@ -19,6 +20,8 @@ use crate::World;
 
 /// Requests that may be open at a time. A store that answers none gets no more.
 const OPEN_MAX: usize = 8;
+/// Time between two looks while so many are open.
+const FULL_LOOK: Duration = Duration::from_millis(100);
 
 /// Where nonces are noted before they are written, so that a successor knows the lease of a dead process by them.
 pub trait Memory: Send + Sync {
@@ -137,6 +140,25 @@ impl LeaseHandle {
         };
         // Without a sender nobody keeps the lease any more.
         let _ = published.wait_for(is_over).await;
+    }
+
+    /// Waits until it is certain whether nobody else had the right since we had it under `epoch`: `true` once we have it, under the same
+    /// epoch, `false` when that is over for good.
+    pub async fn holds(&self, epoch: Epoch) -> bool {
+        let Kind::Kept { published, .. } = &self.kind else { return self.right() == Some(epoch) };
+        let mut published = published.clone();
+        loop {
+            published.borrow_and_update();
+            match self.standing() {
+                _ if self.right() == Some(epoch) => return true,
+                Standing::Ours { epoch: ours, .. } if ours == epoch => {}
+                Standing::Unknown => {}
+                _ => return false,
+            }
+            if published.changed().await.is_err() {
+                return false;
+            }
+        }
     }
 
     /// Waits until something changed since the last call of this on `seen`, which starts as [`LeaseHandle::changes`].
@@ -270,7 +292,12 @@ impl LeaseKeeper {
 
     /// Until `next`, an answer, or a wish.
     async fn wait(&mut self, next: Monotonic) {
-        let sleep = self.world.sleep(self.world.now().until(next));
+        let mut time = self.world.now().until(next);
+        if self.open.len() >= OPEN_MAX {
+            // What is due has to wait for an answer.
+            time = time.max(FULL_LOOK);
+        }
+        let sleep = self.world.sleep(time);
         let wish = Box::pin(self.wanted.changed());
         let quiet = select(sleep, wish);
         if self.open.is_empty() {

@@ -28,6 +28,7 @@ pub mod lease_keeper;
 pub mod log_end;
 pub mod manifest_swap;
 pub mod name;
+pub mod names;
 
 use std::fmt::Debug;
 use std::time::Duration;

@@ -7,7 +7,8 @@
 //!
 //! A segment of an epoch lower than that of one before it is void. Every writer claims the manifest before it creates a segment, so no
 //! segment has a higher epoch than a manifest that is still the same *after* the log was listed. A newest segment that has just the manifest's epoch is
-//! therefore live, and where it holds a transaction nothing before it needs to be read. Otherwise every header is.
+//! therefore live, and where it holds a transaction nothing before it needs to be read. Otherwise every header is, also because the manifest
+//! may have been put back to an older version by hand: then segments have higher epochs than it, and the highest counts.
 
 use std::sync::Arc;
 
@@ -64,7 +65,7 @@ pub async fn find(store: &Arc<dyn Store>, hint: Option<Hint>) -> Result<Option<L
     let identity = match store.get(keys::ID).await {
         Ok(object) => Identity::decode(&object.bytes)
             .map_err(|e| ManifestError::Damaged(format!("{} in {}: {e}", keys::ID, store.describe())))?,
-        Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind == StoreErrorKind::NotFound => return without_identity(store).await,
         Err(error) => return Err(error.into()),
     };
     for _ in 0..TRIES_MAX {
@@ -109,6 +110,20 @@ pub async fn find(store: &Arc<dyn Store>, hint: Option<Hint>) -> Result<Option<L
     Err(ManifestError::Contended)
 }
 
+/// A store without an identity is empty, or was damaged: its writer creates that first.
+async fn without_identity(store: &Arc<dyn Store>) -> Result<Option<LogEnd>, ManifestError> {
+    match store.head(keys::MANIFEST).await {
+        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+        Ok(_) => Err(ManifestError::Damaged(format!(
+            "{} is missing in {}, but there is a {}: put it back, or use another prefix",
+            keys::ID,
+            store.describe(),
+            keys::MANIFEST
+        ))),
+    }
+}
+
 /// The end of a store in which the first snapshot was never finished.
 fn without_manifest(identity: Identity) -> LogEnd {
     let next_seq = Seq::FIRST;
@@ -151,16 +166,12 @@ async fn walk(store: &Arc<dyn Store>, manifest: &Manifest, end: &mut LogEnd) -> 
     let Some((last, size)) = segments.last().copied() else { return Ok(true) };
     let newest = read_index(&**store, last, size).await?;
     end.last_nonce = Some(newest.header.nonce);
-    if newest.header.epoch > manifest.epoch {
-        // Its writer has claimed the manifest before.
-        return Ok(false);
-    }
     let live = if newest.header.epoch == manifest.epoch && newest.end().is_some() {
         segments
     } else {
         let epochs = epochs(store, &segments).await?;
-        let Some(live) = without_void(manifest, &segments, &epochs) else { return Ok(false) };
-        live
+        end.epoch = end.epoch.max(epochs.iter().copied().max());
+        without_void(manifest, &segments, &epochs)
     };
     for (seq, size) in live.into_iter().rev() {
         let segment = if seq == last { newest.clone() } else { read_index(&**store, seq, size).await? };
@@ -213,8 +224,8 @@ async fn epoch_of(store: Arc<dyn Store>, seq: Seq) -> Result<Epoch, ManifestErro
     SegmentHeader::decode(&bytes).map(|header| header.epoch).map_err(damaged)
 }
 
-/// Leaves void segments out. `None` when one is of a later epoch than the manifest.
-fn without_void(manifest: &Manifest, segments: &[(Seq, u64)], epochs: &[Epoch]) -> Option<Vec<(Seq, u64)>> {
+/// Leaves void segments out.
+fn without_void(manifest: &Manifest, segments: &[(Seq, u64)], epochs: &[Epoch]) -> Vec<(Seq, u64)> {
     let mut highest = manifest.log_epoch;
     let mut live = Vec::new();
     for (segment, epoch) in segments.iter().zip(epochs) {
@@ -223,7 +234,7 @@ fn without_void(manifest: &Manifest, segments: &[(Seq, u64)], epochs: &[Epoch]) 
             live.push(*segment);
         }
     }
-    (highest <= manifest.epoch).then_some(live)
+    live
 }
 
 /// Header and entries of one segment.

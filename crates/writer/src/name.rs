@@ -2,6 +2,7 @@
 
 use rhyolite_format::manifest::{Manifest, ManifestFile};
 use rhyolite_format::{Epoch, Lineage, Seq};
+use rhyolite_logic::history_plan;
 use rhyolite_logic::lease::Guards;
 use rhyolite_store::Store;
 
@@ -55,9 +56,6 @@ fn with_snapshot(manifest: Option<Manifest>, file: &ManifestFile, world: &dyn Wo
     if first {
         next.log_start = Some(file.end());
     }
-    next.files.retain(|f| f.key != file.key);
-    next.retired_files.retain(|f| f.key != file.key);
-    next.files.push(file.clone());
-    next.files.sort_by_key(|f| (f.level, f.min_txid, f.max_txid));
+    history_plan::enter(&mut next, file.clone(), world.wall());
     next
 }

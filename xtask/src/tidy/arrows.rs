@@ -21,12 +21,16 @@ const FORMAT_USES: &[&str] = &["crc-fast", "lz4_flex", "serde", "serde_json", "t
 /// What a sequence of requests needs, whatever runs it. Of Tokio only what tells others; no runtime and no clock.
 const WRITER_USES: &[&str] = &["bytes", "futures-util", "tokio", "tracing"];
 
+/// What runs futures without a runtime, and the store's trait. No clock and no source of chance but a seed.
+const SIM_USES: &[&str] = &["async-trait", "bytes", "futures-util", "tokio"];
+
 /// The allowed arrows.
 pub(crate) const CRATES: &[Crate] = &[
     Crate { folder: "crates/format", ours: &[], theirs: Some(FORMAT_USES) },
     Crate { folder: "crates/logic", ours: &["format"], theirs: Some(&[]) },
     Crate { folder: "crates/store", ours: &["format"], theirs: None },
     Crate { folder: "crates/writer", ours: &["format", "logic", "store"], theirs: Some(WRITER_USES) },
+    Crate { folder: "crates/sim", ours: &["format", "logic", "store", "writer"], theirs: Some(SIM_USES) },
     Crate { folder: "crates/node", ours: &["format", "logic", "store", "writer"], theirs: None },
     Crate { folder: "xtask", ours: &["format"], theirs: None },
     Crate { folder: "bench", ours: &["format", "store", "node"], theirs: None },

@@ -360,3 +360,38 @@ fn a_merge_of_something_else_is_refused() {
     let update = Update { epoch: epoch(1), nonce: Nonce([9; 16]), now: Timestamp(world.now) };
     apply(&world.manifest, merge, vec![other], update);
 }
+
+/// Commits 1 to 3, at these times, with a snapshot at 1 and at 3.
+fn two_snapshots(times: [i64; 3]) -> Manifest {
+    let mut commits = Commits::default();
+    for (i, time) in times.into_iter().enumerate() {
+        commits.push(time, i == 0, &mut Random(1));
+    }
+    let mut manifest = model::manifest();
+    for end in [1, 3] {
+        let file = commits.file(FileKind::Snapshot, keys::SNAPSHOT_LEVEL, 1, end, 500);
+        enter(&mut manifest, ManifestFile { max_time: Timestamp(times[end as usize - 1]), ..file }, Timestamp(0));
+    }
+    manifest
+}
+
+#[test]
+fn a_young_snapshot_stays_whatever_an_older_clock_says_of_a_later_one() {
+    let policy = Policy::default();
+    let now = 100 * 24 * HOUR;
+    let expires = |times| expired(&two_snapshots(times), &policy, Timestamp(now)).len();
+    assert_eq!(expires([HOUR, HOUR, 2 * HOUR]), 1, "the older of two old ones goes");
+    assert_eq!(expires([now - HOUR, HOUR, 2 * HOUR]), 0, "the clock was put back after the first");
+}
+
+#[test]
+fn a_file_of_the_same_transactions_replaces_that_of_an_earlier_epoch() {
+    let mut manifest = two_snapshots([1, 2, 3]);
+    let old = manifest.files[1].clone();
+    let new =
+        ManifestFile { key: keys::ltx(keys::SNAPSHOT_LEVEL, old.min_txid, old.max_txid, epoch(2)), ..old.clone() };
+    enter(&mut manifest, new.clone(), Timestamp(7));
+    assert_eq!(manifest.files[1..], [new]);
+    assert_eq!(manifest.retired_files, [RetiredFile { key: old.key, since: Timestamp(7) }]);
+    assert_eq!(manifest.validate(), Ok(()));
+}

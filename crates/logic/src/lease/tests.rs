@@ -268,6 +268,23 @@ fn a_lease_that_was_deleted_does_not_make_epochs_go_back() {
 }
 
 #[test]
+fn the_right_is_gone_when_giving_it_up_is_sent() {
+    let (mut a, mut place) = held();
+    a.lease.release();
+    let (id, expected, record) = write_of(a.poll(100));
+    a.check(100, "ours 1 run out");
+    // The answer is lost, and the reading comes before the write: it is still not a's.
+    a.lease.handle_written(id, Written::Unknown, Monotonic(200));
+    let id = read_of(a.poll(200));
+    a.lease.handle_read(id, Ok(place.held.clone()), Monotonic(300));
+    a.check(300, "ours 1 run out");
+    place.swap(expected, record);
+    let mut b = Holder::new("b", 2, &[], 400);
+    b.run(&mut place, 400);
+    b.check(400, "ours 2 until 12400");
+}
+
+#[test]
 fn giving_up_ends_even_when_the_store_does_not_answer() {
     let (mut a, _) = held();
     a.lease.release();

@@ -13,7 +13,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -209,7 +209,7 @@ impl Follower {
         (self.end, self.change_counter) = (end, change_counter);
     }
 
-    /// Refuses a file that somebody else has written to since the last batch.
+    /// Refuses a file that somebody else has written to, or put in the place of ours, since the last batch.
     fn check_untouched(&self) -> Result<(), RestoreError> {
         let diverged = |detail: &str| RestoreError::Diverged {
             path: self.path.clone(),
@@ -220,7 +220,12 @@ impl Follower {
         if journal_path(&self.path).exists() {
             return Err(diverged("it has a journal of somebody else"));
         }
-        let len = self.file.metadata().map_err(failed)?.len();
+        let ours = self.file.metadata().map_err(failed)?;
+        let named = std::fs::metadata(&self.path).map_err(failed)?;
+        if (ours.dev(), ours.ino()) != (named.dev(), named.ino()) {
+            return Err(diverged("another file lies in its place"));
+        }
+        let len = ours.len();
         if len != self.end.commit.bytes(self.end.page_size) {
             return Err(diverged("its length has changed"));
         }

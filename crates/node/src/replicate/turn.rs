@@ -159,6 +159,10 @@ impl Replication {
     /// Says who has the lease, once for each holder; or ends, where that is wanted and the holder is seen to live.
     fn tell_holder(&self, record: &LeaseRecord, free: Monotonic, holders: &mut Holders) -> Result<(), ReplicateError> {
         let left = RealWorld.now().until(free);
+        if left.is_zero() {
+            // About to be taken.
+            return Ok(());
+        }
         let until = time::format_utc(Timestamp(time::now().0.saturating_add(left.as_millis() as i64)));
         let holder = lease::describe(record);
         let text = format!("{holder} holds the lease of {} until {until} at least", self.config.store);
@@ -167,7 +171,11 @@ impl Replication {
         if self.config.lease.if_held == IfHeld::Exit && record.state == LeaseState::Held && lives {
             return Err(ReplicateError::Conflict(text));
         }
-        self.status.update(|f| f.standby = true);
+        self.status.update(|f| {
+            f.standby = true;
+            // What is not captured here is for the other one to answer for.
+            f.pending_since = f.pending_since.filter(|_| f.local.is_some());
+        });
         self.status.set_state(State::Waiting { reason: text.clone() });
         if holders.told.as_ref() != Some(&holder) {
             tracing::warn!(database = %self.config.path.display(), "waiting: {text}");

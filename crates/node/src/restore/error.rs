@@ -184,7 +184,12 @@ impl fmt::Display for RestoreError {
             }
             Self::Exists { path } => write!(f, "{} exists", path.display()),
             Self::Companion { path } => {
-                write!(f, "{} would be applied to the restored database: remove it first", path.display())
+                write!(
+                    f,
+                    "{} would be applied to it: end whatever uses the database, run PRAGMA wal_checkpoint(TRUNCATE), or remove the file if \
+                     what it holds is not needed",
+                    path.display()
+                )
             }
             Self::Busy { draft } => write!(f, "another process is writing {}", draft.display()),
             Self::WrongLineage { store, file } => {

@@ -214,6 +214,23 @@ async fn a_file_that_somebody_writes_to_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_was_replaced_is_given_up() {
+    let mut history = History::new(Arc::new(Memory::new()), 512).await;
+    write_some(&mut history).await;
+    let place = Place::new();
+    let mut following = Follow::start(&history.store, &place.path());
+    following.reach(history.last()).await;
+    let copy = place.path().with_extension("copy");
+    std::fs::copy(place.path(), &copy).unwrap();
+    std::fs::rename(&copy, place.path()).unwrap();
+    history.run("INSERT INTO t (v) VALUES (1)");
+    history.upload().await;
+    let ended = tokio::time::timeout(PATIENCE, following.task).await.unwrap().unwrap();
+    let Err(RestoreError::Diverged { detail, .. }) = ended else { panic!("{ended:?}") };
+    assert_eq!(detail, "another file lies in its place");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_segment_changes_nothing() {
     let mut history = History::new(Arc::new(Memory::new()), 512).await;
     write_some(&mut history).await;

@@ -1,0 +1,142 @@
+//! `rhyolite-sim`: runs seeds, and shows what happened under one.
+
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use rhyolite_logic::lease::Guards;
+use rhyolite_sim::rules::{RULES, without};
+use rhyolite_sim::{Scenario, run};
+
+const HELP: &str = "\
+Runs the simulated world (docs/sim.md).
+
+  rhyolite-sim --seeds 100000 [--from 1] [--jobs 1]   run so many seeds; ends with 1 at the first that fails
+               [--keep-going]                         and says what every seed that fails found
+  rhyolite-sim --seed 17 [--trace]                    run one; with every line of what happened
+               [--without RULE]                       with one rule switched off, to see what it is there for
+";
+
+#[derive(Debug)]
+struct Arguments {
+    seeds: Option<u64>,
+    from: u64,
+    jobs: u64,
+    seed: Option<u64>,
+    trace: bool,
+    keep_going: bool,
+    guards: Guards,
+}
+
+fn arguments() -> Result<Arguments, String> {
+    let (seeds, seed, trace, keep_going) = (None, None, false, false);
+    let mut found = Arguments { seeds, from: 1, jobs: 1, seed, trace, keep_going, guards: Guards::ALL };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
+        let mut number = || {
+            let value = value()?;
+            value.parse::<u64>().map_err(|_| format!("{word}: {value:?} is no number"))
+        };
+        match word.as_str() {
+            "--seeds" => found.seeds = Some(number()?),
+            "--from" => found.from = number()?,
+            "--jobs" => found.jobs = number()?,
+            "--seed" => found.seed = Some(number()?),
+            "--without" => {
+                let rule = value()?;
+                let names = RULES.map(|(name, _)| name).join(", ");
+                found.guards = without(&rule).ok_or_else(|| format!("no rule {rule:?}; there are {names}"))?;
+            }
+            "--keep-going" => found.keep_going = true,
+            "--trace" => found.trace = true,
+            _ => return Err(format!("unknown argument {word:?}\n\n{HELP}")),
+        }
+    }
+    match (found.seed, found.seeds) {
+        (Some(_), None) | (None, Some(1..)) if found.jobs > 0 => Ok(found),
+        _ => Err(HELP.to_owned()),
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments = match arguments() {
+        Ok(arguments) => arguments,
+        Err(text) => {
+            eprintln!("{text}");
+            return ExitCode::from(2);
+        }
+    };
+    match arguments.seed {
+        Some(seed) => one(seed, &arguments),
+        None => many(&arguments),
+    }
+}
+
+fn one(seed: u64, arguments: &Arguments) -> ExitCode {
+    let report = run(Scenario::new(seed, arguments.guards), arguments.trace);
+    for line in &report.trace {
+        println!("{line}");
+    }
+    match report.violation {
+        Some(violation) => {
+            println!("seed {seed}: {violation}");
+            ExitCode::FAILURE
+        }
+        None => {
+            println!("seed {seed}: everything held; {} acknowledgements", report.acknowledged);
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn many(arguments: &Arguments) -> ExitCode {
+    let (from, count) = (arguments.from, arguments.seeds.unwrap_or(1));
+    let begun = Instant::now();
+    let (next, done, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let (failed, first) = (AtomicBool::new(false), Mutex::new(None::<(u64, String)>));
+    // A run that fails by a panic tells it in its report.
+    std::panic::set_hook(Box::new(|_| {}));
+    let work = || {
+        while !failed.load(Ordering::Relaxed) {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            if at >= count {
+                return;
+            }
+            let report = run(Scenario::new(from + at, arguments.guards), false);
+            acknowledged.fetch_add(report.acknowledged, Ordering::Relaxed);
+            if let Some(violation) = report.violation {
+                if arguments.keep_going {
+                    println!("seed {}: {violation}", from + at);
+                }
+                let mut first = first.lock().expect("nobody panics with this lock");
+                if first.as_ref().is_none_or(|(seed, _)| from + at < *seed) {
+                    *first = Some((from + at, violation));
+                }
+                failed.store(!arguments.keep_going, Ordering::Relaxed);
+                continue;
+            }
+            let done = done.fetch_add(1, Ordering::Relaxed) + 1;
+            if done.is_multiple_of(1000) {
+                eprintln!("{done} of {count} seeds, {:.0} s", begun.elapsed().as_secs_f64());
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..arguments.jobs {
+            scope.spawn(work);
+        }
+    });
+    let (done, acknowledged) = (done.into_inner(), acknowledged.into_inner());
+    match first.into_inner().expect("nobody panics with this lock") {
+        Some((seed, violation)) => {
+            println!("seed {seed}: {violation}\nits trace: rhyolite-sim --seed {seed} --trace");
+            ExitCode::FAILURE
+        }
+        None => {
+            println!("{done} seeds from {from}, {acknowledged} acknowledgements, 0 violations");
+            ExitCode::SUCCESS
+        }
+    }
+}
