@@ -68,7 +68,10 @@ fn golden_files_are_written_and_read_back() {
     assert_eq!(Identity::decode(&identity.encode()), Ok(identity));
     let lease = samples::lease();
     assert_eq!(golden("lease.v1.json", &lease.encode()), lease.encode());
-    assert_eq!(LeaseRecord::decode(&lease.encode()), Ok(lease));
+    assert_eq!(LeaseRecord::decode(&lease.encode()), Ok(lease.clone()));
+    let unnamed = LeaseRecord { process: None, ..lease };
+    assert_eq!(golden("lease-unnamed.v1.json", &unnamed.encode()), unnamed.encode());
+    assert_eq!(LeaseRecord::decode(&unnamed.encode()), Ok(unnamed));
     let probe = samples::probe();
     assert_eq!(golden("probe.v1.json", &probe.encode()), probe.encode());
     assert_eq!(ProbeRecord::decode(&probe.encode()), Ok(probe));

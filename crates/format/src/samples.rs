@@ -125,7 +125,7 @@ pub(crate) fn lease() -> LeaseRecord {
         state: LeaseState::Held,
         holder: "host-a".to_owned(),
         address: Some("http://10.0.0.1:7391".to_owned()),
-        process: None,
+        process: Some("5f8e2f6a-0000-4000-8000-000000000001 pid:[4026531836] 77 4242".to_owned()),
         nonce: NONCE,
         ttl_ms: 10_000,
         renewed: NOON,

@@ -111,9 +111,9 @@ mod tests {
     #[test]
     fn the_summary_is_one_line() {
         let board = StatusBoard::new();
-        assert_eq!(summary(&board), "0 of 0 databases replicating, 0s behind at most");
+        assert_eq!(summary(&board), "0 of 0 databases replicating, 0 behind at most");
         board.add("/a.db".into(), "/m".into(), "./b".into()).set_state(State::Replicating);
         board.add("/b.db".into(), "/n".into(), "./c".into());
-        assert_eq!(summary(&board), "1 of 2 databases replicating, 0s behind at most");
+        assert_eq!(summary(&board), "1 of 2 databases replicating, 0 behind at most");
     }
 }

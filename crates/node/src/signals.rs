@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use crate::cli::exit::Status;
 use crate::exec::RunningChild;
 
-/// A second signal that comes this soon is the first one once more.
+/// The same signal that comes again this soon is the first one once more.
 const ECHO: Duration = Duration::from_millis(200);
 
 /// What the first signal started; `None` before.
@@ -39,13 +39,14 @@ pub fn listen(bound: Duration, overdue: Status, child: RunningChild) -> io::Resu
                     _ = terminates.recv() => Signal::TERM,
                 }
             };
-            let _ = sender.send(Some(next().await));
+            let first = next().await;
+            let _ = sender.send(Some(first));
             let began = Instant::now();
             // Some send one signal to the process and to its group, which is not impatience.
             let second = async {
                 loop {
                     let signal = next().await;
-                    if began.elapsed() > ECHO {
+                    if signal != first || began.elapsed() > ECHO {
                         return signal;
                     }
                 }

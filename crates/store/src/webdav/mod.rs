@@ -139,6 +139,10 @@ impl WebDav {
             match answer.status {
                 200..=299 => self.version_written(asked).await,
                 412 => Err(self.dav.error(asked, taken, "the object exists already")),
+                // Apache's answer when the name was taken while it looked.
+                403 if self.look_at(asked).await?.is_some() => {
+                    Err(self.dav.error(asked, taken, "the object exists already"))
+                }
                 // Gone is what was to be moved; or a folder above it, which the turn was in.
                 404 | 409 => Err(Turn::lost(&self.dav, asked)),
                 _ => Err(self.dav.refusal(asked, Effect::Change, &answer)),
