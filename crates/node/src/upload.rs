@@ -121,7 +121,8 @@ pub enum UploadEnd {
     /// What is to be uploaded is gone or damaged, or another writer, or an earlier life of this process, has put something else in its
     /// place: begin again with what the store has.
     BeginAgain(String),
-    /// The first thing to be written is a snapshot, which holds no place in the log: the log must be fenced before.
+    /// The log must be fenced before anything else: a writer of an older epoch still adds to it, or the first thing to be written is a snapshot,
+    /// which holds no place in the log.
     FenceFirst,
 }
 
@@ -254,7 +255,8 @@ impl Uploader {
         match error {
             CreateError::Store(error) => TryError::Passing(error.to_string()),
             CreateError::OwnLate => begin_again("a request of our own came late".to_owned()),
-            CreateError::Older { theirs } => begin_again(format!("a request of epoch {} came late", theirs.get())),
+            // Its writer may go on, and be faster every time, until the log is fenced.
+            CreateError::Older { .. } => TryError::End(UploadEnd::FenceFirst),
             CreateError::Fenced { theirs } => begin_again(format!("epoch {} writes here by now", theirs.get())),
             CreateError::Conflict => TryError::End(UploadEnd::Conflict(format!(
                 "another writer is at work in {}: {key} is not ours; stop the other one, then start this again",
