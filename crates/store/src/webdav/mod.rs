@@ -44,6 +44,9 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(25);
 
 /// How often a swap begins again because its draft is not later than what it replaces.
 const SWAP_TRIES_MAX: usize = 4;
+/// Tries of a create that a server forbids, and the first pause between two.
+const FORBIDDEN_TRIES_MAX: u32 = 4;
+const FORBIDDEN_PAUSE: Duration = Duration::from_millis(20);
 
 /// Longer than the second in which two files have the same time.
 const NEXT_SECOND: Duration = Duration::from_millis(1100);
@@ -130,7 +133,20 @@ impl WebDav {
     }
 
     /// Creates, or as a swap that expects nothing: the errors differ.
+    /// Creates. Apache forbids what it meets in the middle of a race; one that forbids it for good does so again.
     async fn create_as(&self, asked: Asked<'_>, bytes: Bytes) -> Result<Version, StoreError> {
+        let mut pause = FORBIDDEN_PAUSE;
+        for _ in 0..FORBIDDEN_TRIES_MAX {
+            match self.create_once(asked, bytes.clone()).await {
+                Err(error) if error.kind == Kind::Denied => tokio::time::sleep(pause).await,
+                created => return created,
+            }
+            pause *= 2;
+        }
+        self.create_once(asked, bytes).await
+    }
+
+    async fn create_once(&self, asked: Asked<'_>, bytes: Bytes) -> Result<Version, StoreError> {
         let taken = if asked.operation == Operation::Create { Kind::Exists } else { Kind::Conflict };
         let _queued = self.queue.acquire().await.expect("never closed");
         let turn = Turn::take(&self.dav, asked, folder_of(asked.key), bytes).await?;
