@@ -48,10 +48,15 @@ impl Lab {
 
     /// Starts `rhyolite replicate app.db backup` in `folder` and waits until the first snapshot is there.
     pub(crate) fn replicate(&self, folder: &Path, options: &[&str]) -> Outcome<Process> {
+        self.replicate_within(folder, options, LIMIT)
+    }
+
+    /// The same with a snapshot that takes longer.
+    pub(crate) fn replicate_within(&self, folder: &Path, options: &[&str], limit: Duration) -> Outcome<Process> {
         let mut command = Command::new(&self.binary);
         command.arg("replicate").arg(folder.join("app.db")).arg(folder.join("backup")).args(options);
         let mut process = Process::start("rhyolite replicate", command, &folder.join("replicate.log"))?;
-        let deadline = Instant::now() + LIMIT;
+        let deadline = Instant::now() + limit;
         while self.points(folder).map_or(true, |points| points == 0) {
             if process.ended()?.is_some() || Instant::now() > deadline {
                 let log = std::fs::read_to_string(folder.join("replicate.log")).unwrap_or_default();

@@ -8,9 +8,12 @@ mod app;
 mod capture;
 mod durable;
 mod footprint;
+mod history;
 mod idle;
 mod lab;
+mod many;
 mod measure;
+mod restart;
 mod restore;
 mod table;
 mod tight;
@@ -34,12 +37,16 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("restore", restore::run),
     ("idle", idle::run),
     ("footprint", footprint::run),
+    ("many", many::run),
+    ("restart", restart::run),
+    ("history", history::run),
 ];
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1).peekable();
-    let outcome = match words.next_if(|word| word == "app") {
-        Some(_) => app::run(Args::new(words)),
+    let outcome = match words.next_if(|word| word == "app" || word == "cost").as_deref() {
+        Some("app") => app::run(Args::new(words)),
+        Some(_) => measure::print_cost(std::env::args_os().skip(2)),
         None => run(Args::new(words)),
     };
     match outcome {

@@ -55,8 +55,33 @@ pub(crate) struct Cost {
     pub(crate) memory_kib_max: u64,
 }
 
-/// Runs `command` to its end, which must be a good one.
-pub(crate) fn run_to_end(mut command: Command) -> Outcome<Cost> {
+/// Runs `command` to its end, which must be a good one. Only program and arguments of it count.
+///
+/// A process of ours that does nothing else starts it: the system counts the memory of whoever starts a process as the process's own, and
+/// a benchmark may have used much.
+pub(crate) fn run_to_end(command: &Command) -> Outcome<Cost> {
+    let mut starter = Command::new(std::env::current_exe().context("find our own binary")?);
+    starter.arg("cost").arg(command.get_program()).args(command.get_args());
+    let output = starter.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("start a process")?;
+    if !output.status.success() {
+        return fail(format!("{command:?} did not end well"));
+    }
+    let numbers = String::from_utf8_lossy(&output.stdout);
+    let numbers: Vec<u64> = numbers.split_whitespace().map_while(|word| word.parse().ok()).collect();
+    let [wall, cpu, memory_kib_max] = numbers[..] else { return fail(format!("{command:?}: no cost")) };
+    Ok(Cost { wall: Duration::from_micros(wall), cpu: Duration::from_micros(cpu), memory_kib_max })
+}
+
+/// Runs a command and prints its cost: microseconds from start to end, of processors, and KiB.
+pub(crate) fn print_cost(mut words: impl Iterator<Item = std::ffi::OsString>) -> Outcome {
+    let mut command = Command::new(words.next().context("a command is needed")?);
+    command.args(words);
+    let Cost { wall, cpu, memory_kib_max } = run_child(command)?;
+    println!("{} {} {memory_kib_max}", wall.as_micros(), cpu.as_micros());
+    Ok(())
+}
+
+fn run_child(mut command: Command) -> Outcome<Cost> {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::inherit());
     let began = Instant::now();
     let child = command.spawn().context("start a process")?;
@@ -112,10 +137,10 @@ mod tests {
     fn a_process_has_a_cost_and_a_bad_end_is_an_error() {
         let mut command = Command::new("sh");
         command.args(["-c", "exit 0"]);
-        assert!(run_to_end(command).unwrap().memory_kib_max > 0);
+        assert!(run_child(command).unwrap().memory_kib_max > 0);
         let mut command = Command::new("sh");
         command.args(["-c", "exit 3"]);
-        assert!(run_to_end(command).is_err());
+        assert!(run_child(command).is_err());
         assert!(memory_kib(std::process::id()).unwrap().0 > 0);
         assert!(cpu_seconds(std::process::id()).is_ok() && own_cpu_ns() > 0);
     }

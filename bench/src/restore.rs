@@ -39,7 +39,7 @@ pub(crate) fn run(lab: &Lab, args: &mut Args) -> Outcome<Vec<Row>> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let mut idle = Command::new(&lab.binary);
     idle.arg("version");
-    let idle_kib = run_to_end(idle)?.memory_kib_max;
+    let idle_kib = run_to_end(&idle)?.memory_kib_max;
     let (mut ratios, mut rates, mut memory, mut cpu) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
         let page_size = PageSize::new(4096).context("a page size")?;
@@ -79,7 +79,7 @@ fn restore(lab: &Lab, folder: &Path) -> Outcome<crate::measure::Cost> {
     }
     let mut command = Command::new(&lab.binary);
     command.arg("restore").arg(folder.join("backup")).arg("-o").arg(&copy);
-    let cost = run_to_end(command)?;
+    let cost = run_to_end(&command)?;
     let rows = |path: &Path| -> Outcome<i64> {
         let conn = Connection::open(path).context("open")?;
         conn.query_row("SELECT max(id) FROM rows", [], |row| row.get(0)).context("count rows")
@@ -91,7 +91,7 @@ fn restore(lab: &Lab, folder: &Path) -> Outcome<crate::measure::Cost> {
 }
 
 /// Rows of mixed text and numbers until the file has `mib` MiB.
-fn fill(path: &Path, mib: u64) -> Outcome {
+pub(crate) fn fill(path: &Path, mib: u64) -> Outcome {
     const WORDS: [&str; 12] = [
         "order",
         "customer",

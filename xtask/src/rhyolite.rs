@@ -93,13 +93,26 @@ impl Rhyolite {
     }
 
     fn says_replicating(&self, db: &Path) -> bool {
+        self.status_of_running(db).is_some_and(|status| status["state"]["name"] == "replicating")
+    }
+
+    /// Whether a replicator says that it has captured and uploaded all of `db`.
+    fn says_durable(&self, db: &Path) -> bool {
+        self.status_of_running(db).is_some_and(|status| {
+            status["state"]["name"] == "replicating"
+                && status["pending_since"].is_null()
+                && status["local"].is_object()
+                && status["local"] == status["durable"]
+        })
+    }
+
+    /// What the status says about `db`, if it is replicated now.
+    fn status_of_running(&self, db: &Path) -> Option<Value> {
         let mut command = self.command();
         command.args(["status", "--json"]).arg(db);
-        let status = run(command).ok();
-        let status = status.and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
-        let said = |pointer| status.as_ref().and_then(|s| s.pointer(pointer)).cloned();
-        said("/databases/0/running") == Some(true.into())
-            && said("/databases/0/status/state/name") == Some("replicating".into())
+        let status: Value = serde_json::from_slice(&run(command).ok()?.stdout).ok()?;
+        let database = status.pointer("/databases/0")?;
+        (database["running"] == true).then(|| database["status"].clone())
     }
 
     /// `rhyolite verify STORE --every-point`: everything in the store is proved.
@@ -109,12 +122,26 @@ impl Rhyolite {
         run(command).map(|_| ())
     }
 
-    /// Waits until the newest restore point is `wanted`, and gives all points.
-    pub(crate) fn wait_for(&self, store: &str, wanted: Checksum, limit: Duration) -> Outcome<Vec<Point>> {
+    /// Waits until the newest restore point is `wanted`, and gives all points. Where a replicator runs on `db`, it must have said before that
+    /// nothing is left to do: in a database that went back in time the newest point may be right by chance, before what a life has left
+    /// behind comes after it.
+    pub(crate) fn wait_for(
+        &self,
+        store: &str,
+        wanted: Checksum,
+        db: Option<&Path>,
+        limit: Duration,
+    ) -> Outcome<Vec<Point>> {
         let deadline = Instant::now() + limit;
+        let mut is_done = db.is_none();
         loop {
+            is_done |= db.is_some_and(|db| self.says_durable(db));
             let found = self.newest(store);
             match found {
+                Ok(points) if !is_done && Instant::now() > deadline => {
+                    return fail(format!("after {limit:?} not everything is durable, at {:?}", points.last()));
+                }
+                _ if !is_done => std::thread::sleep(Duration::from_millis(10)),
                 Ok(points) if points.last().is_some_and(|p| p.checksum == wanted) => return self.log(store),
                 _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(10)),
                 Ok(points) => {

@@ -201,6 +201,63 @@ pub(crate) mod page_table_header {
     pub(crate) const FIELDS: &[Field] = &[MAGIC, VERSION, RESERVED, LINEAGE, TXID, CHECKSUM, PAGE_SIZE, COUNT];
 }
 
+pub(crate) mod parked {
+    use super::Field;
+
+    pub(crate) const MAGIC: Field = Field::first("magic", 4);
+    pub(crate) const VERSION: Field = MAGIC.then("version", 1);
+    pub(crate) const RESERVED: Field = VERSION.then("reserved", 3);
+    pub(crate) const LINEAGE: Field = RESERVED.then("lineage", 16);
+    pub(crate) const TXID: Field = LINEAGE.then("txid", 8);
+    pub(crate) const CHECKSUM: Field = TXID.then("checksum", 8);
+    pub(crate) const NEXT_SEQ: Field = CHECKSUM.then("next_seq", 8);
+    pub(crate) const STORE: Field = NEXT_SEQ.then("store", 8);
+    pub(crate) const BOOT_ID: Field = STORE.then("boot_id", 16);
+    const DB_INODE: Field = BOOT_ID.then("db_inode", 8);
+    const DB_BYTES: Field = DB_INODE.then("db_bytes", 8);
+    const DB_MODIFIED: Field = DB_BYTES.then("db_modified", 8);
+    const DB_CHANGED: Field = DB_MODIFIED.then("db_changed", 8);
+    pub(crate) const DATABASE: [Field; 4] = [DB_INODE, DB_BYTES, DB_MODIFIED, DB_CHANGED];
+    const WAL_INODE: Field = DB_CHANGED.then("wal_inode", 8);
+    const WAL_BYTES: Field = WAL_INODE.then("wal_bytes", 8);
+    const WAL_MODIFIED: Field = WAL_BYTES.then("wal_modified", 8);
+    const WAL_CHANGED: Field = WAL_MODIFIED.then("wal_changed", 8);
+    pub(crate) const WAL: [Field; 4] = [WAL_INODE, WAL_BYTES, WAL_MODIFIED, WAL_CHANGED];
+    pub(crate) const CHANGE_COUNTER: Field = WAL_CHANGED.then("change_counter", 4);
+    pub(crate) const SALT1: Field = CHANGE_COUNTER.then("wal_salt1", 4);
+    pub(crate) const SALT2: Field = SALT1.then("wal_salt2", 4);
+    pub(crate) const RESERVED_2: Field = SALT2.then("reserved_2", 4);
+    pub(crate) const HISTORY_DUE: Field = RESERVED_2.then("history_due", 8);
+    pub(crate) const CRC: Field = HISTORY_DUE.then("crc", 8);
+    pub(crate) const SIZE: usize = CRC.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[
+        MAGIC,
+        VERSION,
+        RESERVED,
+        LINEAGE,
+        TXID,
+        CHECKSUM,
+        NEXT_SEQ,
+        STORE,
+        BOOT_ID,
+        DB_INODE,
+        DB_BYTES,
+        DB_MODIFIED,
+        DB_CHANGED,
+        WAL_INODE,
+        WAL_BYTES,
+        WAL_MODIFIED,
+        WAL_CHANGED,
+        CHANGE_COUNTER,
+        SALT1,
+        SALT2,
+        RESERVED_2,
+        HISTORY_DUE,
+        CRC,
+    ];
+}
+
 pub(crate) mod follow_state {
     use super::Field;
 

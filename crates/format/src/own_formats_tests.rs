@@ -15,6 +15,7 @@ use crate::probe::ProbeRecord;
 use crate::samples::{self, checksum, seq, txid};
 use crate::segment::{self, ENTRY_SIZE, FOOTER_SIZE, HEADER_SIZE, Segment, SegmentEntry, SegmentHeader, SegmentKind};
 use crate::state::page_table::{self, PageTableHeader, ReadTableError};
+use crate::state::parked::Parked;
 use crate::state::{LocalState, WalPosition};
 use crate::types::{Epoch, Lineage, Nonce, PageCount, PageSize, Pos, Seq, Timestamp};
 
@@ -55,6 +56,9 @@ fn golden_files_are_written_and_read_back() {
     let state = samples::local_state();
     assert_eq!(golden("state.v1", &state.encode()), state.encode());
     assert_eq!(LocalState::decode(&state.encode()), Ok(state));
+    let parked = samples::parked();
+    assert_eq!(golden("parked.v1", &parked.encode()), parked.encode());
+    assert_eq!(Parked::decode(&parked.encode()), Ok(parked));
     let (header, entries) = samples::page_table();
     let bytes = table_bytes(&header, &entries);
     assert_eq!(golden("pages.v1", &bytes), bytes);
@@ -110,6 +114,7 @@ fn damage_is_refused() {
         check_damage(&samples::segment(&header, &entries), Segment::decode, |at| !bodies.contains(&at));
     }
     check_damage(&samples::local_state().encode(), LocalState::decode, |_| true);
+    check_damage(&samples::parked().encode(), Parked::decode, |_| true);
     let (header, entries) = samples::page_table();
     check_damage(&table_bytes(&header, &entries), read_table, |_| true);
     for (bytes, decode) in [

@@ -8,6 +8,7 @@ use crate::probe::ProbeRecord;
 use crate::segment::{SegmentEntry, SegmentHeader, SegmentKind, encode_index};
 use crate::sqlite::wal::Salt;
 use crate::state::page_table::PageTableHeader;
+use crate::state::parked::{DatabaseMark, FileMark, HeaderMark, Parked};
 use crate::state::{LocalState, WalPosition};
 use crate::types::{Checksum, Epoch, Lineage, Nonce, PageCount, PageSize, Pos, Seq, Timestamp, Txid};
 
@@ -180,4 +181,19 @@ pub(crate) fn manifest() -> Manifest {
     manifest.retired_segments = vec![RetiredSegments { first_seq: seq(30), last_seq: seq(39), since: later(41) }];
     manifest.pins = vec![Pin { name: "before the migration".to_owned(), pos: pos(10) }];
     manifest
+}
+
+pub(crate) fn parked() -> Parked {
+    let file =
+        |inode, bytes| FileMark { inode, bytes, modified_ns: NOON.0 * 1_000_000, changed_ns: NOON.0 * 1_000_000 + 7 };
+    Parked {
+        lineage: LINEAGE,
+        pos: pos(8),
+        next_seq: seq(41),
+        store: 0x5354_4f52_4521,
+        boot_id: [0x42; 16],
+        mark: DatabaseMark { database: file(71, 49_152), wal: file(72, 4_152) },
+        header: HeaderMark { change_counter: 5, salt: Salt(7, 9) },
+        history_due: Some(later(300_000)),
+    }
 }

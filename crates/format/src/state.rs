@@ -1,9 +1,11 @@
-//! Files of the state folder beside a database (docs/spec/state.md): `state`, 144 bytes, and `pages` (see [`page_table`]).
+//! Files of the state folder beside a database (docs/spec/state.md): `state`, 144 bytes, `pages` (see [`page_table`]),
+//! and `parked` (see [`parked`]).
 //!
-//! Both belong to one machine. Whatever does not decode is thrown away and the database compared with what the store holds:
+//! All belong to one machine. Whatever does not decode is thrown away and the database compared with what the store holds:
 //! state is a shortcut, never the truth.
 
 pub mod page_table;
+pub mod parked;
 
 use crate::crc::crc64;
 use crate::error::{DecodeError, ErrorKind};

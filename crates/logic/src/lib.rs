@@ -15,6 +15,8 @@ pub mod litestream_plan;
 pub mod log;
 #[cfg(test)]
 mod model;
+pub mod park;
+pub mod pick;
 pub mod reconcile;
 pub mod restore_plan;
 pub mod store_kind;

@@ -11,6 +11,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,9 @@ use rustix::process::Signal;
 use tokio::sync::watch;
 
 use crate::cli::exit::{Failure, Status};
+use crate::config::SocketConfig;
 use crate::config::units::format_duration;
+use crate::control::{self, Controller};
 use crate::exec::Application;
 use crate::notify::Notifier;
 use crate::observe::{http, status_file};
@@ -33,6 +36,10 @@ pub struct Daemon {
     pub board: Arc<StatusBoard>,
     /// Address of the HTTP server.
     pub addr: Option<SocketAddr>,
+    /// The control socket.
+    pub socket: Option<SocketConfig>,
+    /// What it is answered with; also reads the configuration again on SIGHUP.
+    pub controller: Controller,
     /// How long the application may take to end.
     pub stop_timeout: Duration,
     /// How long replication may take to end after that. It bounds its last upload itself; this is for when it fails to.
@@ -60,17 +67,12 @@ impl Daemon {
     where
         F: Future<Output = Result<(), Failure>>,
     {
-        let Self { board, addr, stop_timeout, upload_timeout, mut application, mut stop } = self;
-        if let Some(addr) = addr {
-            let listener = match http::bind(addr).await {
-                Ok(listener) => listener,
-                Err(message) => {
-                    end_application(&mut application, Signal::TERM, stop_timeout).await;
-                    return Err(Failure::failed(message));
-                }
-            };
-            tokio::spawn(http::serve(listener, Arc::clone(&board)));
+        let Self { board, addr, socket, controller, stop_timeout, upload_timeout, mut application, mut stop } = self;
+        if let Err(message) = listen(addr, socket.as_ref(), controller).await {
+            end_application(&mut application, Signal::TERM, stop_timeout).await;
+            return Err(Failure::failed(message));
         }
+        let _socket_file = socket.map(|config| SocketFile(config.path));
         tokio::spawn(status_file::keep_written(Arc::clone(&board)));
         let manager = Arc::new(Notifier::from_environment());
         tokio::spawn(Arc::clone(&manager).keep_reporting(Arc::clone(&board)));
@@ -106,6 +108,32 @@ impl Daemon {
             Ok(Ok(())) => check_durable(&board, None).map(|()| code),
             Err(_) => check_durable(&board, Some(upload_timeout)).map(|()| code),
         }
+    }
+}
+
+/// Opens what others may ask at.
+async fn listen(addr: Option<SocketAddr>, socket: Option<&SocketConfig>, controller: Controller) -> Result<(), String> {
+    if let Some(addr) = addr {
+        let listener = http::bind(addr).await?;
+        tokio::spawn(http::serve(listener, Arc::clone(&controller.board)));
+    }
+    if let Some(socket) = socket {
+        let listener = control::bind(socket)?;
+        tokio::spawn(control::serve(listener, controller.clone()));
+    }
+    if controller.reload.is_some() {
+        tokio::spawn(controller.reload_on_hangup());
+    }
+    Ok(())
+}
+
+/// The file of the control socket, which goes with the process.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        control::remove_file(&self.0);
     }
 }
 
@@ -180,7 +208,21 @@ mod tests {
         let application = application.map(|command| spawn(command, RunningChild::default()).unwrap());
         let minute = Duration::from_secs(60);
         let board = StatusBoard::new();
-        (Daemon { board, addr: None, stop_timeout: minute, upload_timeout: minute, application, stop }, sender)
+        let (commands, _) = tokio::sync::mpsc::channel(1);
+        let controller = Controller { board: Arc::clone(&board), commands, reload: None };
+        (
+            Daemon {
+                board,
+                addr: None,
+                socket: None,
+                controller,
+                stop_timeout: minute,
+                upload_timeout: minute,
+                application,
+                stop,
+            },
+            sender,
+        )
     }
 
     async fn until_told(mut stop: watch::Receiver<bool>) -> Result<(), Failure> {

@@ -40,7 +40,7 @@ use crate::restore::catalog::{Catalog, OnDamage};
 use crate::restore::reader::Reader;
 use crate::restore::sink::PageSink;
 use crate::restore::{RestoreError, blocking, fetch, fetch_sample, plan_in};
-use crate::status::{DatabaseStatus, LastError};
+use crate::status::{DatabaseStatus, Figures, LastError};
 use crate::time;
 
 /// Drills of the process that run at the same time.
@@ -128,23 +128,23 @@ impl Driller {
 
     /// Runs without end; drop the future to stop it.
     pub async fn run(self) -> std::convert::Infallible {
-        self.remember();
+        remember(&self.status);
         if self.config.interval.is_zero() {
             return std::future::pending().await;
         }
         let look_min = LOOK_MIN.min(self.config.interval);
         loop {
-            let figures = self.status.figures();
-            let now = time::now();
-            let next = due(self.config.interval, figures.durable, figures.drill.last(), now);
-            let wait = next.map_or(0, |next| next.0.saturating_sub(now.0).max(0).unsigned_abs());
+            let wait = self.status.look(|figures| due_in(&self.config, figures)).unwrap_or_default();
             // Commits come, and the clock may be set.
-            tokio::time::sleep(Duration::from_millis(wait).clamp(look_min, LOOK_MAX)).await;
-            let figures = self.status.figures();
-            let now = time::now();
-            if due(self.config.interval, figures.durable, figures.drill.last(), now).is_some_and(|next| next <= now) {
-                self.hold().await;
-            }
+            tokio::time::sleep(wait.clamp(look_min, LOOK_MAX)).await;
+            self.hold_if_due().await;
+        }
+    }
+
+    /// One drill, if it is time for one. Drop the future to end it.
+    pub async fn hold_if_due(&self) {
+        if self.status.look(|figures| due_in(&self.config, figures)).is_some_and(|wait| wait.is_zero()) {
+            self.hold().await;
         }
     }
 
@@ -184,18 +184,25 @@ impl Driller {
             tracing::debug!(%database, "cannot write {NAME}: {e}");
         }
     }
+}
 
-    /// What an earlier process has proved.
-    fn remember(&self) {
-        let Ok(bytes) = std::fs::read(self.status.meta_path.join(NAME)) else { return };
-        // What does not decode is of no use; the next drill writes it anew.
-        let Ok(known) = serde_json::from_slice::<Drill>(&bytes) else { return };
-        self.status.update(|figures| {
-            if figures.drill.last().is_none() {
-                figures.drill = Drill { runs: 0, failures: 0, ..known };
-            }
-        });
-    }
+/// Time until the next drill of a database with these figures; `None` for never, as things stand.
+pub fn due_in(config: &DrillConfig, figures: &Figures) -> Option<Duration> {
+    let now = time::now();
+    let next = due(config.interval, figures.durable, figures.drill.last(), now)?;
+    Some(Duration::from_millis(next.0.saturating_sub(now.0).max(0).unsigned_abs()))
+}
+
+/// What an earlier process has proved.
+pub fn remember(status: &DatabaseStatus) {
+    let Ok(bytes) = std::fs::read(status.meta_path.join(NAME)) else { return };
+    // What does not decode is of no use; the next drill writes it anew.
+    let Ok(known) = serde_json::from_slice::<Drill>(&bytes) else { return };
+    status.update(|figures| {
+        if figures.drill.last().is_none() {
+            figures.drill = Drill { runs: 0, failures: 0, ..known };
+        }
+    });
 }
 
 /// `every page proved` or `1234 of 56789 pages proved`.

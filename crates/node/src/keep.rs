@@ -6,8 +6,8 @@
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rhyolite_format::{Seq, Txid};
@@ -52,6 +52,31 @@ impl SegmentSource for LocalSegments {
     }
 }
 
+/// What was looked after so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Looked {
+    /// Segments that were uploaded before the last look.
+    seen: u64,
+    /// When a look last did something.
+    last_done: Option<Instant>,
+}
+
+impl Looked {
+    /// What is to be looked after once more, though nobody knows why: a start found that something was left to do.
+    pub fn unfinished() -> Self {
+        Self { seen: u64::MAX, last_done: None }
+    }
+
+    /// The time until the next look, for a database with so many segments uploaded; `None` when there is nothing to look after.
+    pub fn due_in(&self, policy: &Policy, uploaded: u64) -> Option<Duration> {
+        let interval = policy.bundle_interval.max(LOOK_MIN);
+        // What was retired is deleted after the grace period: look until then.
+        let aftermath = policy.grace + 2 * interval;
+        let is_new = uploaded != self.seen && (uploaded > 0 || self.seen > 0);
+        (is_new || self.last_done.is_some_and(|done| done.elapsed() <= aftermath)).then_some(interval)
+    }
+}
+
 /// Looks after one database's history.
 #[derive(Debug)]
 pub struct Keeper {
@@ -71,6 +96,8 @@ pub struct Keeper {
     pub capture: Sender<ToCapture>,
     /// Rung after every message to it.
     pub wake: Wake,
+    /// What was looked after so far, also by those before this one.
+    pub looked: Arc<Mutex<Looked>>,
 }
 
 impl Keeper {
@@ -85,24 +112,35 @@ impl Keeper {
     /// Runs without end; drop the future to stop it. Whatever it was doing is done again, or found done, the next time.
     pub async fn run(self) -> std::convert::Infallible {
         let interval = self.policy.bundle_interval.max(LOOK_MIN);
-        // What was retired is deleted after the grace period: look until then.
-        let aftermath = self.policy.grace + 2 * interval;
-        let mut seen = 0;
-        let mut last_done: Option<Instant> = None;
         loop {
             tokio::time::sleep(interval).await;
-            let uploaded = self.status.figures().uploaded.segments;
-            if uploaded == seen && last_done.is_none_or(|done| done.elapsed() > aftermath) {
-                continue;
-            }
-            match self.look_after().await {
-                Ok(did_something) => {
-                    seen = uploaded;
-                    last_done = if did_something { Some(Instant::now()) } else { last_done };
-                }
-                Err(text) => self.complain(&text),
-            }
+            self.look_if_due().await;
         }
+    }
+
+    /// Looks after the history, if there is anything to look after.
+    pub async fn look_if_due(&self) {
+        let (uploaded, last) = self.status.look(|f| (f.uploaded.segments, f.uploaded.last));
+        if self.looked().due_in(&self.policy, uploaded).is_none() {
+            return;
+        }
+        // What was uploaded a moment ago is perhaps too young for what is to be done with it: then it is looked at once more.
+        let age = last.map_or(i64::MAX, |last| time::now().0.saturating_sub(last.0));
+        let is_ripe = u128::try_from(age).is_ok_and(|age| age > (2 * self.policy.bundle_interval).as_millis());
+        match self.look_after().await {
+            Ok(did_something) => {
+                let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+                if is_ripe {
+                    looked.seen = uploaded;
+                }
+                looked.last_done = if did_something { Some(Instant::now()) } else { looked.last_done };
+            }
+            Err(text) => self.complain(&text),
+        }
+    }
+
+    fn looked(&self) -> Looked {
+        *self.looked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn complain(&self, text: &str) {
@@ -137,6 +175,8 @@ impl Keeper {
             let _ = self.capture.send(ToCapture::TakeSnapshot);
             self.wake.ring();
         }
-        Ok(report.bundled + report.merged + report.snapshots + report.expired + report.deleted > 0)
+        let done = report.bundled + report.merged + report.snapshots + report.expired + report.deleted;
+        // Until a snapshot that is due is there, it may have to be asked for again.
+        Ok(done > 0 || report.snapshot_due.is_some())
     }
 }

@@ -1,4 +1,7 @@
 //! The leases of the process: one for each place in a store that is written under one right, shared by all databases there.
+//!
+//! A database is a user of its lease as long as the process answers for it, parked or awake. Who gave it up while a database is at rest would
+//! hand the database to a process that waits, for nothing.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
@@ -10,7 +13,7 @@ use std::time::Duration;
 
 use rhyolite_format::Nonce;
 use rhyolite_format::lease::{LeaseRecord, decode_nonces, encode_nonces};
-use rhyolite_logic::lease::{Guards, Terms};
+use rhyolite_logic::lease::{Guards, Standing, Terms};
 use rhyolite_store::{Counted, Counters, StoreError};
 use rhyolite_writer::lease_keeper::{LeaseHandle, Memory, lease};
 use rustix::fs::{FlockOperation, flock};
@@ -18,6 +21,7 @@ use rustix::fs::{FlockOperation, flock};
 use crate::capture::restart;
 use crate::config::DatabaseConfig;
 use crate::process;
+use crate::status::DatabaseStatus;
 use crate::world::RealWorld;
 
 /// File in the state folder with the nonces of our last writes.
@@ -25,24 +29,46 @@ const MEMORY_FILE: &str = "lease";
 /// So many nonces are kept: that of the last write that is known to have worked, and those that may still come in.
 const NONCES_KEPT: usize = 8;
 
+/// Whether there is a lease, and the store in which it lies.
+type Place = (bool, String);
+
 /// The leases that this process holds or waits for.
 #[derive(Debug, Default)]
 pub struct LeasePool {
-    /// By store; `None` for databases without a lease.
-    leases: Mutex<HashMap<(bool, String), Shared>>,
+    leases: Mutex<Leases>,
+}
+
+#[derive(Debug, Default)]
+struct Leases {
+    shared: HashMap<Place, Shared>,
+    /// Those that are being given up.
+    leaving: Vec<LeaseHandle>,
 }
 
 /// A lease and the databases that are written under it.
 #[derive(Debug)]
 struct Shared {
     handle: LeaseHandle,
-    users: BTreeSet<PathBuf>,
+    users: BTreeSet<Arc<Path>>,
 }
 
-fn place(config: &DatabaseConfig) -> (bool, String) {
+/// A lease that a database has got.
+#[derive(Debug)]
+pub(crate) struct Got {
+    pub(crate) handle: LeaseHandle,
+    /// No other database of the process had it before.
+    pub(crate) is_first: bool,
+}
+
+fn place(config: &DatabaseConfig) -> Place {
     let shared = config.lease.store.as_ref().filter(|_| config.lease.enabled);
     let url = shared.unwrap_or(&config.store);
     (config.lease.enabled, url.trim_end_matches('/').to_owned())
+}
+
+/// Whether a database with one of these configurations is written under the same lease as with the other.
+pub(crate) fn is_same(one: &DatabaseConfig, other: &DatabaseConfig) -> bool {
+    place(one) == place(other)
 }
 
 impl LeasePool {
@@ -50,43 +76,70 @@ impl LeasePool {
     ///
     /// # Errors
     /// The store's URL is not understood.
-    pub fn get(&self, config: &DatabaseConfig, requests: &Arc<Counters>) -> Result<LeaseHandle, StoreError> {
+    pub(crate) fn get(&self, config: &DatabaseConfig, status: &DatabaseStatus) -> Result<Got, StoreError> {
         let place = place(config);
         let mut leases = self.lock();
-        if let Some(shared) = leases.get_mut(&place) {
-            shared.users.insert(config.path.clone());
-            return Ok(shared.handle.clone());
+        if let Some(shared) = leases.shared.get_mut(&place) {
+            shared.users.insert(Arc::clone(&status.path));
+            return Ok(Got { handle: shared.handle.clone(), is_first: false });
         }
         let handle = if config.lease.enabled {
-            keep(&place.1, config, requests)?
+            keep(&place.1, config, &status.requests)?
         } else {
             LeaseHandle::alone(Arc::new(RealWorld))
         };
-        let shared = Shared { handle: handle.clone(), users: BTreeSet::from([config.path.clone()]) };
-        leases.insert(place, shared);
-        Ok(handle)
+        let shared = Shared { handle: handle.clone(), users: BTreeSet::from([Arc::clone(&status.path)]) };
+        leases.shared.insert(place, shared);
+        Ok(Got { handle, is_first: true })
     }
 
-    /// A database is not written any more. The last one gives its lease up, so that the next process need not wait; what cannot be given up
-    /// `within` this time runs out.
-    pub async fn leave(&self, config: &DatabaseConfig, within: Duration) {
-        let place = place(config);
-        let last = {
-            let mut leases = self.lock();
-            let Some(shared) = leases.get_mut(&place) else { return };
-            shared.users.remove(&config.path);
-            if !shared.users.is_empty() {
-                return;
+    /// The process does not answer for a database any more, or not under this lease: from this call on it is none of its users. The
+    /// last one gives the lease up, so that the next process need not wait; what cannot be given up `within` this time runs out.
+    pub(crate) fn leave(
+        &self,
+        config: &DatabaseConfig,
+        status: &DatabaseStatus,
+        within: Duration,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let last = self.forget(config, &status.path);
+        let store = config.store.clone();
+        async move {
+            let Some(handle) = last else { return };
+            if tokio::time::timeout(within, handle.release()).await.is_err() {
+                tracing::warn!("the lease of {store} could not be given up in time: it runs out by itself");
             }
-            leases.remove(&place)
-        };
-        let Some(Shared { handle, .. }) = last else { return };
-        if tokio::time::timeout(within, handle.release()).await.is_err() {
-            tracing::warn!("the lease of {} could not be given up in time: it runs out by itself", config.store);
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(bool, String), Shared>> {
+    /// The lease that has no user any more without this one.
+    fn forget(&self, config: &DatabaseConfig, user: &Path) -> Option<LeaseHandle> {
+        let place = place(config);
+        let mut leases = self.lock();
+        let shared = leases.shared.get_mut(&place)?;
+        shared.users.remove(user);
+        if !shared.users.is_empty() {
+            return None;
+        }
+        let handle = leases.shared.remove(&place)?.handle;
+        leases.leaving.retain(|handle| handle.standing() != Standing::Ended);
+        leases.leaving.push(handle.clone());
+        Some(handle)
+    }
+
+    /// Gives all leases up at the end, those too whose users were cut off; what cannot be given up in time runs out.
+    pub async fn release_all(&self, within: Duration) {
+        let Leases { shared, leaving } = std::mem::take(&mut *self.lock());
+        let mut releases = tokio::task::JoinSet::new();
+        for handle in shared.into_values().map(|shared| shared.handle).chain(leaving) {
+            releases.spawn(async move { handle.release().await });
+        }
+        let all = async { while releases.join_next().await.is_some() {} };
+        if tokio::time::timeout(within, all).await.is_err() {
+            tracing::warn!("a lease could not be given up in time: it runs out by itself");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Leases> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -96,7 +149,7 @@ fn keep(url: &str, config: &DatabaseConfig, requests: &Arc<Counters>) -> Result<
     let store = rhyolite_store::open(url, &config.store_options())?;
     // Not retried below: the lease has its own ways with answers that are lost.
     let store = Arc::new(Counted::new(store, Arc::clone(requests)));
-    let (memory, dead) = remember_in(&config.meta_path);
+    let (memory, dead) = remember_in(config.lease.meta_path.as_ref().unwrap_or(&config.meta_path));
     let terms = Terms { process: process::own(), ..Terms::new(config.lease.ttl, holder()) };
     let (keeper, handle) = lease(store, Arc::new(RealWorld), memory, terms, Guards::ALL, &dead);
     tokio::spawn(keeper.run());

@@ -12,3 +12,12 @@ pub(crate) fn share_heaps() {
         debug_assert_eq!(done, 1, "this limit is known to every glibc");
     }
 }
+
+/// Gives memory that is free back to the system: an allocator keeps it otherwise, for ever.
+pub(crate) fn give_back() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: works within the allocator, under its own locks; what it answers is whether there was something to give.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}

@@ -7,45 +7,49 @@
 //! ```
 //!
 //! One sick database never stops another: its error is in its status, and it is tried again where that can help.
+//!
+//! `supervise` decides which databases are awake. One that was parked begins with what its state folder says, at once and whether the
+//! store answers or not. As soon as there is something to upload it begins like at a start: with the lease, and with what the store has.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use rhyolite_format::identity::Identity;
 use rhyolite_format::segment::Segment;
 use rhyolite_format::sqlite::header::DatabaseHeader;
-use rhyolite_format::{Epoch, Lineage, Nonce, PageSize, Pos, Seq, keys};
+use rhyolite_format::state::parked::{DatabaseMark, Parked};
+use rhyolite_format::{Epoch, Lineage, Nonce, PageSize, Pos, Seq, Timestamp, keys};
 use rhyolite_logic::reconcile::{Start as Decision, StoreEnd, reconcile};
-use rhyolite_store::{Counted, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind, Version};
-use tokio::sync::{mpsc, watch};
+use rhyolite_store::{Counted, Paced, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind, Version};
+use rhyolite_writer::lease_keeper::LeaseHandle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::capture::local_log::{SealedSegment, Writer};
 use crate::capture::restamp;
 use crate::capture::restart::{self, LocalStart};
-use crate::capture::thread::{CaptureThread, Channels, Ended, Start, TableError, TableSource, ToCapture};
+use crate::capture::thread::{Ended, Parking, Start, ToCapture};
 use crate::capture::watch::Wake;
 use crate::config::DatabaseConfig;
-use crate::drill::Driller;
 use crate::fencing;
-use crate::keep::{Keeper, LocalSegments};
+use crate::keep::Looked;
 use crate::lease::LeasePool;
 use crate::log_end::{self, Hint, LogEnd};
 use crate::manifest_swap::ManifestError;
+use crate::park;
 use crate::random;
-use crate::restore::{self, RestoreError};
-
-use crate::status::{DatabaseStatus, DiffReason, State, StatusBoard};
+use crate::status::{DatabaseStatus, DiffReason, State};
+use crate::supervise::control::Control;
 use crate::time;
-use crate::upload::{Right, UploadEnd, Uploader};
 
+mod drive;
 mod turn;
 
-use turn::{Past, Turn};
+pub(crate) use turn::Past;
+use turn::Turn;
 
 /// Messages that may wait for an uploader: a snapshot's pieces at most.
 const QUEUE: usize = 4;
@@ -55,19 +59,10 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 const BEGIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Of so many lives of one process a late request is recognised.
 const LIVES_REMEMBERED: usize = 16;
-/// How long giving up the leases may take at the end.
-const RELEASE_WAIT: Duration = Duration::from_secs(1);
+/// How long a lease is waited for that is given up.
+pub(crate) const RELEASE_WAIT: Duration = Duration::from_secs(1);
 /// Stack of a capture thread in bytes: SQLite needs little.
 const STACK_BYTES: usize = 512 << 10;
-
-/// What to replicate.
-#[derive(Debug)]
-pub struct ReplicateOptions {
-    /// The databases.
-    pub databases: Vec<DatabaseConfig>,
-    /// How long the last uploads may take after `stop`.
-    pub stop_timeout: Duration,
-}
 
 /// Why a database is not replicated (any more). Final: trying again cannot help.
 #[derive(Debug)]
@@ -101,71 +96,57 @@ impl std::fmt::Display for ReplicateError {
 
 impl std::error::Error for ReplicateError {}
 
-/// Replicates until `stop` turns true, then uploads what is left. Ends earlier when every database has failed for good.
-/// Gives the errors of the databases that did.
-pub async fn run(
-    options: ReplicateOptions,
-    board: Arc<StatusBoard>,
-    stop: watch::Receiver<bool>,
-) -> Vec<ReplicateError> {
-    let options = Arc::new(options);
-    let leases = Arc::new(LeasePool::default());
-    let mut tasks = tokio::task::JoinSet::new();
-    for config in options.databases.clone() {
-        let status = board.add(config.path.clone(), config.meta_path.clone(), config.store.clone());
-        let (options, leases, stop) = (Arc::clone(&options), Arc::clone(&leases), stop.clone());
-        tasks.spawn(async move {
-            let replication = Replication {
-                config,
-                status: Arc::clone(&status),
-                options: Arc::clone(&options),
-                leases: Arc::clone(&leases),
-                stop,
-                nonces: Vec::new(),
-                past: Past::default(),
-                is_last: false,
-            };
-            let config = replication.config.clone();
-            let ended = replication.run().await;
-            leases.leave(&config, RELEASE_WAIT).await;
-            match &ended {
-                Ok(()) => status.set_state(State::Stopped),
-                Err(error) => {
-                    // A single database's error ends the process, which says it then.
-                    if options.databases.len() > 1 {
-                        tracing::error!(database = %status.path.display(), "{error}");
-                    }
-                    status.error(error.to_string());
-                    status.set_state(State::Error { text: error.to_string() });
-                }
-            }
-            ended
-        });
-    }
-    let mut errors = Vec::new();
-    while let Some(ended) = tasks.join_next().await {
-        match ended {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => errors.push(error),
-            // A mistake of ours; the other databases are none the worse for it.
-            Err(panic) => errors.push(ReplicateError::Local(format!("internal error, please report it: {panic}"))),
-        }
-    }
-    errors
+/// A store that several databases share, and the prefix of one of them.
+pub(crate) type Below = (Arc<dyn Store>, String);
+
+/// What all databases of the process share.
+#[derive(Clone, Debug)]
+pub(crate) struct Commons {
+    pub(crate) stop: watch::Receiver<bool>,
+    /// How long the last uploads may take after `stop`.
+    pub(crate) stop_timeout: Duration,
+    pub(crate) parking: Arc<Parking>,
+    /// The right to write to a store: so many writes of the process are on their way at a time.
+    pub(crate) uploads: Arc<Semaphore>,
+    pub(crate) leases: Arc<LeasePool>,
 }
 
-struct Replication {
-    config: DatabaseConfig,
-    status: Arc<DatabaseStatus>,
-    options: Arc<ReplicateOptions>,
-    leases: Arc<LeasePool>,
-    stop: watch::Receiver<bool>,
+/// How the life of a database that is awake has ended well.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The process stops, and everything is durable.
+    Stopped,
+    /// It is at rest; its files looked like this.
+    Parked(DatabaseMark),
+    /// There is nothing at its path yet, or an empty file.
+    Absent(DatabaseMark),
+}
+
+/// A database that is awake.
+pub(crate) struct Replication {
+    pub(crate) config: DatabaseConfig,
+    pub(crate) status: Arc<DatabaseStatus>,
+    pub(crate) commons: Commons,
+    /// The store of the folder that the database was found in, and the prefix within it.
+    pub(crate) base: Option<Below>,
+    /// What was looked after of its history.
+    pub(crate) looked: Arc<Mutex<Looked>>,
     /// By which the lives so far knew their segments.
-    nonces: Vec<Nonce>,
+    pub(crate) nonces: Vec<Nonce>,
     /// What this process has done under its rights so far.
-    past: Past,
+    pub(crate) past: Past,
     /// This life begins although the process stops.
-    is_last: bool,
+    pub(crate) is_last: bool,
+    /// How the supervisor reaches it.
+    pub(crate) control: Arc<Control>,
+    /// A snapshot is to be taken at once.
+    pub(crate) take_snapshot: bool,
+    /// It was parked, and what its state folder says of that counts.
+    pub(crate) trust: bool,
+    /// The life that has just ended had no right to write.
+    pub(crate) is_light: bool,
+    /// The right to be opened, until it is.
+    pub(crate) opening: Option<OwnedSemaphorePermit>,
 }
 
 /// What a start is made of.
@@ -178,30 +159,46 @@ struct Opening {
 }
 
 impl Replication {
-    async fn run(mut self) -> Result<(), ReplicateError> {
-        while self.run_once().await? == Ended::BeginAgain {
-            tracing::warn!(database = %self.config.path.display(), "beginning again with what the store has");
-            // Requests of the life before this may still be on their way.
-            if !self.sleep(BEGIN_AGAIN_AFTER).await {
-                return self.run_last().await;
-            }
+    pub(crate) async fn run(&mut self) -> Result<Outcome, ReplicateError> {
+        if self.is_last {
+            return self.run_last().await;
         }
-        Ok(())
+        loop {
+            let outcome = match self.run_once().await? {
+                Ended::Stopped | Ended::Incomplete => Outcome::Stopped,
+                Ended::Parked(mark) if self.status.figures().local.is_none() => Outcome::Absent(mark),
+                Ended::Parked(mark) => Outcome::Parked(mark),
+                // It was woken, and there is something to upload: the store is asked, and the right to write got.
+                Ended::BeginAgain if std::mem::take(&mut self.is_light) && !*self.commons.stop.borrow() => continue,
+                Ended::BeginAgain => {
+                    tracing::warn!(database = %self.config.path.display(), "beginning again with what the store has");
+                    // Requests of the life before this may still be on their way.
+                    if !self.sleep(BEGIN_AGAIN_AFTER).await {
+                        return self.run_last().await;
+                    }
+                    continue;
+                }
+            };
+            return Ok(outcome);
+        }
     }
 
     /// One more life, although the process stops: nobody knows what the life before this has left undone.
-    async fn run_last(mut self) -> Result<(), ReplicateError> {
+    async fn run_last(&mut self) -> Result<Outcome, ReplicateError> {
         self.is_last = true;
-        let limit = self.options.stop_timeout;
+        let limit = self.commons.stop_timeout;
         match tokio::time::timeout(limit, self.run_once()).await {
-            Ok(Ok(Ended::Stopped)) => Ok(()),
+            Ok(Ok(Ended::Stopped | Ended::Parked(_))) => Ok(Outcome::Stopped),
             Ok(Err(error)) => Err(error),
             Ok(Ok(_)) | Err(_) => Err(self.not_durable()),
         }
     }
 
     async fn run_once(&mut self) -> Result<Ended, ReplicateError> {
-        let Some(page_size) = self.wait_for_database().await? else { return Ok(Ended::Stopped) };
+        let page_size = match self.look_at_database()? {
+            Ok(page_size) => page_size,
+            Err(mark) => return Ok(Ended::Parked(mark)),
+        };
         // Until the store has been asked nobody knows what it has of the database.
         self.status.update(|f| {
             if f.local.is_none() {
@@ -209,45 +206,115 @@ impl Replication {
             }
         });
         let store = self.open_store()?;
+        if std::mem::take(&mut self.trust)
+            && !self.is_last
+            && !self.take_snapshot
+            && let Some(ended) = self.run_light(&store).await?
+        {
+            return Ok(ended);
+        }
         let known = restart::lineage(&self.config.meta_path);
         tokio::select! {
             checked = self.check_history(&store, known) => checked?,
             () = self.stopped() => return Ok(Ended::Stopped),
         }
-        let lease = self.leases.get(&self.config, &self.status.requests);
-        let lease = lease.map_err(|e| ReplicateError::Store(e.to_string()))?;
+        let lease = self.lease()?;
         let Some(turn) = self.wait_for_turn(&lease).await? else { return Ok(Ended::Stopped) };
         let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Ended::Stopped) };
-        let local = self.load_local().await?;
-        let known = local.state.as_ref().map(|s| s.lineage);
-        let hint = local.state.as_ref();
-        let hint = hint.and_then(|s| Some(Hint { next_seq: s.next_seq, pos: s.durable?, epoch: s.epoch }));
-        let Some(end) = self.take_turn(&store, &turn, hint, known).await? else {
-            let is_stopped = *self.stop.borrow() && !self.is_last;
-            return Ok(if is_stopped { Ended::Stopped } else { Ended::BeginAgain });
+        let ended = match self.begin(&store, &turn, page_size).await? {
+            Ok(opening) => self.drive(store, Some(turn), opening).await,
+            Err(ended) => Ok(ended),
         };
-        let opening = self.decide(local, end, turn.epoch).await?;
-        match self.ensure_identity(&store, opening.writer.lineage, page_size).await {
-            Ok(true) => {}
-            Ok(false) => return Ok(Ended::Stopped),
-            // Another first writer was faster: ours was only drawn just now.
-            Err(ReplicateError::Conflict(_)) if known.is_none() => return Ok(Ended::BeginAgain),
-            Err(error) => return Err(error),
-        }
-        let ended = self.drive(store, turn, opening).await;
+        self.keep_record_of(&ended).await;
         drop(meta_lock);
         ended
     }
 
-    async fn load_local(&self) -> Result<LocalStart, ReplicateError> {
+    /// Goes on where the database was parked, with the lock of the state folder and without the right to write. `None` when the folder is
+    /// not as it was then.
+    async fn run_light(&mut self, store: &Arc<dyn Store>) -> Result<Option<Ended>, ReplicateError> {
+        let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Some(Ended::Stopped)) };
+        let (parked, local) = self.load_local().await?;
+        let number = park::store_number(&self.config.store);
+        if !parked.is_some_and(|parked| parked.store == number && goes_on(&local, &parked)) {
+            return Ok(None);
+        }
+        self.is_light = true;
+        let opening = self.go_on(local);
+        let ended = self.drive(Arc::clone(store), None, opening).await;
+        self.keep_record_of(&ended).await;
+        // Before anything else: what comes next is the lease, which nobody waits for with this in his hands.
+        drop(meta_lock);
+        ended.map(Some)
+    }
+
+    /// Asks the store how to go on, under the right to write; or says how this life ends instead.
+    async fn begin(
+        &mut self,
+        store: &Arc<dyn Store>,
+        turn: &Turn,
+        page_size: PageSize,
+    ) -> Result<Result<Opening, Ended>, ReplicateError> {
+        let (_, local) = self.load_local().await?;
+        let known = local.state.as_ref().map(|s| s.lineage);
+        let hint = local.state.as_ref();
+        let hint = hint.and_then(|s| Some(Hint { next_seq: s.next_seq, pos: s.durable?, epoch: s.epoch }));
+        let Some(end) = self.take_turn(store, turn, hint, known).await? else {
+            let is_stopped = *self.commons.stop.borrow() && !self.is_last;
+            return Ok(Err(if is_stopped { Ended::Stopped } else { Ended::BeginAgain }));
+        };
+        let opening = self.decide(local, end, turn.epoch).await?;
+        match self.ensure_identity(store, opening.writer.lineage, page_size).await {
+            Ok(true) => Ok(Ok(opening)),
+            Ok(false) => Ok(Err(Ended::Stopped)),
+            // Another first writer was faster: ours was only drawn just now.
+            Err(ReplicateError::Conflict(_)) if known.is_none() => Ok(Err(Ended::BeginAgain)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// What the state folder says, and what it said of a database that was parked: that is true once only. The caller has the folder's
+    /// lock.
+    async fn load_local(&self) -> Result<(Option<Parked>, LocalStart), ReplicateError> {
         let meta_path = self.config.meta_path.clone();
-        let local =
-            tokio::task::spawn_blocking(move || restart::load(&meta_path)).await.expect("loading does not panic");
-        let mut local = local.map_err(|e| self.local_error("read", &e))?;
+        let loading = move || {
+            let parked = park::read(&meta_path);
+            park::forget(&meta_path)?;
+            Ok((parked, restart::load(&meta_path)?))
+        };
+        let loaded = tokio::task::spawn_blocking(loading).await.expect("loading does not panic");
+        let (parked, mut local) = loaded.map_err(|e| self.local_error("read", &e))?;
         for problem in local.problems.drain(..) {
             tracing::warn!(database = %self.config.path.display(), "state folder: {problem}");
         }
-        Ok(local)
+        Ok((parked, local))
+    }
+
+    /// Looks after what the store keeps of a database that is parked. `true` when only a snapshot of the database helps.
+    pub(crate) async fn look_after(&mut self) -> Result<bool, ReplicateError> {
+        let store = self.open_store()?;
+        let lease = self.lease()?;
+        let Some(turn) = self.wait_for_turn(&lease).await? else { return Ok(false) };
+        let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(false) };
+        let known = restart::lineage(&self.config.meta_path);
+        let Some(end) = self.take_turn(&store, &turn, None, known).await? else { return Ok(false) };
+        let right = self.right(&store, &turn, end.and_then(|end| end.manifest_version));
+        let wake = Wake::new().map_err(|e| self.local_error("watch", &e))?;
+        let (capture, messages) = std::sync::mpsc::channel();
+        self.keeper(&store, &right, &capture, &wake).look_if_due().await;
+        drop(meta_lock);
+        Ok(messages.try_iter().any(|message| matches!(message, ToCapture::TakeSnapshot)))
+    }
+
+    /// The lease under which the database is written.
+    fn lease(&self) -> Result<LeaseHandle, ReplicateError> {
+        let got = self.commons.leases.get(&self.config, &self.status);
+        got.map(|got| got.handle).map_err(|e| ReplicateError::Store(e.to_string()))
+    }
+
+    /// Leaves the lease: whoever is next, in this process under another address too, need not wait for it.
+    pub(crate) async fn leave(&self) {
+        self.commons.leases.leave(&self.config, &self.status, RELEASE_WAIT).await;
     }
 
     /// Refuses a store that holds another history, before so much as the lease is touched. A store that does not answer is asked again
@@ -266,39 +333,59 @@ impl Replication {
         ReplicateError::WrongLineage(format!("{} and {}: {decided}", self.config.path.display(), self.config.store))
     }
 
-    /// Waits for a database to replicate. `None` when stopped before. A file that is something else is refused, and
-    /// nothing is touched.
-    async fn wait_for_database(&mut self) -> Result<Option<PageSize>, ReplicateError> {
-        let path = self.config.path.display().to_string();
-        let mut told = false;
-        loop {
-            let reason = match read_header(&self.config.path) {
-                Ok(Some(header)) => return Ok(Some(header)),
-                Ok(None) => "the database is empty: nothing was ever committed",
-                Err(HeaderError::Missing) => "the database file does not exist",
-                Err(HeaderError::Refused(text)) => return Err(ReplicateError::NotADatabase(format!("{path}: {text}"))),
-            };
-            if !std::mem::replace(&mut told, true) {
-                tracing::warn!(database = path, "waiting: {reason}");
-                self.status.set_state(State::Waiting { reason: reason.to_owned() });
-            }
-            if !self.sleep(Duration::from_millis(250)).await {
-                return Ok(None);
-            }
+    /// Leaves in the state folder what a start needs to know of a database that is parked. Without it a start looks, which is all that
+    /// is lost.
+    async fn keep_record_of(&self, ended: &Result<Ended, ReplicateError>) {
+        let Ok(Ended::Parked(mark)) = *ended else { return };
+        let uploaded = self.status.figures().uploaded.segments;
+        let looked = *self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = looked.due_in(&self.config.history, uploaded).and_then(|left| i64::try_from(left.as_millis()).ok());
+        let history_due = due.map(|left| Timestamp(time::now().0.saturating_add(left)));
+        let config = self.config.clone();
+        let write = move || park::note_parked(&config, mark, history_due);
+        if let Err(error) = tokio::task::spawn_blocking(write).await.expect("writing does not panic") {
+            tracing::debug!(database = %self.config.path.display(), "note that it is parked: {error}");
         }
     }
 
-    fn open_store(&self) -> Result<Arc<dyn Store>, ReplicateError> {
-        let opened = rhyolite_store::open(&self.config.store, &self.config.store_options());
-        let store = opened.map_err(|e| ReplicateError::Store(e.to_string()))?;
-        let warning = fencing::warning(store.as_ref(), fencing::read(&self.config.meta_path).as_ref());
-        if let Some(text) = warning.as_ref().filter(|_| self.status.figures().store_warning != warning) {
-            tracing::warn!(database = %self.config.path.display(), "{text}");
+    /// The page size of the database; what its files look like, where there is none yet. A file that is something else is refused,
+    /// and nothing is touched.
+    fn look_at_database(&mut self) -> Result<Result<PageSize, DatabaseMark>, ReplicateError> {
+        let path = self.config.path.display().to_string();
+        let mark = park::mark(&self.config.path).unwrap_or_default();
+        let reason = match read_header(&self.config.path) {
+            Ok(Some(page_size)) => return Ok(Ok(page_size)),
+            Ok(None) => "the database is empty: nothing was ever committed",
+            Err(HeaderError::Missing) => "the database file does not exist",
+            Err(HeaderError::Refused(text)) => return Err(ReplicateError::NotADatabase(format!("{path}: {text}"))),
+        };
+        self.opening = None;
+        self.status.update(|f| {
+            if f.local.take().is_none() {
+                // Where nothing was ever seen, nothing waits.
+                f.pending_since = None;
+            }
+        });
+        let state = State::Waiting { reason: reason.to_owned() };
+        if self.status.figures().state != state {
+            tracing::warn!(database = path, "waiting: {reason}");
+            self.status.set_state(state);
         }
-        self.status.update(|f| f.store_warning = warning);
-        let counted = Arc::new(Counted::new(store, Arc::clone(&self.status.requests)));
-        let policy = RetryPolicy { attempts_max: 3, deadline: Duration::from_secs(30), ..RetryPolicy::default() };
-        Ok(Arc::new(Retrying::new(counted, policy)))
+        Ok(Err(mark))
+    }
+
+    /// Goes on where the database was parked.
+    fn go_on(&self, local: LocalStart) -> Opening {
+        let state = local.state.as_ref().expect("checked by goes_on");
+        let (lineage, epoch, next_seq) = (state.lineage, state.epoch, state.next_seq);
+        let pos = state.pos.expect("checked by goes_on");
+        let start = continue_local(local, pos, pos, next_seq, DiffReason::WalReset);
+        let writer = Writer { lineage, epoch, nonce: Nonce(random::bytes()) };
+        Opening { writer, next_seq, start, manifest: None }
+    }
+
+    pub(crate) fn open_store(&self) -> Result<Arc<dyn Store>, ReplicateError> {
+        open_store(&self.config, self.base.as_ref(), &self.status, &self.commons.uploads)
     }
 
     /// Returns when this life is to end before it has begun.
@@ -307,16 +394,36 @@ impl Replication {
             std::future::pending::<()>().await;
         }
         // The sender lives as long as the process.
-        let _ = self.stop.clone().wait_for(|stop| *stop).await;
+        let _ = self.commons.stop.clone().wait_for(|stop| *stop).await;
     }
 
-    /// `false` when stopped meanwhile.
+    /// `false` when stopped meanwhile. The right to be opened goes to another database for that time: whose store or lease is not to be
+    /// had keeps none from its own.
     async fn sleep(&mut self, time: Duration) -> bool {
-        tokio::select! {
+        let line = self.give_way();
+        let woken = tokio::select! {
             biased;
             () = self.stopped() => false,
             () = tokio::time::sleep(time) => true,
-        }
+        };
+        woken && self.stand_in(line).await
+    }
+
+    /// Gives up the right to be opened. The line in which to stand for it again.
+    fn give_way(&mut self) -> Option<Arc<Semaphore>> {
+        self.opening.take().map(|permit| Arc::clone(permit.semaphore()))
+    }
+
+    /// Gets the right to be opened again, if it was given up. `false` when stopped before.
+    async fn stand_in(&mut self, line: Option<Arc<Semaphore>>) -> bool {
+        let Some(line) = line else { return true };
+        let permit = tokio::select! {
+            biased;
+            () = self.stopped() => return false,
+            permit = line.acquire_owned() => permit,
+        };
+        self.opening = permit.ok();
+        true
     }
 
     /// Where the store's log ends; tries until the store answers. `None` when stopped before.
@@ -469,131 +576,18 @@ impl Replication {
             delay = (delay * 2).min(RETRY_MAX);
         }
     }
+}
 
-    /// Runs capture thread and uploader until both have ended.
-    async fn drive(&mut self, store: Arc<dyn Store>, turn: Turn, opening: Opening) -> Result<Ended, ReplicateError> {
-        let Opening { writer, next_seq, start, manifest } = opening;
-        let right = self.right(&store, &turn, manifest);
-        let (is_fenced, unnamed) = (self.past.is_fenced(turn.epoch), Arc::new(AtomicBool::new(false)));
-        let wake = Wake::new().map_err(|e| self.local_error("watch", &e))?;
-        let (out, from_capture) = mpsc::channel(QUEUE);
-        let (answers, messages) = std::sync::mpsc::channel();
-        let (uploader_gone, is_uploader_gone) = watch::channel(false);
-        let tables = table_source(Arc::clone(&store), is_uploader_gone);
-        let channels = Channels { out, messages, wake: wake.clone(), tables };
-        let (config, status) = (self.config.clone(), Arc::clone(&self.status));
-        let thread = CaptureThread::new(config, status, writer, next_seq, start, channels);
-        let thread = thread.map_err(|e| self.local_error("write", &e))?;
-        let name = self.config.path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-        let (ended_sender, mut ended) = tokio::sync::oneshot::channel();
-        let spawned = std::thread::Builder::new().name(name).stack_size(STACK_BYTES).spawn(move || {
-            // Without a receiver nobody waits for the answer.
-            let _ = ended_sender.send(thread.run());
-        });
-        let spawned = spawned.map_err(|e| self.local_error("start a thread for", &e))?;
-        let keeper = self.keeper(&store, &right, &answers, &wake);
-        let driller = Driller::new(&self.config, &self.status, &store);
-        let uploader = Uploader {
-            store,
-            writer,
-            right,
-            earlier: self.add_life(writer.nonce),
-            is_fenced,
-            unnamed: Arc::clone(&unnamed),
-            first_seq: next_seq,
-            status: Arc::clone(&self.status),
-            answers: answers.clone(),
-            wake: wake.clone(),
-        };
-        let mut outcome = None;
-        let uploaded = tokio::select! {
-            end = uploader.run(from_capture) => Some(end),
-            end = &mut ended => {
-                // Without an answer it panicked, which joining tells.
-                outcome = Some(end.unwrap_or(Ended::Incomplete));
-                Some(UploadEnd::Done)
-            }
-            () = self.stop_within(&answers, &wake) => None,
-            () = turn.lease.over(turn.epoch) => Some(UploadEnd::BeginAgain("the lease was lost".to_owned())),
-            never = keeper.run_with(driller) => match never {},
-        };
-        if unnamed.load(Ordering::Acquire) {
-            self.past.spoil(turn.epoch);
-        }
-        // The uploader is gone: the thread sees its closed channel and ends by itself.
-        uploader_gone.send_replace(true);
-        wake.ring();
-        if outcome.is_none() {
-            outcome = ended.await.ok();
-        }
-        if let Err(panic) = spawned.join() {
-            std::panic::resume_unwind(panic);
-        }
-        match uploaded {
-            Some(UploadEnd::Conflict(text)) => Err(ReplicateError::Conflict(text)),
-            Some(UploadEnd::BeginAgain(_)) => Ok(Ended::BeginAgain),
-            Some(UploadEnd::FenceFirst) => {
-                self.past.require_fence();
-                Ok(Ended::BeginAgain)
-            }
-            _ if outcome == Some(Ended::BeginAgain) => Ok(Ended::BeginAgain),
-            Some(UploadEnd::Done) if outcome == Some(Ended::Stopped) && self.is_all_durable() => Ok(Ended::Stopped),
-            Some(UploadEnd::Done) | None => Err(self.not_durable()),
-        }
-    }
-
-    /// What looks after the history beside the uploads.
-    fn keeper(
-        &self,
-        store: &Arc<dyn Store>,
-        right: &Right,
-        answers: &std::sync::mpsc::Sender<ToCapture>,
-        wake: &Wake,
-    ) -> Keeper {
-        Keeper {
-            store: Arc::clone(store),
-            right: right.clone(),
-            policy: self.config.history.clone(),
-            duty: self.config.duty,
-            segments: Arc::new(LocalSegments::new(&self.status)),
-            status: Arc::clone(&self.status),
-            capture: answers.clone(),
-            wake: wake.clone(),
-        }
-    }
-
-    /// Notes by which this life knows its segments, and gives what the lives before it did.
-    fn add_life(&mut self, nonce: Nonce) -> Vec<Nonce> {
-        let earlier = self.nonces.clone();
-        self.nonces.push(nonce);
-        // A request that is older than that many lives has long been answered.
-        let forgotten = self.nonces.len().saturating_sub(LIVES_REMEMBERED);
-        self.nonces.drain(..forgotten);
-        earlier
-    }
-
-    fn not_durable(&self) -> ReplicateError {
-        ReplicateError::NotDurable(format!(
-            "{}: the last commits are not in {} yet; they are uploaded after the next start",
-            self.config.path.display(),
-            self.config.store
-        ))
-    }
-
-    fn is_all_durable(&self) -> bool {
-        let figures = self.status.figures();
-        figures.pending_since.is_none()
-    }
-
-    /// Tells the capture thread to end once `stop` is there, and returns when its time is over.
-    async fn stop_within(&self, answers: &std::sync::mpsc::Sender<ToCapture>, wake: &Wake) {
-        let mut stop = self.stop.clone();
-        // The sender lives as long as the process.
-        let _ = stop.wait_for(|stop| *stop).await;
-        let _ = answers.send(ToCapture::Stop);
-        wake.ring();
-        tokio::time::sleep(self.options.stop_timeout).await;
-    }
+/// Whether the state folder is as it was when the database was parked with everything durable.
+fn goes_on(local: &LocalStart, parked: &Parked) -> bool {
+    let Some(state) = &local.state else { return false };
+    let same = state.lineage == parked.lineage
+        && state.pos == Some(parked.pos)
+        && state.durable == Some(parked.pos)
+        && state.next_seq == parked.next_seq
+        && state.boot_id == restart::boot_id();
+    let has_table = local.table.as_ref().is_some_and(|(_, pos)| *pos == parked.pos);
+    same && has_table && local.segments.last().is_none_or(|last| last.seq < parked.next_seq)
 }
 
 /// The local log goes on to `end`; the store has everything before `next_seq`.
@@ -620,32 +614,33 @@ fn adopt(at: Option<Pos>, next_seq: Seq, reason: DiffReason) -> Start {
     }
 }
 
-/// Page tables come from the store by the machinery of restores, on the caller's (capture) thread, until `cancelled`: a store that
-/// hangs must not keep the process from ending.
-fn table_source(store: Arc<dyn Store>, cancelled: watch::Receiver<bool>) -> TableSource {
-    let runtime = tokio::runtime::Handle::current();
-    Box::new(move |pos| {
-        let mut cancelled = cancelled.clone();
-        let read = runtime.block_on(async {
-            tokio::select! {
-                read = restore::page_table(Arc::clone(&store), pos) => Some(read),
-                _ = cancelled.wait_for(|cancelled| *cancelled) => None,
-            }
-        });
-        let stopped = || TableError::Passing("stopped while page checksums were read from the store".to_owned());
-        read.ok_or_else(stopped)?.map_err(|error| match error {
-            RestoreError::Store(_) | RestoreError::Io { .. } | RestoreError::Busy { .. } => {
-                TableError::Passing(error.to_string())
-            }
-            _ => TableError::Damaged(error.to_string()),
-        })
-    })
-}
-
 /// Whether it may work later. A store that refuses is among them: permissions and credentials get mended while this runs.
 fn is_passing(error: &StoreError) -> bool {
     use StoreErrorKind::{Ambiguous, Denied, Full, Unavailable};
     matches!(error.kind, Unavailable | Ambiguous | Full | Denied)
+}
+
+/// Opens a database's store, or its prefix in that of its folder.
+pub(crate) fn open_store(
+    config: &DatabaseConfig,
+    base: Option<&Below>,
+    status: &DatabaseStatus,
+    uploads: &Arc<Semaphore>,
+) -> Result<Arc<dyn Store>, ReplicateError> {
+    let opened = match base {
+        Some((base, prefix)) => base.sub(prefix),
+        None => rhyolite_store::open(&config.store, &config.store_options()),
+    };
+    let store = opened.map_err(|e| ReplicateError::Store(e.to_string()))?;
+    let warning = fencing::warning(store.as_ref(), fencing::read(&config.meta_path).as_ref());
+    if let Some(text) = warning.as_ref().filter(|_| status.look(|f| f.store_warning != warning)) {
+        tracing::warn!(database = %config.path.display(), "{text}");
+    }
+    status.update(|f| f.store_warning = warning);
+    let counted = Arc::new(Counted::new(store, Arc::clone(&status.requests)));
+    let paced = Arc::new(Paced::new(counted, Arc::clone(uploads)));
+    let policy = RetryPolicy { attempts_max: 3, deadline: Duration::from_secs(30), ..RetryPolicy::default() };
+    Ok(Arc::new(Retrying::new(paced, policy)))
 }
 
 enum HeaderError {

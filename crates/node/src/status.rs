@@ -10,9 +10,9 @@
 //!    database is 0, not the age of its last commit.
 //! 3. Lag is not stored but computed by whoever looks ([`Figures::lag_ms`]): it grows while nothing happens.
 
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rhyolite_format::{Epoch, Lineage, PageCount, PageSize, Pos, Timestamp};
 use rhyolite_store::Counters;
@@ -59,16 +59,20 @@ impl State {
 
     /// The name in metrics and JSON.
     pub fn name(&self) -> &'static str {
-        let index = match self {
+        Self::NAMES[self.index()]
+    }
+
+    /// Place of the name in [`State::NAMES`].
+    pub fn index(&self) -> usize {
+        match self {
             Self::Starting => 0,
             Self::Snapshotting => 1,
             Self::Replicating => 2,
             Self::Waiting { .. } => 3,
-            Self::NeedsPageDiff { .. } => 4,
+            Self::NeedsPageDiff { .. } => NEEDS_PAGE_DIFF,
             Self::Error { .. } => 5,
             Self::Stopped => 6,
-        };
-        Self::NAMES[index]
+        }
     }
 
     /// Why, where the state has a reason.
@@ -80,6 +84,9 @@ impl State {
         }
     }
 }
+
+/// Place of the name of [`State::NeedsPageDiff`], which comes and goes with every commit in some modes.
+const NEEDS_PAGE_DIFF: usize = 4;
 
 /// Why a database was compared page by page instead of being followed frame by frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -242,6 +249,12 @@ pub struct Figures {
     /// Since when.
     #[serde(with = "time::rfc3339::option")]
     pub state_since: Option<Timestamp>,
+    /// It is at rest: idle, everything durable, nothing open, and watched.
+    #[serde(default)]
+    pub parked: bool,
+    /// How often it was parked since the process started.
+    #[serde(default)]
+    pub parkings: u64,
     /// The history that is written.
     pub lineage: Option<Lineage>,
     /// The right under which it is written.
@@ -314,7 +327,7 @@ impl Figures {
 #[derive(Debug)]
 pub struct DatabaseStatus {
     /// Absolute path of the database.
-    pub path: PathBuf,
+    pub path: Arc<Path>,
     /// Its state folder, where the status file lies too.
     pub meta_path: PathBuf,
     /// The store as messages name it, without secrets.
@@ -324,7 +337,16 @@ pub struct DatabaseStatus {
     figures: Mutex<Figures>,
     /// Set by every change, cleared by whoever writes the status file.
     dirty: AtomicBool,
-    changed: Arc<Notify>,
+    changed: Weak<Changes>,
+    /// Itself, for the list of those that changed.
+    own: Weak<DatabaseStatus>,
+}
+
+/// What changed since somebody last took it.
+#[derive(Debug, Default)]
+struct Changes {
+    databases: Mutex<Vec<Arc<DatabaseStatus>>>,
+    notify: Notify,
 }
 
 impl DatabaseStatus {
@@ -336,13 +358,23 @@ impl DatabaseStatus {
     /// Changes the figures under the lock. Keep it short: no I/O inside.
     pub fn update(&self, change: impl FnOnce(&mut Figures)) {
         change(&mut self.lock());
-        if !self.dirty.swap(true, Ordering::AcqRel) {
-            self.changed.notify_one();
+        if !self.dirty.swap(true, Ordering::AcqRel)
+            && let (Some(changes), Some(own)) = (self.changed.upgrade(), self.own.upgrade())
+        {
+            changes.databases.lock().unwrap_or_else(PoisonError::into_inner).push(own);
+            changes.notify.notify_one();
         }
     }
 
-    /// Enters a state; `state_since` stays when it is the same one.
+    /// Enters a state; `state_since` stays when it is the same one. That all is well from now on is logged: what is not is said where it
+    /// happens.
     pub fn set_state(&self, state: State) {
+        let before = self.look(|figures| figures.state.index());
+        if state == State::Replicating && ![State::Replicating.index(), NEEDS_PAGE_DIFF].contains(&before) {
+            let (local, store) = (self.look(|figures| figures.local), &self.store);
+            let txid = local.map_or_else(|| "none".to_owned(), |pos| pos.txid.to_string());
+            tracing::info!(database = %self.path.display(), txid, "replicating to {store}");
+        }
         self.update(|figures| {
             if figures.state != state || figures.state_since.is_none() {
                 figures.state = state;
@@ -365,9 +397,9 @@ impl DatabaseStatus {
         self.lock().clone()
     }
 
-    /// Whether the figures changed since the last call.
-    pub fn take_dirty(&self) -> bool {
-        self.dirty.swap(false, Ordering::AcqRel)
+    /// What is read here without a copy of everything.
+    pub fn look<T>(&self, look: impl FnOnce(&Figures) -> T) -> T {
+        look(&self.lock())
     }
 }
 
@@ -377,32 +409,41 @@ pub struct StatusBoard {
     /// When the process started.
     pub started: Timestamp,
     databases: Mutex<Vec<Arc<DatabaseStatus>>>,
-    changed: Arc<Notify>,
+    changes: Arc<Changes>,
+    /// Folders of which nobody knows yet what databases they hold.
+    unsearched: AtomicUsize,
 }
 
 impl StatusBoard {
     /// A board without databases.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { started: time::now(), databases: Mutex::default(), changed: Arc::default() })
+        Arc::new(Self {
+            started: time::now(),
+            databases: Mutex::default(),
+            changes: Arc::default(),
+            unsearched: AtomicUsize::new(0),
+        })
     }
 
     /// Adds a database, in state [`State::Starting`].
     ///
     /// `store` is shown to everybody; what follows the `?` of a URL is not.
-    pub fn add(&self, path: PathBuf, meta_path: PathBuf, mut store: String) -> Arc<DatabaseStatus> {
+    pub fn add(&self, path: PathBuf, mut meta_path: PathBuf, mut store: String) -> Arc<DatabaseStatus> {
+        meta_path.shrink_to_fit();
         if store.contains("://") {
             store.truncate(store.find('?').unwrap_or(store.len()));
         }
-        let status = Arc::new(DatabaseStatus {
-            path,
+        store.shrink_to_fit();
+        let status = Arc::new_cyclic(|own| DatabaseStatus {
+            path: Arc::from(path),
             meta_path,
             store,
             requests: Arc::default(),
             figures: Mutex::default(),
             dirty: AtomicBool::new(false),
-            changed: Arc::clone(&self.changed),
+            changed: Arc::downgrade(&self.changes),
+            own: Weak::clone(own),
         });
-        // On the board first: whoever is woken by a change must find the database, or it stays dirty and wakes nobody again.
         self.databases.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&status));
         status.set_state(State::Starting);
         status
@@ -413,9 +454,33 @@ impl StatusBoard {
         self.databases.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Says that so many folders are still to be searched for databases.
+    pub fn set_unsearched(&self, folders: usize) {
+        self.unsearched.store(folders, Ordering::Release);
+    }
+
+    /// How many folders are still to be searched for databases.
+    pub fn unsearched(&self) -> usize {
+        self.unsearched.load(Ordering::Acquire)
+    }
+
+    /// Takes a database off the board.
+    pub fn remove(&self, status: &Arc<DatabaseStatus>) {
+        let mut databases = self.databases.lock().unwrap_or_else(PoisonError::into_inner);
+        databases.retain(|known| !Arc::ptr_eq(known, status));
+    }
+
+    /// The databases that have changed since the last call.
+    pub fn take_changed(&self) -> Vec<Arc<DatabaseStatus>> {
+        let changed = std::mem::take(&mut *self.changes.databases.lock().unwrap_or_else(PoisonError::into_inner));
+        // What changes from here on is in the list again.
+        changed.iter().for_each(|status| status.dirty.store(false, Ordering::Release));
+        changed
+    }
+
     /// Waits until a database has changed. A change while nobody waits is remembered.
     pub async fn changed(&self) {
-        self.changed.notified().await;
+        self.changes.notify.notified().await;
     }
 }
 
@@ -466,7 +531,9 @@ mod tests {
         let figures = status.figures();
         let text = serde_json::to_string(&figures).unwrap();
         assert_eq!(serde_json::from_str::<Figures>(&text).unwrap(), figures);
-        assert!(status.take_dirty());
-        assert!(!status.take_dirty());
+        assert_eq!(board.take_changed().len(), 1);
+        assert!(board.take_changed().is_empty());
+        status.error("again");
+        assert_eq!(board.take_changed().len(), 1);
     }
 }

@@ -8,6 +8,11 @@ pub fn now() -> Timestamp {
     Timestamp(jiff::Timestamp::now().as_millisecond())
 }
 
+/// The same clock in nanoseconds since 1970.
+pub fn now_ns() -> i64 {
+    i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
 /// `2026-01-02T15:04:05.123Z`, the form in which every command and every JSON document shows a time. Times that no
 /// calendar holds (foreign bytes may say anything) are shown as their number of milliseconds.
 pub fn format_utc(time: Timestamp) -> String {

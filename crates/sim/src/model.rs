@@ -49,8 +49,8 @@ pub struct Model {
     pub deletions_open: u64,
     /// What an operator has put back so far.
     put_backs: u64,
-    /// An operator has put something back, and the latest state has not been restorable since.
-    meddled: bool,
+    /// An operator has put something back when this was the latest state, and none that late has been restorable since.
+    meddled: Option<Txid>,
     /// The latest time by which anybody judged what is old.
     judged: Timestamp,
     manifest: Option<Manifest>,
@@ -86,7 +86,7 @@ impl Model {
             acknowledged_last: 0,
             deletions_open: 0,
             put_backs: 0,
-            meddled: false,
+            meddled: None,
             judged: Timestamp(i64::MIN),
             manifest: None,
             log: Vec::new(),
@@ -288,14 +288,13 @@ impl Model {
             Ok(points) => points,
             Err(missing) => return self.violated(missing.to_string()),
         };
-        if let Err(error) = restore_plan::plan(manifest, &self.log, &indexes, Target::Latest) {
-            if self.meddled {
-                // The snapshot that bridged what was never uploaded was named later. A new one will come.
-                return self.points.clear();
-            }
-            return self.violated(format!("the latest state cannot be restored: {error}"));
-        }
-        self.meddled = false;
+        let latest = match restore_plan::plan(manifest, &self.log, &indexes, Target::Latest) {
+            Ok(plan) => plan.pos.txid,
+            // The snapshot that bridged what was never uploaded was named later. A new one will come.
+            Err(_) if self.meddled.is_some() => return self.points.clear(),
+            Err(error) => return self.violated(format!("the latest state cannot be restored: {error}")),
+        };
+        self.meddled = self.meddled.filter(|before| latest < *before);
         for point in &points {
             self.fact(point.pos);
             self.point(point.pos, point.time);
@@ -395,8 +394,9 @@ impl Model {
             self.log.push(LogSegment::new(segment.header, segment.entries, entry.size));
         }
         // What only a later manifest named is gone, and that is no loss.
+        let latest = self.points.last_key_value().map(|(txid, _)| *txid);
         self.points.clear();
-        self.meddled = true;
+        self.meddled = self.meddled.max(latest).or(Some(Txid::FIRST));
         self.put_backs += 1;
         self.manifest_changed(store);
         let points = &self.points;

@@ -1,8 +1,8 @@
 //! Counting what is asked of a store. Innermost of the decorators, it counts every try; outermost, every call.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -12,14 +12,14 @@ use crate::types::{Entry, MadeAt, Meta, Object, Version};
 use crate::{Capabilities, Operation, Store, StoreError, StoreErrorKind, Upload};
 
 const OPERATIONS: usize = Operation::ALL.len();
-const KINDS: usize = StoreErrorKind::ALL.len();
 
 /// Counters since the start; they only grow.
 #[derive(Debug, Default)]
 pub struct Counters {
     requests: [AtomicU64; OPERATIONS],
     busy_us: [AtomicU64; OPERATIONS],
-    errors: [[AtomicU64; KINDS]; OPERATIONS],
+    /// Few kinds of error ever happen to one store, and there are thousands of stores: a list instead of a table.
+    errors: Mutex<Vec<ErrorCount>>,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
 }
@@ -80,19 +80,24 @@ impl Counters {
             count: load(&self.requests[operation as usize]),
             busy: Duration::from_micros(load(&self.busy_us[operation as usize])),
         });
-        let errors = Operation::ALL.into_iter().flat_map(|operation| {
-            StoreErrorKind::ALL.map(|kind| ErrorCount {
-                operation,
-                kind,
-                count: load(&self.errors[operation as usize][kind as usize]),
-            })
-        });
+        let mut errors = self.lock_errors().clone();
+        errors.sort_by_key(|e| (e.operation as usize, e.kind as usize));
         Counts {
             requests: requests.filter(|r| r.count > 0).collect(),
-            errors: errors.filter(|e| e.count > 0).collect(),
+            errors,
             bytes_read: load(&self.bytes_read),
             bytes_written: load(&self.bytes_written),
         }
+    }
+
+    /// All requests so far.
+    pub fn total(&self) -> u64 {
+        self.requests.iter().map(|counter| counter.load(Ordering::Relaxed)).sum()
+    }
+
+    fn lock_errors(&self) -> std::sync::MutexGuard<'_, Vec<ErrorCount>> {
+        // Numbers: after a panic elsewhere they are as right as before.
+        self.errors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn count<T>(
@@ -108,7 +113,11 @@ impl Counters {
         let us = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.busy_us[operation as usize].fetch_add(us, Ordering::Relaxed);
         if let Err(e) = &result {
-            self.errors[operation as usize][e.kind as usize].fetch_add(1, Ordering::Relaxed);
+            let mut errors = self.lock_errors();
+            match errors.iter_mut().find(|known| known.operation == operation && known.kind == e.kind) {
+                Some(known) => known.count += 1,
+                None => errors.push(ErrorCount { operation, kind: e.kind, count: 1 }),
+            }
         }
         result
     }

@@ -14,8 +14,8 @@
 //!
 //! [`open`] turns a URL or a path into a backend: a directory ([`Directory`]), memory ([`Memory`]), S3, Google Cloud
 //! Storage or Azure Blob Storage (`Cloud`), an SFTP server (`Sftp`), a WebDAV server (`WebDav`). Decorators take an
-//! `Arc<dyn Store>` and are one: [`Retrying`], [`Counted`], [`Faulty`]. One conformance suite (feature `suite`) holds for every
-//! backend and every decorator. [`Capabilities`] say what a store promises about racing writers, [`probe`] finds out.
+//! `Arc<dyn Store>` and are one: [`Retrying`], [`Counted`], [`Paced`], [`Faulty`]. One conformance suite (feature `suite`) holds
+//! for every backend and every decorator. [`Capabilities`] say what a store promises about racing writers, [`probe`] finds out.
 //!
 //! What each backend is tested against: directories on a real file system; S3 on moto's server; Azure on Azurite; SFTP on
 //! OpenSSH; WebDAV on wsgidav, Apache and nginx. There is no Google Cloud Storage server in the package registries that honours
@@ -30,6 +30,7 @@ mod faulty;
 mod key;
 mod memory;
 mod open;
+mod paced;
 mod prefixed;
 pub mod probe;
 mod retrying;
@@ -57,6 +58,7 @@ pub use faulty::{Fault, Faulty, Rate, Rule};
 pub use key::{KEY_BYTES_MAX, RESERVED_PREFIX, check_key};
 pub use memory::Memory;
 pub use open::{Environment, StoreOptions, open};
+pub use paced::Paced;
 pub use prefixed::Prefixed;
 pub use retrying::{RetryPolicy, Retrying};
 pub use types::{Entry, MadeAt, Meta, Object, Version};

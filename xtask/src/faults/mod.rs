@@ -194,7 +194,7 @@ impl Scene {
 
     fn compare(&self) -> Outcome {
         let source = Image::of_database(&self.db)?;
-        self.rhyolite.wait_for(&self.store, source.checksum()?, RECOVERY_LIMIT)?;
+        self.rhyolite.wait_for(&self.store, source.checksum()?, None, RECOVERY_LIMIT)?;
         let copy = self.scratch.path().join("copy.db");
         self.rhyolite.restore(&self.store, &copy, None)?;
         if let Some(difference) = first_difference(&source, &Image::of_file(&copy)?) {

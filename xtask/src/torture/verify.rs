@@ -1,10 +1,11 @@
 //! The end of a cycle: the backup must catch up by itself, and restores must be what the source was.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::report::{Fault, Report};
-use super::world::World;
+use super::world::{Keeping, World};
 use crate::error::{Context, Outcome};
 use crate::oracle::{Image, Judgement, first_difference, judge};
 use crate::rhyolite::Point;
@@ -20,7 +21,7 @@ pub(super) fn run(world: &mut World<'_>, report: &Report, undisturbed: bool) -> 
         let source = Image::of_database(&world.databases[index].path)?;
         let began = Instant::now();
         let store = world.databases[index].store.clone();
-        let points = match world.rhyolite.wait_for(&store, source.checksum()?, SETTLE_LIMIT) {
+        let points = match world.wait_for(index, source.checksum()?, SETTLE_LIMIT) {
             Ok(points) => points,
             Err(error) => {
                 let log = world.databases[index].path.with_extension("replicate.log");
@@ -32,19 +33,25 @@ pub(super) fn run(world: &mut World<'_>, report: &Report, undisturbed: bool) -> 
             }
         };
         report.count(|counts| counts.settle_ms.push(began.elapsed().as_millis() as u64));
-        check_points(world, report, index, &points);
+        let expires = world.keeping == Keeping::Expiring;
+        if expires {
+            check_left_points(world, report, index, &points);
+        } else {
+            check_points(world, report, index, &points);
+        }
         let before = world.databases[index].transactions;
         let life = world.databases[index].judged.values().last().and_then(|(life, _)| *life);
         let judgement = compare(world, report, index, &source, None)?;
-        if undisturbed && judgement.life == life {
+        if undisturbed && !expires && judgement.life == life {
             check_every_commit(world, report, index, judgement.last.id - before, points.len());
         }
         for (image, must_be_there) in std::mem::take(&mut world.databases[index].samples) {
-            compare_sample(world, report, index, &image, must_be_there, &points)?;
+            compare_sample(world, report, index, &image, must_be_there && !expires, &points)?;
         }
         for _ in 0..POINTS_JUDGED {
             let point = points[world.rng.range(0..points.len() as u64) as usize].clone();
-            judge_point(world, report, index, &point)?;
+            let judged = judge_point(world, report, index, &point);
+            unless_expired(world, report, index, &point.txid, judged)?;
         }
         let database = &mut world.databases[index];
         report.count(|counts| counts.transactions += (judgement.last.id - before).max(0) as u64);
@@ -70,6 +77,33 @@ fn check_points(world: &mut World<'_>, report: &Report, index: usize, points: &[
     }
 }
 
+/// Where restore points expire, those that are left are as they were, in order, and they end later than before.
+fn check_left_points(world: &mut World<'_>, report: &Report, index: usize, points: &[Point]) {
+    let before: BTreeMap<&str, &Point> =
+        world.databases[index].points.iter().map(|point| (point.txid.as_str(), point)).collect();
+    let changed = points.iter().filter(|point| before.get(point.txid.as_str()).is_some_and(|known| known != point));
+    let changed = changed.count();
+    let is_in_order = points.windows(2).all(|pair| pair[0].txid < pair[1].txid);
+    let goes_back = before.last_key_value().map(|(last, _)| *last) > points.last().map(|point| point.txid.as_str());
+    if changed > 0 {
+        world.fault(report, Fault::Wrong, changed, "restore points of before are others now");
+    }
+    if !is_in_order || goes_back {
+        world.fault(report, Fault::Missing, 1, "the restore points are out of order, or end earlier than before");
+    }
+}
+
+/// A restore point that was listed may expire before it is restored; then the list must say so.
+fn unless_expired(world: &mut World<'_>, report: &Report, index: usize, txid: &str, result: Outcome) -> Outcome {
+    match result {
+        Err(_) if world.has_expired(index, txid)? => {
+            report.event("expired meanwhile");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
 /// Each commit that happened while the replicator followed undisturbed is a restore point of its own.
 fn check_every_commit(world: &mut World<'_>, report: &Report, index: usize, commits: i64, points: usize) {
     let new_points = points.saturating_sub(world.databases[index].points.len()) as i64;
@@ -90,7 +124,10 @@ fn compare_sample(
 ) -> Outcome {
     let checksum = image.checksum()?;
     match points.iter().find(|point| point.checksum == checksum) {
-        Some(point) => compare(world, report, index, image, Some(&point.txid)).map(|_| ()),
+        Some(point) => {
+            let compared = compare(world, report, index, image, Some(&point.txid)).map(|_| ());
+            unless_expired(world, report, index, &point.txid, compared)
+        }
         None if must_be_there => {
             world.fault(report, Fault::Missing, 1, &format!("the state {checksum} is no restore point"));
             Ok(())

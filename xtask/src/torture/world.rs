@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use rhyolite_format::Checksum;
+
 use super::report::{Fault, Report};
 use crate::error::{Context, Outcome};
 use crate::oracle::Image;
@@ -23,6 +25,9 @@ const WRITER_END_LIMIT: Duration = BUSY_LIMIT.saturating_add(Duration::from_secs
 /// How long a replicator may take to upload what is left.
 pub(crate) const REPLICATOR_END_LIMIT: Duration = Duration::from_secs(30);
 
+/// Databases are parked whenever nothing is left to do.
+const PARK_EAGERLY: &str = "--park-eagerly";
+
 /// How long after it is in order again a replicator may take to say so.
 const STATUS_LIMIT: Duration = Duration::from_secs(2);
 
@@ -33,6 +38,17 @@ pub(crate) enum Backing<'a> {
     Folder,
     /// On an S3 server.
     Server(&'a Server),
+}
+
+/// What becomes of the history while the world lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keeping {
+    /// The log is left as it is.
+    Untouched,
+    /// Bundles, merges, snapshots; what they replace is deleted. Every commit stays restorable.
+    Compacted,
+    /// Restore points go after seconds, too.
+    Expiring,
 }
 
 /// One replicated database.
@@ -71,6 +87,8 @@ pub(crate) struct World<'a> {
     pub(crate) writers: Vec<Process>,
     /// No fault was found here.
     pub(crate) clean: bool,
+    /// What becomes of the history.
+    pub(crate) keeping: Keeping,
     writers_max: u64,
     pause_us: u64,
     options: Vec<&'static str>,
@@ -105,12 +123,26 @@ impl<'a> World<'a> {
         }
         let writers_max = rng.pick(&[1, 1, 2, 3]);
         let pause_us = rng.pick(&[0, 500, 2_000, 2_000, 10_000]);
-        let options = random_options(&mut rng);
+        let keeping = rng.weighted(&[(40, Keeping::Untouched), (30, Keeping::Compacted), (30, Keeping::Expiring)]);
+        let options = random_options(&mut rng, keeping);
         let by_chance = rng.weighted(&[(9, "wal"), (1, "delete")]);
         let journal = journal.unwrap_or(by_chance);
         let writers = Vec::new();
         let clean = true;
-        Ok(Self { rhyolite, backing, rng, databases, writers, clean, writers_max, pause_us, options, journal, scratch })
+        Ok(Self {
+            rhyolite,
+            backing,
+            rng,
+            databases,
+            writers,
+            clean,
+            keeping,
+            writers_max,
+            pause_us,
+            options,
+            journal,
+            scratch,
+        })
     }
 
     /// Where to look when something is wrong.
@@ -169,26 +201,49 @@ impl<'a> World<'a> {
     }
 
     /// Puts an older state of database `which` from its own backup in its place.
+    /// Nothing happens where that state has expired meanwhile.
     pub(crate) fn restore_older(&mut self, which: usize) -> Outcome {
         let database = &mut self.databases[which];
         if database.points.is_empty() {
             return Ok(());
         }
-        let txid = &database.points[self.rng.range(0..database.points.len() as u64) as usize].txid;
+        let txid = database.points[self.rng.range(0..database.points.len() as u64) as usize].txid.clone();
         let older = database.path.with_extension("older");
-        self.rhyolite.restore(&database.store, &older, Some(txid))?;
+        if let Err(error) = self.rhyolite.restore(&database.store, &older, Some(&txid)) {
+            return if self.has_expired(which, &txid)? { Ok(()) } else { Err(error) };
+        }
+        let database = &mut self.databases[which];
         database.remove_files()?;
         database.went_back = true;
         fs::rename(&older, &database.path).context("put the older state in place")
     }
 
+    /// Waits until a database's backup has caught up with a state that stays; gives all restore points.
+    pub(crate) fn wait_for(&self, which: usize, wanted: Checksum, limit: Duration) -> Outcome<Vec<Point>> {
+        let database = &self.databases[which];
+        self.rhyolite.wait_for(&database.store, wanted, Some(&database.path), limit)
+    }
+
+    /// Whether a restore point has gone because nothing keeps it any more.
+    pub(crate) fn has_expired(&self, which: usize, txid: &str) -> Outcome<bool> {
+        if self.keeping != Keeping::Expiring {
+            return Ok(false);
+        }
+        let points = self.rhyolite.log(&self.databases[which].store)?;
+        Ok(!points.iter().any(|point| point.txid == txid))
+    }
+
     /// Whether replicators run and follow the WAL of every database, so that they see each commit. One whose state folder was
     /// removed runs, and first has to ask the store.
+    ///
+    /// One that is parked may be woken too late for commits whose frames a checkpoint lets others overwrite: they become one.
     pub(crate) fn is_following(&self) -> bool {
-        self.databases.iter().all(|database| {
-            let follows = |path| self.rhyolite.is_replicating(path, STATUS_LIMIT);
-            database.replicator.is_some() && is_wal(&database.path) && follows(&database.path)
-        })
+        let parks = self.options.contains(&PARK_EAGERLY);
+        !parks
+            && self.databases.iter().all(|database| {
+                let follows = |path| self.rhyolite.is_replicating(path, STATUS_LIMIT);
+                database.replicator.is_some() && is_wal(&database.path) && follows(&database.path)
+            })
     }
 
     /// Kills all replicators.
@@ -308,12 +363,19 @@ fn is_wal(path: &Path) -> bool {
     mode.is_ok_and(|mode| mode == "wal")
 }
 
-/// Settings of the replicators of a world. Every commit stays restorable under all of them.
-fn random_options(rng: &mut Rng) -> Vec<&'static str> {
+/// Settings of the replicators of a world.
+fn random_options(rng: &mut Rng, keeping: Keeping) -> Vec<&'static str> {
     let mut options = vec!["--sync-interval", rng.pick(&["0", "20ms", "200ms"])];
-    if rng.percent(40) {
-        // Bundles, merges and snapshots within the life of the world.
+    if keeping != Keeping::Untouched {
+        // All within the life of the world.
         options.extend(["--bundle-interval", "1s", "--merge-interval", "2s", "--snapshot-interval", "3s"]);
+        options.extend(["--retention-grace", "2s"]);
+    }
+    if keeping == Keeping::Expiring {
+        options.extend(["--keep-every-commit", "2s", "--keep-hourly", "6s", "--keep-daily", "12s"]);
+    }
+    if rng.percent(40) {
+        options.push(PARK_EAGERLY);
     }
     if rng.percent(30) {
         options.extend(["--min-checkpoint-page-count", rng.pick(&["1", "20", "200"])]);

@@ -23,6 +23,7 @@ use rhyolite_format::sqlite::wal::{
     FRAME_HEADER_SIZE, FrameHeader, Frames, ValidFrames, WAL_HEADER_SIZE, WalHeader, WalScan, checksum, frame_size,
 };
 use rhyolite_format::sqlite::wal_index::{self, Block, WAL_INDEX_BLOCK_SIZE, WAL_INDEX_SNAPSHOT_SIZE};
+use rhyolite_format::state::parked::Parked;
 use rhyolite_format::state::{LocalState, page_table};
 use rhyolite_format::{PageNumber, PageSize, keys, lz4};
 
@@ -45,6 +46,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("lz4_frame", lz4_frame),
     ("manifest", manifest),
     ("page_table", page_table_file),
+    ("parked", parked),
     ("probe", probe),
     ("segment", segment_object),
     ("state", state),
@@ -213,6 +215,17 @@ pub fn state(bytes: &[u8]) {
     for bytes in [bytes, &signed] {
         if let Ok(state) = LocalState::decode(bytes) {
             assert_eq!(state.encode(), bytes, "a state has one form only");
+        }
+    }
+}
+
+/// The state of a parked database, as it is, and with its CRC made right.
+pub fn parked(bytes: &[u8]) {
+    let mut signed = bytes.to_vec();
+    sign(&mut signed);
+    for bytes in [bytes, &signed] {
+        if let Ok(parked) = Parked::decode(bytes) {
+            assert_eq!(parked.encode(), bytes, "a state has one form only");
         }
     }
 }

@@ -14,10 +14,11 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use rhyolite_format::sqlite::header::DatabaseHeader;
+use rhyolite_format::state::parked::DatabaseMark;
 
 use super::handle::{Handle, HandleError};
 use super::recorder::RecordError;
-use super::session::{IDLE_AFTER, NAP_UNWATCHED, Need, SessionEnd, read_header};
+use super::session::{IDLE_AFTER, NAP_UNWATCHED, Need, PARK_GAP, SessionEnd, read_header};
 use super::thread::{CaptureThread, Stop};
 use super::view::View;
 use super::watch::FileWatch;
@@ -108,6 +109,8 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
     let mut watch = None;
     let mut active = Instant::now();
     let mut kept_out = None;
+    let mut captures = 0u64;
+    let mut tried_to_park = Instant::now();
     loop {
         let stop = thread.take_messages();
         if thread.is_state_gone() {
@@ -126,9 +129,11 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
                 continue;
             }
             Ok(Looked::Captured) => {
+                captures += 1;
                 active = Instant::now();
                 watch = None;
                 thread.status.set_state(State::Replicating);
+                thread.note_opened();
             }
             Ok(Looked::Nothing) if kept_out.is_some() => thread.status.set_state(State::Replicating),
             Ok(Looked::Nothing) => {}
@@ -145,6 +150,12 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
             None => {}
         }
         thread.pass_on()?;
+        if tried_to_park.elapsed() >= PARK_GAP && thread.may_park(active.elapsed(), captures > 1) {
+            tried_to_park = Instant::now();
+            if let Some(mark) = follower.mark_at_rest(thread) {
+                return Ok(SessionEnd::Parked(mark));
+            }
+        }
         if active.elapsed() < IDLE_AFTER || thread.has_unsent() {
             thread.wait(NAP);
         } else if watch.is_none() {
@@ -196,6 +207,17 @@ impl Follower<'_> {
         thread.send_spooled()?;
         thread.save_state(None).map_err(RecordError::Log)?;
         Ok(looked)
+    }
+
+    /// What the files look like, if nothing was written since the last capture. Under the lock nobody is within a commit.
+    fn mark_at_rest(&self, thread: &CaptureThread) -> Option<DatabaseMark> {
+        thread.settled_mark()?;
+        self.handle.begin_read().ok()?;
+        let same = !self.handle.has_moved().unwrap_or(true)
+            && Mark::read(self.handle, &thread.config.path).ok().map(|(mark, _)| mark) == self.seen;
+        let mark = thread.settled_mark().filter(|_| same);
+        self.handle.end_read();
+        mark
     }
 
     fn look_locked(&mut self, thread: &mut CaptureThread, hold: bool) -> Result<Looked, SessionEnd> {

@@ -18,6 +18,7 @@ use rhyolite_format::sqlite::header::DatabaseHeader;
 use rhyolite_format::sqlite::wal::{FRAME_HEADER_SIZE, Salt, frame_offset, frame_size};
 use rhyolite_format::sqlite::wal_index::WalIndex;
 use rhyolite_format::state::WalPosition;
+use rhyolite_format::state::parked::DatabaseMark;
 use rhyolite_format::{PageCount, PageSize};
 use rhyolite_logic::tail::{self, Captured, Checkpoint, CheckpointPolicy, Live, Step, WalUse};
 
@@ -51,6 +52,8 @@ const NAP: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mill
 pub(super) const NAP_UNWATCHED: Duration = Duration::from_millis(50);
 /// Shortest and longest time between checkpoints: the longest where readers keep them from completing.
 const CHECKPOINT_GAP: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(1));
+/// Shortest time between attempts to park the database.
+pub(super) const PARK_GAP: Duration = Duration::from_millis(500);
 /// Shortest time between attempts to leave the first read mark, which another reader may hold for long.
 const FIRST_MARK_GAP: Duration = Duration::from_millis(20);
 /// Above this many captured bytes per second pages are stored instead of compressed: LZ4 is four fifths of the cost. Below, what is
@@ -62,6 +65,8 @@ const PACK_BYTES_PER_SECOND: u64 = 64 << 20;
 pub(super) enum SessionEnd {
     /// The process is stopping, and everything is captured.
     Stopped,
+    /// The database is at rest, with everything captured and durable. Its files look like this.
+    Parked(DatabaseMark),
     /// Open again and compare all pages, because of this.
     Compare(DiffReason, String),
     /// Open again; nothing was lost.
@@ -171,6 +176,9 @@ struct WalSession {
     policy: CheckpointPolicy,
     /// The last look found a commit at this time.
     active: Instant,
+    has_captured: bool,
+    /// The last time that it was tried to park the database.
+    tried_to_park: Option<Instant>,
     looked_safely: Instant,
     checkpointed: Instant,
     /// The wal-index has been unreadable since.
@@ -249,6 +257,8 @@ impl WalSession {
             reader: FrameReader::default(),
             policy,
             active: now,
+            has_captured: false,
+            tried_to_park: None,
             looked_safely: now,
             checkpointed: now,
             unreadable: None,
@@ -263,6 +273,7 @@ impl WalSession {
         };
         session.save_state(thread)?;
         thread.status.set_state(State::Replicating);
+        thread.note_opened();
         Ok(session)
     }
 
@@ -272,6 +283,7 @@ impl WalSession {
             let captured = self.capture(thread)?;
             if captured {
                 self.active = Instant::now();
+                self.has_captured = true;
                 self.watch = None;
                 self.rested = false;
             }
@@ -290,6 +302,9 @@ impl WalSession {
             thread.pass_on()?;
             self.checkpoint_if_due(thread)?;
             self.look_safely(thread)?;
+            if let Some(mark) = self.mark_at_rest(thread)? {
+                return Ok(SessionEnd::Parked(mark));
+            }
             self.nap(thread);
         }
     }
@@ -407,12 +422,16 @@ impl WalSession {
         let Some(index) = self.pinned.wal_index()? else { return Ok(None) };
         let frame_bytes = frame_size(self.page_size) as u64;
         let idle = self.active.elapsed() >= IDLE_AFTER;
+        let file_bytes = if idle { self.pinned.wal_bytes()? } else { 0 };
+        // The first commit after a parking resets a WAL that is all in the database, and then all pages must be compared. One that
+        // is not goes on.
+        let idle = idle && (!thread.is_parkable() || file_bytes > self.policy.truncate_bytes);
         let interval = thread.config.checkpoint.interval;
         let overdue = !interval.is_zero() && self.checkpointed.elapsed() >= interval;
         Ok(Some(WalUse {
             committed_bytes: u64::from(index.header.max_frame) * frame_bytes,
             recent_bytes: self.recent_bytes,
-            file_bytes: if idle { self.pinned.wal_bytes()? } else { 0 },
+            file_bytes,
             backfilled: index.checkpoint.backfill >= index.header.max_frame,
             idle: idle || overdue,
         }))
@@ -592,6 +611,43 @@ impl WalSession {
         }
         thread.status.update(|f| f.wal_bytes = bytes);
         Ok(())
+    }
+
+    /// When it is time to park: what the files look like, with nothing left to capture. `logic::park` says why the write lock is
+    /// needed, which is held for a few looks, and not waited for.
+    fn mark_at_rest(&mut self, thread: &mut CaptureThread) -> Result<Option<DatabaseMark>, SessionEnd> {
+        let too_soon = self.tried_to_park.is_some_and(|tried| tried.elapsed() < PARK_GAP);
+        if too_soon || !thread.may_park(self.active.elapsed(), self.has_captured) {
+            return Ok(None);
+        }
+        self.tried_to_park = Some(Instant::now());
+        if thread.settled_mark().is_none() {
+            return Ok(None);
+        }
+        self.free.set_busy_timeout(Duration::ZERO)?;
+        let locked = self.free.begin_immediate(Duration::ZERO);
+        self.free.set_busy_timeout(thread.config.busy_timeout)?;
+        if locked.is_err() {
+            // A writer is at work, or we may not write to this database: then it stays open.
+            return Ok(None);
+        }
+        let mark = self.mark_under_lock(thread);
+        self.free.end_read();
+        let mark = mark?;
+        if mark.is_some() {
+            self.save_state(thread)?;
+        }
+        Ok(mark.filter(|_| thread.may_park(self.active.elapsed(), self.has_captured)))
+    }
+
+    fn mark_under_lock(&mut self, thread: &mut CaptureThread) -> Result<Option<DatabaseMark>, SessionEnd> {
+        let Some(mark) = thread.settled_mark() else { return Ok(None) };
+        let all_captured = self.capture_frames(thread)? == Look::Nothing;
+        // The mark is of the files at the path: they must be the ones that are open.
+        let same_files = !self.pinned.has_moved()?
+            && mark.database.bytes == self.pinned.database_bytes()?
+            && mark.wal.bytes == self.pinned.wal_bytes()?;
+        Ok((all_captured && same_files).then_some(mark))
     }
 
     fn nap(&mut self, thread: &CaptureThread) {

@@ -8,14 +8,18 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rhyolite_format::state::parked::DatabaseMark;
 use rhyolite_format::state::{LocalState, WalPosition};
 use rhyolite_format::{Pos, Seq, Txid};
+use rhyolite_logic::park::{self, Rest};
 use rhyolite_logic::tail::{self, Captured, Live};
 use tokio::sync::mpsc::Sender;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::handle::Handle;
 use super::local_log::{LocalLog, SealedSegment, Writer};
@@ -61,6 +65,8 @@ pub enum ToCapture {
     Snapshot(u64, SnapshotAnswer),
     /// The store's history cannot be restored to its end any more: a snapshot of the database is to begin it anew.
     TakeSnapshot,
+    /// Capture what there is, upload it now, and say where that ends.
+    Sync(oneshot::Sender<Pos>),
     /// Capture what there is, pass it on, and end.
     Stop,
 }
@@ -88,6 +94,8 @@ pub enum Ended {
     BeginAgain,
     /// It was told to, and could not capture everything before.
     Incomplete,
+    /// The database is at rest, with everything captured and durable; its files looked like this.
+    Parked(DatabaseMark),
 }
 
 /// Gives the page table of a position from the store.
@@ -156,12 +164,24 @@ pub struct CaptureThread {
     failures: u32,
     /// The keeper asked for a snapshot.
     snapshot_wanted: bool,
+    /// Those who wait for what is committed by now, and whether it is to be uploaded at once.
+    syncs: Vec<oneshot::Sender<Pos>>,
+    sync_now: bool,
     /// The store waits for the pieces of the snapshot at this TXID.
     snapshot_begun: Option<Txid>,
     /// The number of the last attempt to take a snapshot.
     snapshot_attempt: u64,
     /// A snapshot that lies in the state folder and is to be sent.
     spooled: Option<establish::Spooled>,
+}
+
+/// When databases are parked, as all of the process have it.
+#[derive(Debug)]
+pub struct Parking {
+    /// The rules.
+    pub policy: park::Policy,
+    /// Milliseconds without a commit after which a database is parked, with as many awake as there are.
+    pub after_ms: AtomicU64,
 }
 
 /// How the thread is connected.
@@ -174,6 +194,10 @@ pub struct Channels {
     pub wake: Wake,
     /// Page tables from the store.
     pub tables: TableSource,
+    /// When the database is parked; `None` for one that never is.
+    pub parking: Option<Arc<Parking>>,
+    /// The right to be among the few that are being opened: given back once the database is.
+    pub opening: Option<OwnedSemaphorePermit>,
 }
 
 impl std::fmt::Debug for Channels {
@@ -269,6 +293,8 @@ impl CaptureThread {
             begin_again: false,
             failures: 0,
             snapshot_wanted: false,
+            syncs: Vec::new(),
+            sync_now: false,
             snapshot_begun: None,
             snapshot_attempt: 0,
             spooled: None,
@@ -287,6 +313,9 @@ impl CaptureThread {
         }
         if let Err(error) = self.save_all() {
             self.complain(&format!("save the state folder: {error}"));
+            if matches!(ended, Ended::Parked(_)) {
+                return Ended::BeginAgain;
+            }
         }
         ended
     }
@@ -295,9 +324,13 @@ impl CaptureThread {
         loop {
             let end = session::run(self);
             let captured = matches!(end, SessionEnd::Stopped | SessionEnd::Wait(_));
+            let parked = if let SessionEnd::Parked(mark) = end { Some(mark) } else { None };
             let stopped = self.handle_end(end);
             if self.begin_again || self.is_state_gone() {
                 return Ended::BeginAgain;
+            }
+            if let Some(mark) = parked.filter(|_| !self.stopping) {
+                return Ended::Parked(mark);
             }
             if stopped {
                 return if captured { Ended::Stopped } else { Ended::Incomplete };
@@ -316,7 +349,7 @@ impl CaptureThread {
         // Sets `stopping` also where no session got as far as to look.
         self.take_messages();
         match end {
-            SessionEnd::Stopped => return true,
+            SessionEnd::Stopped | SessionEnd::Parked(_) => return true,
             SessionEnd::Reopen => self.pause(RETRY / 10),
             SessionEnd::Prepare(need) => {
                 if let Err(end) = self.prepare(need) {
@@ -368,7 +401,8 @@ impl CaptureThread {
     }
 
     /// Says in the status, and once in the log, what keeps us from capturing.
-    pub(super) fn set_waiting(&self, reason: String) {
+    pub(super) fn set_waiting(&mut self, reason: String) {
+        self.note_opened();
         let state = State::Waiting { reason };
         if self.status.figures().state != state
             && let State::Waiting { reason } = &state
@@ -376,6 +410,43 @@ impl CaptureThread {
             tracing::warn!(database = %self.config.path.display(), "waiting: {reason}");
         }
         self.status.set_state(state);
+    }
+
+    /// The database is open, or nobody knows when it will be: others may be opened.
+    pub(super) fn note_opened(&mut self) {
+        self.channels.opening = None;
+    }
+
+    /// Whether the database may be parked at all.
+    pub(super) fn is_parkable(&self) -> bool {
+        let parking = self.channels.parking.as_ref();
+        parking.is_some_and(|parking| self.database_bytes() <= parking.policy.bytes_max)
+    }
+
+    /// Whether it is time to park the database, as far as the log knows.
+    pub(super) fn may_park(&self, quiet: Duration, has_written: bool) -> bool {
+        let Some(parking) = &self.channels.parking else { return false };
+        let all_done = !self.stopping
+            && !self.snapshot_wanted
+            && self.syncs.is_empty()
+            && self.snapshot_begun.is_none()
+            && !self.has_unsent();
+        let rest = Rest { quiet, has_written, bytes: self.database_bytes(), all_done };
+        park::may_park(&parking.policy, &rest, Duration::from_millis(parking.after_ms.load(Ordering::Relaxed)))
+    }
+
+    /// What the files look like, if they were last changed so long ago that a later change shows.
+    pub(super) fn settled_mark(&self) -> Option<DatabaseMark> {
+        let policy = &self.channels.parking.as_ref()?.policy;
+        let mark = crate::park::mark(&self.config.path).ok()?;
+        park::is_settled(policy, &mark, crate::time::now_ns()).then_some(mark)
+    }
+
+    fn database_bytes(&self) -> u64 {
+        match &self.known {
+            Some(Known::Recorded(recorder)) => recorder.table().page_count().bytes(recorder.table().page_size()),
+            _ => u64::MAX,
+        }
     }
 
     /// Whether nobody uploads any more.
@@ -389,7 +460,8 @@ impl CaptureThread {
         self.position = None;
     }
 
-    fn complain(&self, text: &str) {
+    fn complain(&mut self, text: &str) {
+        self.note_opened();
         let path = self.config.path.display();
         if self.status.figures().last_error.is_none_or(|last| last.text != text) {
             tracing::error!(database = %path, "{text}");
@@ -473,6 +545,7 @@ impl CaptureThread {
                 ToCapture::Uploaded(seq) => self.note_uploaded(seq),
                 ToCapture::Stop => self.stopping = true,
                 ToCapture::TakeSnapshot => self.snapshot_wanted = true,
+                ToCapture::Sync(sync) => self.syncs.push(sync),
                 ToCapture::Snapshot(attempt, SnapshotAnswer::Failed(text)) if attempt == self.snapshot_attempt => {
                     self.snapshot_begun = None;
                     self.complain(&text);
@@ -523,13 +596,20 @@ impl CaptureThread {
     /// Seals what is due and hands it to the uploader.
     pub(super) fn pass_on(&mut self) -> Result<(), SessionEnd> {
         let Some(Known::Recorded(recorder)) = self.known.as_ref() else { return Ok(()) };
-        let open_bytes = recorder.log.open_bytes();
+        let (open_bytes, pos) = (recorder.log.open_bytes(), recorder.pos());
+        // They came before the last look, which has captured what they ask for.
+        for sync in self.syncs.drain(..) {
+            self.sync_now = true;
+            // Whoever asked may not wait any more.
+            let _ = sync.send(pos);
+        }
         if open_bytes == 0 {
             self.open_since = None;
+            self.sync_now = false;
         } else if self.open_since.is_none() {
             self.open_since = Some(Instant::now());
         }
-        let due = self.open_since.is_some_and(|since| since.elapsed() >= self.config.sync_interval);
+        let due = self.sync_now || self.open_since.is_some_and(|since| since.elapsed() >= self.config.sync_interval);
         let seal = open_bytes > 0
             && (open_bytes >= self.config.segment_bytes_max || ((due || self.stopping) && self.in_flight == 0));
         if let Some(SessionEnd::Failed(_, text)) = seal.then(|| self.seal()).and_then(Result::err) {
@@ -544,6 +624,7 @@ impl CaptureThread {
     fn seal(&mut self) -> Result<(), SessionEnd> {
         self.recorder().log.seal().map_err(RecordError::Log)?;
         self.open_since = None;
+        self.sync_now = false;
         Ok(())
     }
 

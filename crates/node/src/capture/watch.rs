@@ -4,7 +4,7 @@
 //! cost it (9 to 25 % of a commit), so there is one only while the database is idle; the first event ends it.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -36,10 +36,16 @@ impl Wake {
         Ok(())
     }
 
-    fn clear(&self) {
+    pub(crate) fn clear(&self) {
         let mut count = [0; 8];
         // Nothing to read means that nobody rang.
         let _ = rustix::io::read(&self.0, &mut count);
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 
@@ -86,7 +92,7 @@ impl FileWatch {
 }
 
 /// The path with `suffix` appended to the file name.
-pub(super) fn beside(database: &Path, suffix: &str) -> PathBuf {
+pub(crate) fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
     path.push(suffix);
     PathBuf::from(path)

@@ -11,6 +11,7 @@ use super::Cli;
 use super::exit::Status;
 use crate::config::file::{
     ConfigFile, DatabaseFile, DrillFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile, RetentionFile,
+    SocketFile,
 };
 use crate::observe::metrics::{BUILD_INFO, METRICS};
 use crate::status::{DiffReason, State};
@@ -43,7 +44,8 @@ fn written(argument: &Arg) -> String {
 
 fn table(command: &Command) -> String {
     let mut text = String::from("| argument | meaning |\n| --- | --- |\n");
-    for argument in command.get_arguments().filter(|a| !["help", "version"].contains(&a.get_id().as_str())) {
+    let is_shown = |a: &&Arg| !["help", "version"].contains(&a.get_id().as_str()) && !a.is_hide_set();
+    for argument in command.get_arguments().filter(is_shown) {
         let help = argument.get_help().unwrap_or_else(|| panic!("{} has no help", argument.get_id()));
         let values: Vec<_> = argument.get_possible_values().iter().map(|v| v.get_name().to_owned()).collect();
         let is_bool = values.iter().all(|v| v == "true" || v == "false");
@@ -115,6 +117,7 @@ fn fields<T: for<'de> Deserialize<'de>>() -> Vec<&'static str> {
 fn every_key_is_documented() {
     let sections = [
         ("logging", fields::<LoggingFile>()),
+        ("socket", fields::<SocketFile>()),
         ("bundle", fields::<IntervalFile>()),
         ("merge", fields::<IntervalFile>()),
         ("snapshot", fields::<IntervalFile>()),

@@ -15,6 +15,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 mod adopt;
 mod compact;
 mod config;
+mod ctl;
 #[cfg(test)]
 mod docs_tests;
 mod doctor;
@@ -33,6 +34,7 @@ mod probe;
 mod prune;
 mod replicate;
 mod restore;
+mod restore_all;
 mod status;
 mod store;
 mod verify;
@@ -58,6 +60,11 @@ enum Command {
     Restore(restore::RestoreArgs),
     Status(status::StatusArgs),
     Log(log::LogArgs),
+    Sync(ctl::SyncArgs),
+    Wait(ctl::WaitArgs),
+    /// Ask a running `replicate` by its control socket
+    #[command(subcommand)]
+    Ctl(ctl::CtlCommand),
     Verify(verify::VerifyArgs),
     Pin(pin::PinArgs),
     Compact(compact::CompactArgs),
@@ -121,6 +128,9 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Restore(args) => restore::run(&args)?,
         Command::Status(args) => status::run(&args)?,
         Command::Log(args) => log::run(&args)?,
+        Command::Sync(args) => ctl::sync(&args)?,
+        Command::Wait(args) => ctl::wait(&args)?,
+        Command::Ctl(command) => ctl::run(command)?,
         Command::Verify(args) => verify::run(&args)?,
         Command::Pin(args) => pin::run(&args)?,
         Command::Compact(args) => compact::run(&args)?,

@@ -10,7 +10,7 @@ use rhyolite_logic::history_plan::{Duty, Policy};
 use rhyolite_store::Store;
 
 use super::exit::{Failure, Status};
-use super::store;
+use super::{restore_all, store};
 use crate::config::settings::{self, Settings};
 use crate::config::units::parse_duration;
 use crate::config::{DatabaseConfig, file};
@@ -114,7 +114,11 @@ impl Stores {
         if *settings != Settings::default() {
             return Err(Failure::usage("the rules are in the configuration file: give either it or flags"));
         }
-        let mut databases = file::load(path, true)?.databases;
+        let config = file::load(path, true)?;
+        let mut databases = config.databases;
+        for folder in &config.folders {
+            databases.extend(store::block_on(restore_all::stored(folder))?);
+        }
         if let Some(store) = &self.store {
             databases.retain(|database| database.store == *store);
         }

@@ -2,21 +2,28 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 use rhyolite_format::sqlite::header::{DATABASE_HEADER_SIZE, DatabaseHeader};
+use rhyolite_logic::park::Policy;
+use tokio::sync::mpsc;
 
 use super::exit::{Failure, Status};
 use crate::config::settings::{self, Settings};
 use crate::config::units::parse_duration;
-use crate::config::{Config, DatabaseConfig, LogFormat, LogLevel, file, io_text, parse_addr};
+use crate::config::{
+    Config, ConfigError, DatabaseConfig, LogFormat, LogLevel, SocketConfig, file, io_text, parse_addr,
+};
+use crate::control::{Controller, Reload};
 use crate::daemon::Daemon;
 use crate::exec::{self, RunningChild};
 use crate::observe::logging;
-use crate::replicate::{ReplicateError, ReplicateOptions};
+use crate::replicate::ReplicateError;
 use crate::signals;
 use crate::status::StatusBoard;
+use crate::supervise::{self, SuperviseOptions};
 
 /// Where the configuration is when neither a flag nor the environment says so.
 pub(super) const DEFAULT_CONFIG: &str = "/etc/rhyolite.yml";
@@ -28,6 +35,15 @@ const HARD_STOP_MARGIN: Duration = Duration::from_secs(5);
 const WORKER_THREADS: usize = 2;
 /// Threads for calls that block, such as writing to a folder.
 const BLOCKING_THREADS_MAX: usize = 16;
+/// Requests of the control socket that wait.
+const COMMANDS_MAX: usize = 64;
+/// The store that only tests have a use for.
+const MEMORY: &str = "memory:";
+/// Parks after every commit. The grain is that of file systems which keep times by the tick of the system's clock.
+const EAGER: Policy =
+    Policy { grain: Duration::from_millis(40), after: Duration::ZERO, after_min: Duration::ZERO, bytes_max: 256 << 20 };
+/// Who may use a control socket that was asked for by a flag.
+const SOCKET_MODE: u32 = 0o600;
 
 /// Replicate databases to their stores until told to stop.
 ///
@@ -64,6 +80,9 @@ pub(super) struct ReplicateArgs {
     /// Serve /metrics, /status, /healthz and /readyz at IP:PORT; :PORT listens everywhere
     #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
     addr: Option<std::net::SocketAddr>,
+    /// Make a control socket at this path, for `rhyolite ctl`, `sync` and `wait`
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
     /// Least severity that is logged (info)
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<LogLevel>,
@@ -79,6 +98,9 @@ pub(super) struct ReplicateArgs {
     /// Keep the lease in this store, and share it with every database whose lease lies there
     #[arg(long, value_name = "STORE", requires = "db")]
     lease_url: Option<String>,
+    /// Park a database as soon as nothing is left to do: for tests, on a file system with exact times
+    #[arg(long, hide = true)]
+    park_eagerly: bool,
     #[command(flatten)]
     settings: Settings,
 }
@@ -109,14 +131,47 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<u8, Failure> {
         let board = StatusBoard::new();
         let stop_timeout = config.shutdown_sync_timeout;
         let upload_timeout = stop_timeout + UPLOAD_MARGIN;
-        let daemon =
-            Daemon { board: board.clone(), addr: config.addr, stop_timeout, upload_timeout, application, stop };
-        let options = ReplicateOptions { databases: config.databases, stop_timeout };
-        daemon.run(async |stop| ended(crate::replicate::run(options, board, stop).await)).await
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let controller = Controller { board: board.clone(), commands: sender, reload: reload(args) };
+        let socket = config.socket;
+        let daemon = Daemon {
+            board: board.clone(),
+            addr: config.addr,
+            socket,
+            controller,
+            stop_timeout,
+            upload_timeout,
+            application,
+            stop,
+        };
+        let Config { databases, folders, .. } = config;
+        // Before anybody can ask whether all are ready.
+        board.set_unsearched(folders.len());
+        let parking = if args.park_eagerly { EAGER } else { Policy::default() };
+        let options = SuperviseOptions { databases, folders, stop_timeout, parking };
+        daemon.run(async |stop| ended(supervise::run(options, board, stop, Some(commands)).await)).await
     });
     // A store or a disk that hangs must not hold up the end.
     runtime.shutdown_background();
     result
+}
+
+/// Reads the configuration file again, when there is one.
+fn reload(args: &ReplicateArgs) -> Option<Reload> {
+    if args.db.is_some() {
+        return None;
+    }
+    let path = args.config.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_CONFIG));
+    let expand = !args.no_expand_env;
+    Some(Arc::new(move || {
+        let config = file::load(&path, expand)?;
+        let all = config.databases.iter().chain(config.folders.iter().map(|folder| &folder.template));
+        for database in all {
+            let opened = rhyolite_store::open(&database.store, &database.store_options());
+            opened.map_err(|e| ConfigError::new(format!("{}: {e}", database.path.display())))?;
+        }
+        Ok(config)
+    }))
 }
 
 /// How errors of databases that cannot be replicated end the command: the first of them, and how many others.
@@ -136,12 +191,19 @@ fn ended(errors: Vec<ReplicateError>) -> Result<(), Failure> {
 
 /// The configuration that flags and file make together.
 fn resolve(args: &ReplicateArgs) -> Result<Config, Failure> {
+    let named = args.config.as_ref().filter(|path| std::env::var_os("RHYOLITE_CONFIG").is_none_or(|of| of != **path));
+    if args.db.is_some() && named.is_some() {
+        return Err(Failure::usage("give either DB and STORE, or --config: the file would have no effect"));
+    }
     let mut config = match (&args.db, &args.store) {
         (Some(db), Some(store)) => one_database(args, db, store)?,
         _ => from_file(args)?,
     };
     config.exec = args.exec.clone().or(config.exec);
     config.addr = args.addr.or(config.addr);
+    if let Some(path) = &args.socket {
+        config.socket = Some(SocketConfig { path: path.clone(), permissions: SOCKET_MODE });
+    }
     config.logging.level = args.log_level.unwrap_or(config.logging.level);
     config.logging.format = args.log_format.unwrap_or(config.logging.format);
     config.shutdown_sync_timeout = args.shutdown_sync_timeout.unwrap_or(config.shutdown_sync_timeout);
@@ -173,7 +235,7 @@ fn from_file(args: &ReplicateArgs) -> Result<Config, Failure> {
         return Err(Failure::usage(message));
     }
     let config = file::load(path, !args.no_expand_env)?;
-    if config.databases.is_empty() {
+    if config.databases.is_empty() && config.folders.is_empty() {
         return Err(Failure::usage(format!("{}: no databases: list them under `dbs`", path.display())));
     }
     Ok(config)
@@ -184,12 +246,19 @@ fn from_file(args: &ReplicateArgs) -> Result<Config, Failure> {
 ///
 /// Among several databases a sick one must not keep the others from being replicated: it is left to their status.
 fn check_inputs(config: &Config) -> Result<(), Failure> {
-    if let [database] = &config.databases[..] {
+    if let ([database], []) = (&config.databases[..], &config.folders[..]) {
         check_database(&database.path)?;
     }
-    for database in &config.databases {
+    let folders = config.folders.iter().map(|folder| &folder.template);
+    for database in config.databases.iter().chain(folders) {
         let opened = rhyolite_store::open(&database.store, &database.store_options());
-        opened.map_err(|e| Failure::usage(format!("cannot replicate {}: {e}", database.path.display())))?;
+        let store = opened.map_err(|e| Failure::usage(format!("cannot replicate {}: {e}", database.path.display())))?;
+        if store.describe() == MEMORY {
+            let path = database.path.display();
+            return Err(Failure::usage(format!(
+                "cannot replicate {path}: {MEMORY} ends with the process, and the backup with it"
+            )));
+        }
     }
     Ok(())
 }

@@ -43,16 +43,26 @@ const FOLLOW_STOP_TIMEOUT: Duration = Duration::from_secs(30);
 restored.\n\nExit statuses: 0 restored and proved, or nothing to do; 3 damage found; 5 no such backup or restore \
 point.\n\nExamples:\n  rhyolite restore s3://bucket/app -o copy.db\n  rhyolite restore ./backup -o copy.db --at \"10m \
 ago\"\n  rhyolite restore ./backup -o copy.db --txid 42\n  rhyolite restore ./backup -o copy.db --pin release-7\n  rhyolite restore ./backup -o - | ssh host 'cat > \
-copy.db'\n  rhyolite restore ./backup -o copy.db --reuse\n  rhyolite restore ./backup -o replica.db --follow\n  rhyolite restore s3://bucket/app -o app.db --if-missing --if-backup-exists")]
+copy.db'\n  rhyolite restore ./backup -o copy.db --reuse\n  rhyolite restore ./backup -o replica.db --follow\n  rhyolite restore s3://bucket/app -o app.db --if-missing --if-backup-exists\n  rhyolite restore s3://bucket -o ./databases --all\n  rhyolite \
+restore --config rhyolite.yml --all --if-missing")]
 pub(super) struct RestoreArgs {
-    /// Store of one database
-    #[arg(value_name = "STORE")]
-    store: String,
-    /// Database to write, or - for standard output
-    #[arg(short, long, value_name = "PATH")]
-    output: PathBuf,
+    /// Store of one database; with --all, what lies above those of many
+    #[arg(value_name = "STORE", required_unless_present = "config")]
+    pub(super) store: Option<String>,
+    /// Database to write, or - for standard output; with --all a folder
+    #[arg(short, long, value_name = "PATH", required_unless_present = "config")]
+    pub(super) output: Option<PathBuf>,
+    /// Restore every database below STORE to its place in the folder, or with --config every one to its own path
+    #[arg(long, conflicts_with_all = ["follow", "txid", "litestream"])]
+    all: bool,
+    /// Configuration file that names the databases of --all
+    #[arg(long, value_name = "PATH", requires = "all")]
+    pub(super) config: Option<PathBuf>,
+    /// Databases that --all restores at a time (4)
+    #[arg(long, value_name = "N", requires = "all")]
+    pub(super) jobs: Option<std::num::NonZeroUsize>,
     #[command(flatten)]
-    target: TargetArgs,
+    pub(super) target: TargetArgs,
     #[command(flatten)]
     litestream: LitestreamArgs,
     /// Replace the output if it exists
@@ -63,10 +73,10 @@ pub(super) struct RestoreArgs {
     reuse: bool,
     /// Do nothing, successfully, when the output exists
     #[arg(long)]
-    if_missing: bool,
+    pub(super) if_missing: bool,
     /// Do nothing, successfully, when the store holds no backup
     #[arg(long)]
-    if_backup_exists: bool,
+    pub(super) if_backup_exists: bool,
     /// After the restore, keep the output up to date until a signal comes; SQLite may read it meanwhile, but not write
     #[arg(long, conflicts_with_all = ["at", "txid", "pin", "if_missing", "litestream"])]
     follow: bool,
@@ -75,10 +85,10 @@ pub(super) struct RestoreArgs {
     follow_interval: Option<Duration>,
     /// Threads that unpack (one per processor)
     #[arg(long, value_name = "N")]
-    threads: Option<std::num::NonZeroUsize>,
+    pub(super) threads: Option<std::num::NonZeroUsize>,
     /// Print one JSON object about what was restored
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Serialize)]
@@ -108,26 +118,29 @@ struct ReportLine {
 }
 
 pub(super) fn run(args: &RestoreArgs) -> Result<(), Failure> {
-    let to_stdout = args.output == Path::new("-");
+    if args.all {
+        return super::restore_all::run(args);
+    }
+    let to_stdout = args.output() == Path::new("-");
     let needs_a_file = args.json || args.if_missing || args.force || args.reuse || args.follow;
     if to_stdout && needs_a_file {
         return Err(Failure::usage(
             "-o - writes the database to standard output: --json, --if-missing, --force, --reuse and --follow do not go with it",
         ));
     }
-    let store = store::open(&args.store)?;
-    if args.if_missing && args.output.symlink_metadata().is_ok() {
-        return nothing_done(args, &format!("{} exists: nothing to restore", args.output.display()));
+    let store = store::open(args.store())?;
+    if args.if_missing && args.output().symlink_metadata().is_ok() {
+        return nothing_done(args, &format!("{} exists: nothing to restore", args.output().display()));
     }
     if args.follow {
         return run_follow(args, store);
     }
-    let what = format!("restore {}", args.store);
+    let what = format!("restore {}", args.store());
     let result = store::block_on(async {
         let options = RestoreOptions {
             target: args.target.target(&*store).await?,
             store: Arc::clone(&store),
-            output: if to_stdout { Output::Stdout } else { Output::File(args.output.clone()) },
+            output: if to_stdout { Output::Stdout } else { Output::File(args.output().to_owned()) },
             existing: existing(args),
             threads: threads(args),
             spool: None,
@@ -145,7 +158,7 @@ pub(super) fn run(args: &RestoreArgs) -> Result<(), Failure> {
     match result {
         Ok(_) if to_stdout => Ok(()),
         Ok(Ok(report)) => print(args, &report),
-        Ok(Err(report)) => foreign::print_restored(&args.store, &args.output, args.json, &report),
+        Ok(Err(report)) => foreign::print_restored(args.store(), args.output(), args.json, &report),
         Err(RestoreError::NoDatabase { store }) if args.if_backup_exists => {
             nothing_done(args, &format!("{store} holds no backup: nothing to restore"))
         }
@@ -153,11 +166,21 @@ pub(super) fn run(args: &RestoreArgs) -> Result<(), Failure> {
     }
 }
 
-fn existing(args: &RestoreArgs) -> Existing {
+pub(super) fn existing(args: &RestoreArgs) -> Existing {
     match (args.reuse, args.force) {
         (true, _) => Existing::Reuse,
         (false, true) => Existing::Replace,
         (false, false) => Existing::Refuse,
+    }
+}
+
+impl RestoreArgs {
+    fn store(&self) -> &str {
+        self.store.as_deref().expect("required without --all")
+    }
+
+    fn output(&self) -> &Path {
+        self.output.as_deref().expect("required without --all")
     }
 }
 
@@ -176,7 +199,7 @@ struct FollowLine<'a> {
 fn run_follow(args: &RestoreArgs, store: Arc<dyn Store>) -> Result<(), Failure> {
     let options = FollowOptions {
         store,
-        output: args.output.clone(),
+        output: args.output().to_owned(),
         existing: existing(args),
         interval: args.follow_interval.unwrap_or(FOLLOW_INTERVAL),
         lock_timeout: FOLLOW_LOCK_TIMEOUT,
@@ -195,14 +218,14 @@ fn run_follow(args: &RestoreArgs, store: Arc<dyn Store>) -> Result<(), Failure> 
             tokio::select! {
                 ended = &mut following => {
                     say_new(args, *reached.borrow(), &mut said)?;
-                    return ended.map_err(|e| store::failure(&format!("follow {}", args.store), &e));
+                    return ended.map_err(|e| store::failure(&format!("follow {}", args.store()), &e));
                 }
                 Ok(()) = reached.changed() => {
                     say_new(args, *reached.borrow_and_update(), &mut said)?;
                 }
                 Ok(_) = signals.wait_for(Option::is_some), if !*tell_stop.borrow() => {
                     if reached.borrow().is_none() {
-                        let message = format!("interrupted: the restore of {} goes on when it is started again", args.store);
+                        let message = format!("interrupted: the restore of {} goes on when it is started again", args.store());
                         return Err(Failure::failed(message));
                     }
                     // Nobody listens only when it has ended already.
@@ -219,9 +242,9 @@ fn say_new(args: &RestoreArgs, pos: Option<Pos>, said: &mut Option<Pos>) -> Resu
     *said = Some(pos);
     let mut out = output::Output::new();
     if args.json {
-        out.json(&FollowLine { output: &args.output, txid: pos.txid, checksum: pos.checksum })?;
+        out.json(&FollowLine { output: args.output(), txid: pos.txid, checksum: pos.checksum })?;
     } else {
-        out.line(format!("{}: TXID {}", args.output.display(), pos.txid))?;
+        out.line(format!("{}: TXID {}", args.output().display(), pos.txid))?;
     }
     out.finish()
 }
@@ -229,7 +252,7 @@ fn say_new(args: &RestoreArgs, pos: Option<Pos>, said: &mut Option<Pos>) -> Resu
 fn nothing_done(args: &RestoreArgs, text: &str) -> Result<(), Failure> {
     let mut out = output::Output::new();
     if args.json {
-        out.json(&RestoreLine { store: &args.store, output: &args.output, restored: false, report: None })?;
+        out.json(&RestoreLine { store: args.store(), output: args.output(), restored: false, report: None })?;
     } else {
         out.line(text)?;
     }
@@ -253,9 +276,9 @@ fn print(args: &RestoreArgs, report: &RestoreReport) -> Result<(), Failure> {
             requests: report.requests,
             elapsed_ms: report.elapsed.as_millis(),
         };
-        out.json(&RestoreLine { store: &args.store, output: &args.output, restored: true, report: Some(report) })?;
+        out.json(&RestoreLine { store: args.store(), output: args.output(), restored: true, report: Some(report) })?;
     } else {
-        let (path, txid, time) = (args.output.display(), report.pos.txid, time::format_utc(report.time));
+        let (path, txid, time) = (args.output().display(), report.pos.txid, time::format_utc(report.time));
         let size = format_size(report.pages.bytes(report.page_size));
         let seconds = report.elapsed.as_secs_f64();
         out.line(format!("{path}: TXID {txid} of {time}, {size}, proved, in {seconds:.1} s"))?;

@@ -6,16 +6,21 @@
 use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
+use super::folder::FolderConfig;
 use super::litestream::{self, Translation};
 use super::settings::{self, Settings};
-use super::units::{DurationText, SizeText};
+use super::units::{DurationText, SizeText, format_duration};
 use super::{
-    Config, ConfigError, Credentials, DatabaseConfig, IfHeld, LogFormat, LogLevel, expand, parse_addr, suggest,
+    Config, ConfigError, Credentials, DEFAULT_SOCKET, DatabaseConfig, IfHeld, LogFormat, LogLevel, SocketConfig,
+    expand, parse_addr, suggest,
 };
+
+mod folders;
 
 /// Most a configuration may hold: parsed values, which bounds what aliases can multiply.
 const NODES_MAX: usize = 20_000;
@@ -105,6 +110,8 @@ with_settings! {
         pub shutdown_sync_timeout: Option<DurationText>,
         /// What is logged, and how.
         pub logging: LoggingFile,
+        /// The control socket.
+        pub socket: SocketFile,
         /// Default of `replica.sync-interval`.
         pub sync_interval: Option<DurationText>,
         /// The databases.
@@ -115,10 +122,24 @@ with_settings! {
 with_settings! {
     /// One entry of `dbs`.
     pub struct DatabaseFile {
-        /// Path of the database.
-        pub path: String,
+        /// Path of the database, or a pattern.
+        pub path: Option<String>,
+        /// Folder of databases.
+        pub dir: Option<String>,
+        /// Which files in it.
+        pub pattern: Option<String>,
+        /// Further patterns.
+        pub include: Vec<String>,
+        /// Patterns of what is left out.
+        pub exclude: Vec<String>,
+        /// Folders below it too.
+        pub recursive: Option<bool>,
+        /// Databases come and go.
+        pub watch: Option<bool>,
         /// State folder.
         pub meta_path: Option<String>,
+        /// Root of the state folders.
+        pub meta_dir: Option<String>,
         /// The store.
         pub replica: ReplicaFile,
     }
@@ -132,6 +153,18 @@ pub struct LoggingFile {
     pub level: Option<LogLevel>,
     /// Text or JSON.
     pub r#type: Option<LogFormat>,
+}
+
+/// `socket`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct SocketFile {
+    /// Whether there is one.
+    pub enabled: Option<bool>,
+    /// Where.
+    pub path: Option<String>,
+    /// Octal file mode.
+    pub permissions: Option<String>,
 }
 
 /// `bundle`, `merge` and `snapshot`.
@@ -364,32 +397,58 @@ fn resolve(file: &ConfigFile) -> Result<Config, ConfigError> {
     config.shutdown_sync_timeout = file.shutdown_sync_timeout.map_or(config.shutdown_sync_timeout, |d| d.0);
     let mut defaults = file.settings();
     defaults.sync_interval = file.sync_interval.map(|d| d.0);
-    for database in &file.dbs {
-        let line = database.referenced.line();
-        let resolved = resolve_database(&database.value, &defaults).map_err(|m| ConfigError::at(line, m))?;
-        config.databases.push(resolved);
+    config.socket = resolve_socket(&file.socket).map_err(ConfigError::new)?;
+    let mut taken = Taken::default();
+    for entry in &file.dbs {
+        let line = entry.referenced.line();
+        let resolved = folders::resolve(&entry.value, &defaults).map_err(|m| ConfigError::at(line, m))?;
+        match resolved {
+            Some(folder) => {
+                taken.folder(&folder, line)?;
+                config.folders.push(folder);
+            }
+            None => {
+                let database = resolve_database(&entry.value, &defaults).map_err(|m| ConfigError::at(line, m))?;
+                taken.database(&database, line)?;
+                config.databases.push(database);
+            }
+        }
     }
-    check_distinct(&config.databases, file)?;
     Ok(config)
 }
 
 fn resolve_database(file: &DatabaseFile, defaults: &Settings) -> Result<DatabaseConfig, String> {
-    if file.path.is_empty() {
-        return Err("a database needs a `path`".to_owned());
-    }
-    let path = absolute(&file.path)?;
-    let store = file.replica.store().map_err(|m| format!("database {}: {m}", file.path))?;
-    let credentials = file.replica.credentials(&store).map_err(|m| format!("database {}: {m}", file.path))?;
+    let name = file.path.as_deref().filter(|path| !path.is_empty()).ok_or("a database needs a `path`")?;
+    let path = absolute(name)?;
+    let store = file.replica.store().map_err(|m| format!("database {name}: {m}"))?;
+    let credentials = file.replica.credentials(&store).map_err(|m| format!("database {name}: {m}"))?;
     let mut config = DatabaseConfig { credentials, ..DatabaseConfig::new(path, store) };
     if let Some(meta_path) = &file.meta_path {
         config.meta_path = absolute(meta_path)?;
     }
-    defaults.apply(&mut config);
+    apply_settings(file, defaults, &mut config).map_err(|m| format!("database {name}: {m}"))?;
+    Ok(config)
+}
+
+fn apply_settings(file: &DatabaseFile, defaults: &Settings, config: &mut DatabaseConfig) -> Result<(), String> {
+    defaults.apply(config);
     let mut own = file.settings();
     own.sync_interval = file.replica.sync_interval.map(|d| d.0);
-    own.apply(&mut config);
-    settings::validate(&config).map_err(|m| format!("database {}: {m}", file.path))?;
-    Ok(config)
+    own.apply(config);
+    settings::validate(config)
+}
+
+fn resolve_socket(file: &SocketFile) -> Result<Option<SocketConfig>, String> {
+    if file.enabled != Some(true) {
+        // Where it would be may stay written.
+        return Ok(None);
+    }
+    let path = absolute(file.path.as_deref().unwrap_or(DEFAULT_SOCKET))?;
+    let digits = file.permissions.as_deref().unwrap_or("600").trim_start_matches("0o");
+    let permissions = u32::from_str_radix(digits, 8).ok().filter(|mode| *mode <= 0o777);
+    let permissions =
+        permissions.ok_or_else(|| format!("socket.permissions: {digits} is no file mode such as 0600"))?;
+    Ok(Some(SocketConfig { path, permissions }))
 }
 
 /// `text` as an absolute path, with `~/` for the home folder.
@@ -402,21 +461,54 @@ fn absolute(text: &str) -> Result<PathBuf, String> {
     std::path::absolute(&path).map_err(|e| format!("{text}: {}", super::io_text(&e)))
 }
 
-/// Two entries with one database, one state folder or one store would destroy each other's history.
-fn check_distinct(databases: &[DatabaseConfig], file: &ConfigFile) -> Result<(), ConfigError> {
-    let mut seen = HashMap::new();
-    for (database, entry) in databases.iter().zip(&file.dbs) {
+/// What entries claim for themselves: two with one database, one state folder or one store would destroy each other's history.
+#[derive(Default)]
+struct Taken {
+    claims: HashMap<(&'static str, String), u64>,
+    /// Leases that several may share, by their stores, with the line that names each first.
+    leases: HashMap<String, (Duration, u64)>,
+}
+
+impl Taken {
+    fn database(&mut self, database: &DatabaseConfig, line: u64) -> Result<(), ConfigError> {
         let path = database.path.display().to_string();
         let meta_path = database.meta_path.display().to_string();
-        for (what, value) in [("path", path), ("meta-path", meta_path), ("store", database.store.clone())] {
-            let line = entry.referenced.line();
-            if let Some(first) = seen.insert((what, value.clone()), line) {
+        self.lease(database, line)?;
+        self.claim([("path", path), ("meta-path", meta_path), ("store", database.store.clone())], line)
+    }
+
+    /// A lease runs out at one time for all who share it.
+    fn lease(&mut self, config: &DatabaseConfig, line: u64) -> Result<(), ConfigError> {
+        let (Some(store), true) = (&config.lease.store, config.lease.enabled) else { return Ok(()) };
+        let (ttl, first) = *self.leases.entry(store.clone()).or_insert((config.lease.ttl, line));
+        if ttl == config.lease.ttl {
+            return Ok(());
+        }
+        let (theirs, ours) = (format_duration(ttl), format_duration(config.lease.ttl));
+        let message = format!("lease.ttl is {ours}, and {theirs} for the same lease ({store}) on line {first}");
+        Err(ConfigError::at(line, message))
+    }
+
+    fn folder(&mut self, folder: &FolderConfig, line: u64) -> Result<(), ConfigError> {
+        let patterns: Vec<_> = folder.pick.include.iter().map(ToString::to_string).collect();
+        let files = format!("{}/{}", folder.dir.display(), patterns.join(","));
+        self.lease(&folder.template, line)?;
+        self.claim([("dir and pattern", files), ("store", folder.template.store.clone())], line)
+    }
+
+    fn claim(
+        &mut self,
+        claims: impl IntoIterator<Item = (&'static str, String)>,
+        line: u64,
+    ) -> Result<(), ConfigError> {
+        for (what, value) in claims {
+            if let Some(first) = self.claims.insert((what, value.clone()), line) {
                 let message = format!("{what} {value} is already used by the database on line {first}");
                 return Err(ConfigError::at(line, message));
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 impl ReplicaFile {

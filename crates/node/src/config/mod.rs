@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 mod expand;
 pub mod file;
+pub mod folder;
 pub mod litestream;
 pub mod settings;
 mod suggest;
@@ -23,6 +24,8 @@ mod tests;
 pub mod units;
 
 pub use suggest::nearest;
+
+use folder::FolderConfig;
 
 /// Everything the daemon is told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,11 +38,27 @@ pub struct Config {
     pub shutdown_sync_timeout: Duration,
     /// What is logged, and how.
     pub logging: LoggingConfig,
-    /// The databases (`dbs`).
+    /// The control socket; none by default (`socket`).
+    pub socket: Option<SocketConfig>,
+    /// The databases that are named one by one (`dbs`).
     pub databases: Vec<DatabaseConfig>,
+    /// Folders of databases (`dbs` with `dir`, or with a pattern).
+    pub folders: Vec<FolderConfig>,
     /// What is to be said of a configuration that was Litestream's.
     pub notes: Vec<litestream::Note>,
 }
+
+/// The control socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SocketConfig {
+    /// Where it is (`socket.path`).
+    pub path: PathBuf,
+    /// Who may use it, as the bits of a file mode (`socket.permissions`).
+    pub permissions: u32,
+}
+
+/// Where the control socket is unless the configuration says so.
+pub const DEFAULT_SOCKET: &str = "/var/run/rhyolite.sock";
 
 impl Default for Config {
     fn default() -> Self {
@@ -48,7 +67,9 @@ impl Default for Config {
             exec: None,
             shutdown_sync_timeout: 30 * SECOND,
             logging: LoggingConfig::default(),
+            socket: None,
             databases: Vec::new(),
+            folders: Vec::new(),
             notes: Vec::new(),
         }
     }
@@ -199,6 +220,8 @@ pub struct LeaseConfig {
     pub if_held: IfHeld,
     /// Where it lies, when several databases share one; otherwise in the database's own store (`lease.url`).
     pub store: Option<String>,
+    /// Folder in which the process remembers a lease of several databases; otherwise the database's own state folder.
+    pub meta_path: Option<PathBuf>,
 }
 
 /// What to do while another process has the lease.
@@ -214,7 +237,7 @@ pub enum IfHeld {
 
 impl Default for LeaseConfig {
     fn default() -> Self {
-        Self { enabled: true, ttl: 60 * SECOND, if_held: IfHeld::Wait, store: None }
+        Self { enabled: true, ttl: 60 * SECOND, if_held: IfHeld::Wait, store: None, meta_path: None }
     }
 }
 

@@ -35,8 +35,7 @@ pub(super) fn litestream_key(key: &str) -> Option<&'static str> {
         "max-sync-wal-bytes" | "max-sync-ltx-files" => "segments are bounded by max-segment-size",
         "auto-recover" => "recovery is always automatic",
         "verify-compaction" | "validation" | "validation-interval" => "every file is always checked by checksum",
-        "socket" | "mcp-addr" => "use `addr` for HTTP",
-        "dir" | "pattern" | "recursive" | "watch" => "list each database under `dbs` with its `path`",
+        "mcp-addr" => "use `addr` for HTTP, or `socket`",
         "age" => "there is no encryption; encrypt on the side of the store",
         _ => return None,
     })

@@ -23,6 +23,22 @@ fn the_smallest_file() {
 }
 
 #[test]
+fn a_folder_has_one_lease_and_a_shared_lease_one_time_to_live() {
+    let folder = "dbs: [{dir: /data, pattern: '*.db', replica: {url: s3://b/all}}]";
+    let folder = &parse(folder).unwrap().folders[0];
+    let (one, other) = (folder.database("a.db").lease, folder.database("x/b.db").lease);
+    assert_eq!((&one, one.store.as_deref()), (&other, Some("s3://b/all")));
+    assert_eq!(one.meta_path, Some("/data/.lease-rhyolite".into()));
+    let text = "
+dbs:
+  - {path: /a.db, replica: {url: ./a}, lease: {url: ./l}}
+  - {path: /b.db, replica: {url: ./b}, lease: {url: ./l, ttl: 5m}}
+";
+    check_error(text, "line 4: lease.ttl is 5m, and 1m for the same lease (./l) on line 3");
+    assert!(parse(&text.replace("url: ./l,", "enabled: false, url: ./l,")).is_ok());
+}
+
+#[test]
 fn an_empty_file_names_no_database() {
     assert_eq!(parse("").unwrap(), Config::default());
     assert_eq!(parse("# nothing\n").unwrap(), Config::default());
@@ -122,6 +138,7 @@ dbs:
             ttl: seconds(5),
             if_held: IfHeld::Exit,
             store: Some("./leases".to_owned()),
+            meta_path: None,
         },
         duty: Duty::Compact,
         drill: DrillConfig { interval: seconds(3_600), sample_bytes: 2 << 20 },
@@ -178,6 +195,58 @@ fn what_cannot_go_together_is_an_error() {
     let small = format!("{ONE}    max-log-size: 1MiB\n");
     let expected = "max-log-size (1.0 MiB) must not be less than max-segment-size (8.0 MiB)";
     check_error(&small, &format!("line 2: database /data/app.db: {expected}"));
+}
+
+#[test]
+fn folders_of_databases() {
+    let text = "
+dbs:
+  - dir: /data
+    pattern: '*.db'
+    recursive: true
+    watch: true
+    include: ['*.sqlite']
+    exclude: ['tmp-*']
+    meta-dir: /meta
+    enable-wal: true
+    replica: {url: 's3://b/all?region=r', access-key-id: A, secret-access-key: S}
+  - path: /srv/*/app.db
+    replica: {url: ./srv}
+";
+    let config = parse(text).unwrap();
+    assert!(config.databases.is_empty());
+    let [data, srv] = &config.folders[..] else { panic!("{config:?}") };
+    assert!(data.recursive && data.watch && data.pick.takes("x/a.sqlite") && !data.pick.takes("tmp-a.db"));
+    let database = data.database("x/a.db");
+    assert_eq!(database.path, Path::new("/data/x/a.db"));
+    assert_eq!(database.store, "s3://b/all/x/a.db?region=r");
+    assert_eq!(database.meta_path, Path::new("/meta/x/.a.db-rhyolite"));
+    assert!(database.enable_wal && !database.credentials.0.is_empty());
+    assert_eq!((srv.dir.as_path(), srv.recursive, srv.watch), (Path::new("/srv"), true, false));
+    assert!(srv.pick.takes("x/app.db") && !srv.pick.takes("app.db"));
+    assert_eq!(srv.database("x/app.db").meta_path, Path::new("/srv/x/.app.db-rhyolite"));
+
+    let entry = |keys: &str| format!("dbs:\n  - {{{keys}, replica: {{url: ./b}}}}\n");
+    check_error(&entry("dir: /d"), "line 2: `dir` needs a `pattern` such as \"*.db\"");
+    check_error(&entry("dir: /d, path: /d/a.db"), "line 2: an entry has either `path` or `dir`");
+    check_error(&entry("path: /a.db, watch: true"), "line 2: `watch` goes with `dir`, or with a pattern as `path`");
+    let meta = "line 2: databases in /d: `meta-path` is for one database; many have `meta-dir`";
+    check_error(&entry("dir: /d, pattern: '*', meta-path: /m"), meta);
+    let broken = "line 2: databases in /d: the pattern \"[a\" has a `[` without `]`";
+    check_error(&entry("dir: /d, pattern: '[a'"), broken);
+}
+
+#[test]
+fn the_control_socket() {
+    let socket = |keys: &str| parse(&format!("socket: {{{keys}}}\n")).map(|c| c.socket);
+    assert_eq!(socket("path: /s").unwrap(), None, "not enabled");
+    let found = socket("enabled: true").unwrap().unwrap();
+    assert_eq!((found.path.to_str(), found.permissions), (Some("/var/run/rhyolite.sock"), 0o600));
+    for written in ["0660", "660", "'0660'", "'0o660'"] {
+        let keys = format!("enabled: true, permissions: {written}");
+        assert_eq!(socket(&keys).unwrap().unwrap().permissions, 0o660, "{written}");
+    }
+    check_error("socket: {enabled: true, permissions: 999}\n", "socket.permissions: 999 is no file mode such as 0600");
 }
 
 #[test]

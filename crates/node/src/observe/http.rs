@@ -3,20 +3,21 @@
 //! | path | answer |
 //! |---|---|
 //! | `/metrics` | Prometheus' text format |
-//! | `/status` | JSON, see [`StatusReport`] |
+//! | `/status` | JSON, see [`StatusReport`]; `?db=PATH` for one database |
 //! | `/healthz` | 200 while the process answers |
-//! | `/readyz` | 200 when every database is being replicated, else 503 and one line per database that is not |
+//! | `/readyz` | 200 when every database has its first snapshot in the store, else 503 and a line for each of the first that have not |
 //!
 //! At most [`CONNECTIONS_MAX`] connections are open; more wait in the operating system's queue. A client that forgets to close
 //! its connections can so keep others from the figures, but never take the descriptors that databases need.
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use axum::extract::State as Shared;
+use axum::extract::{RawQuery, State as Shared};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
@@ -33,6 +34,9 @@ use crate::time;
 /// Content type of the text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// So many databases that are not ready are named.
+const UNREADY_MAX: usize = 100;
+
 /// Most connections that are open at the same time.
 const CONNECTIONS_MAX: usize = 32;
 
@@ -46,34 +50,79 @@ pub async fn bind(addr: SocketAddr) -> Result<TcpListener, String> {
 
 /// Answers requests until the task is dropped.
 pub async fn serve(listener: TcpListener, board: Arc<StatusBoard>) {
-    let app = axum::Router::new()
-        .route("/metrics", get(metrics_text))
-        .route("/status", get(status_json))
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .with_state(board);
+    let app = routes(board);
     let listener = Bounded { listener, permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)) };
     if let Err(error) = axum::serve(listener, app).await {
         tracing::error!("the HTTP server ended: {error}");
     }
 }
 
+/// What is answered over TCP and over the control socket alike.
+pub fn routes(board: Arc<StatusBoard>) -> axum::Router {
+    axum::Router::new()
+        .route("/metrics", get(metrics_text))
+        .route("/status", get(status_json))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(board)
+}
+
 async fn metrics_text(Shared(board): Shared<Arc<StatusBoard>>) -> Response {
     ([(header::CONTENT_TYPE, METRICS_TYPE)], metrics::render(&board, time::now())).into_response()
 }
 
-async fn status_json(Shared(board): Shared<Arc<StatusBoard>>) -> Json<StatusReport> {
-    Json(StatusReport::new(&board, time::now()))
+async fn status_json(Shared(board): Shared<Arc<StatusBoard>>, RawQuery(query): RawQuery) -> Response {
+    let wanted = query.as_deref().and_then(|q| q.split('&').find_map(|pair| pair.strip_prefix("db=")));
+    match wanted.map(percent_decode) {
+        None => Json(StatusReport::new(&board, time::now())).into_response(),
+        Some(path) => match StatusReport::of_one(&board, Path::new(&path), time::now()) {
+            Some(report) => Json(report).into_response(),
+            None => (StatusCode::NOT_FOUND, format!("{path} is not replicated here\n")).into_response(),
+        },
+    }
+}
+
+/// The text with `%XX` replaced; what is no such escape stays.
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let digits = after.get(..2).filter(|_| *first == b'%').and_then(|d| std::str::from_utf8(d).ok());
+        match digits.and_then(|d| u8::from_str_radix(d, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 async fn ready(Shared(board): Shared<Arc<StatusBoard>>) -> (StatusCode, String) {
     let mut text = String::new();
+    let mut others = 0;
+    if board.unsearched() > 0 {
+        text.push_str("folders are still searched for databases\n");
+    }
     for database in board.databases() {
-        let state = database.figures().state;
-        if state != State::Replicating {
-            let reason = state.reason().map(|r| format!(": {r}")).unwrap_or_default();
-            text.push_str(&format!("{} is {}{reason}\n", database.path.display(), state.name()));
+        let why = database.look(|f| {
+            let is_ready = f.durable.is_some() || f.state == State::Replicating;
+            (!is_ready).then(|| (f.state.name(), f.state.reason().map(|r| format!(": {r}")).unwrap_or_default()))
+        });
+        match why {
+            Some((state, reason)) if text.lines().count() < UNREADY_MAX => {
+                text.push_str(&format!("{} is {state}{reason}\n", database.path.display()));
+            }
+            Some(_) => others += 1,
+            None => {}
         }
+    }
+    if others > 0 {
+        text.push_str(&format!("and {others} others\n"));
     }
     if text.is_empty() { (StatusCode::OK, "ready\n".to_owned()) } else { (StatusCode::SERVICE_UNAVAILABLE, text) }
 }
@@ -152,11 +201,17 @@ mod tests {
         assert!(waiting.starts_with("HTTP/1.1 503") && waiting.ends_with("/a.db is starting\n"), "{waiting}");
         status.set_state(State::Replicating);
         assert!(request(addr, "/readyz").await.starts_with("HTTP/1.1 200"));
+        board.set_unsearched(1);
+        assert!(request(addr, "/readyz").await.ends_with("folders are still searched for databases\n"));
+        board.set_unsearched(0);
         let metrics = request(addr, "/metrics").await;
         assert!(metrics.contains(METRICS_TYPE) && metrics.contains("\nrhyolite_databases 1\n"), "{metrics}");
         let json = request(addr, "/status").await;
         let (_, body) = json.split_once("\r\n\r\n").unwrap();
         assert_eq!(serde_json::from_str::<StatusReport>(body).unwrap().databases.len(), 1);
+        let one = request(addr, "/status?db=%2Fa.db").await;
+        assert!(one.starts_with("HTTP/1.1 200") && one.contains("/a.db"), "{one}");
+        assert!(request(addr, "/status?db=/b.db").await.starts_with("HTTP/1.1 404"));
         assert!(request(addr, "/nothing").await.starts_with("HTTP/1.1 404"));
         let idle = tokio::net::TcpStream::connect(addr).await.unwrap();
         let mut many = Vec::new();

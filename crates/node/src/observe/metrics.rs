@@ -2,6 +2,9 @@
 //!
 //! One table, [`METRICS`], says everything: a metric that is not in it is not rendered, and `docs/user/metrics.md` is
 //! compared with it. Units are seconds and bytes, as Prometheus' naming rules ask.
+//!
+//! The number of series is bounded: with very many databases only those that are awake or in trouble have their own
+//! ([`StatusReport`]); the process's own figures count all.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -100,7 +103,18 @@ pub const METRICS: &[Metric] = &[
     process("rhyolite_start_time_seconds", "When the process started, in seconds since 1970.", |r| {
         Some(seconds(r.process.started))
     }),
-    process("rhyolite_databases", "Databases that this process replicates.", |r| Some(r.databases.len() as f64)),
+    process("rhyolite_databases", "Databases that this process replicates.", |r| Some(r.totals.databases as f64)),
+    process("rhyolite_databases_parked", "Those of them that are at rest: idle, durable, nothing open.", |r| {
+        Some(r.totals.parked as f64)
+    }),
+    process("rhyolite_databases_behind", "Those with commits that are not yet durable in the store.", |r| {
+        Some(r.totals.behind as f64)
+    }),
+    process("rhyolite_databases_failing", "Those in state error or needs-page-diff.", |r| {
+        let count = |name: &str| r.totals.states.get(name).copied().unwrap_or(0);
+        Some((count("error") + count("needs-page-diff")) as f64)
+    }),
+    process("rhyolite_lag_seconds_max", "The longest lag of any database.", |r| Some(r.totals.lag_ms_max as f64 / 1e3)),
     process("process_resident_memory_bytes", "Memory of the process that is in RAM (Linux).", |_| resident_bytes()),
     Metric {
         name: "rhyolite_state",

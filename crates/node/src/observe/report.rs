@@ -1,13 +1,14 @@
 //! The JSON that `/status`, the status file and `rhyolite status --json` give: the figures, by whom, and when.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rhyolite_format::Timestamp;
 use rhyolite_store::Counts;
 use serde::{Deserialize, Serialize};
 
-use crate::status::{DatabaseStatus, Figures, StatusBoard};
+use crate::status::{DatabaseStatus, Figures, State, StatusBoard};
 use crate::time;
 
 /// Version of the JSON. A reader refuses another one.
@@ -110,7 +111,48 @@ impl DatabaseReport {
         let figures = status.figures();
         let lag_ms = figures.lag_ms(now);
         let store_requests = RequestsReport::new(&status.requests.snapshot());
-        Self { path: status.path.clone(), store: status.store.clone(), lag_ms, store_requests, figures }
+        Self { path: status.path.to_path_buf(), store: status.store.clone(), lag_ms, store_requests, figures }
+    }
+}
+
+/// So many databases are shown one by one at most.
+pub const DETAIL_MAX: usize = 1000;
+
+/// All databases of the process in a few numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// All.
+    pub databases: u64,
+    /// Those at rest.
+    pub parked: u64,
+    /// Those with commits that are not durable.
+    pub behind: u64,
+    /// The longest lag in milliseconds.
+    pub lag_ms_max: u64,
+    /// Requests to all stores since the process started, by the databases that it replicates now.
+    pub store_requests: u64,
+    /// How many are in which state, by its name; only states that occur.
+    pub states: BTreeMap<String, u64>,
+}
+
+impl Totals {
+    /// Adds up.
+    pub fn new(databases: &[Arc<DatabaseStatus>], now: Timestamp) -> Self {
+        let mut totals = Self::default();
+        let mut states = [0; State::NAMES.len()];
+        for database in databases {
+            let (state, parked, lag, behind) =
+                database.look(|f| (f.state.index(), f.parked, f.lag_ms(now), f.pending_since.is_some()));
+            states[state] += 1;
+            totals.databases += 1;
+            totals.parked += u64::from(parked);
+            totals.behind += u64::from(behind);
+            totals.lag_ms_max = totals.lag_ms_max.max(lag);
+            totals.store_requests += database.requests.total();
+        }
+        let occurring = State::NAMES.into_iter().zip(states).filter(|(_, count)| *count > 0);
+        totals.states = occurring.map(|(name, count)| (name.to_owned(), count)).collect();
+        totals
     }
 }
 
@@ -124,15 +166,38 @@ pub struct StatusReport {
     /// When.
     #[serde(with = "time::rfc3339")]
     pub time: Timestamp,
-    /// All databases of the process.
+    /// All databases in a few numbers.
+    pub totals: Totals,
+    /// The databases one by one: all, where there are no more than [`DETAIL_MAX`]; otherwise so many of those that are awake or in
+    /// trouble.
     pub databases: Vec<DatabaseReport>,
 }
 
 impl StatusReport {
     /// Everything at `now`.
     pub fn new(board: &StatusBoard, now: Timestamp) -> Self {
-        let databases = board.databases().iter().map(|d| DatabaseReport::new(d, now)).collect();
-        Self { format: REPORT_FORMAT, process: ProcessReport::current(board), time: now, databases }
+        let mut databases = board.databases();
+        let totals = Totals::new(&databases, now);
+        if databases.len() > DETAIL_MAX {
+            databases.retain(|d| d.look(|f| !f.parked || f.state != State::Replicating));
+            // Of too many, those that are furthest behind.
+            databases.sort_by_key(|d| std::cmp::Reverse(d.look(|f| f.lag_ms(now))));
+            databases.truncate(DETAIL_MAX);
+        }
+        Self::of(board, totals, &databases, now)
+    }
+
+    /// One database at `now`; `None` when it is not here.
+    pub fn of_one(board: &StatusBoard, path: &Path, now: Timestamp) -> Option<Self> {
+        let databases = board.databases();
+        let totals = Totals::new(&databases, now);
+        let found = databases.into_iter().find(|d| *d.path == *path)?;
+        Some(Self::of(board, totals, &[found], now))
+    }
+
+    fn of(board: &StatusBoard, totals: Totals, databases: &[Arc<DatabaseStatus>], now: Timestamp) -> Self {
+        let databases = databases.iter().map(|d| DatabaseReport::new(d, now)).collect();
+        Self { format: REPORT_FORMAT, process: ProcessReport::current(board), time: now, totals, databases }
     }
 }
 
@@ -153,12 +218,27 @@ mod tests {
     }
 
     #[test]
+    fn of_very_many_databases_only_those_that_matter_are_shown_one_by_one() {
+        let board = StatusBoard::new();
+        for i in 0..=DETAIL_MAX {
+            let status = board.add(format!("/{i}.db").into(), "/m".into(), "./backup".into());
+            status.update(|f| (f.state, f.parked) = (State::Replicating, i > 2));
+        }
+        let report = StatusReport::new(&board, Timestamp(0));
+        assert_eq!((report.databases.len(), report.totals.parked), (3, DETAIL_MAX as u64 - 2));
+        assert_eq!(report.totals.states["replicating"], DETAIL_MAX as u64 + 1);
+        let one = StatusReport::of_one(&board, Path::new("/77.db"), Timestamp(0)).expect("it is on the board");
+        assert_eq!(one.databases.len(), 1);
+        assert_eq!(StatusReport::of_one(&board, Path::new("/no.db"), Timestamp(0)), None);
+    }
+
+    #[test]
     fn report_survives_json() {
         let board = StatusBoard::new();
         let status = board.add("/a.db".into(), "/.a.db-rhyolite".into(), "./backup".into());
         status.update(|f| f.pending_since = Some(Timestamp(1_000)));
         let report = StatusReport::new(&board, Timestamp(3_500));
-        assert_eq!(report.databases[0].lag_ms, 2_500);
+        assert_eq!((report.databases[0].lag_ms, report.totals.lag_ms_max, report.totals.behind), (2_500, 2_500, 1));
         let text = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<StatusReport>(&text).unwrap(), report);
     }

@@ -68,10 +68,7 @@ fn write(process: &ProcessReport, status: &DatabaseStatus) -> std::io::Result<()
 /// Writes every database whose figures changed since the last call.
 pub fn write_changed(board: &StatusBoard) {
     let process = ProcessReport::current(board);
-    for status in board.databases() {
-        if !status.take_dirty() {
-            continue;
-        }
+    for status in board.take_changed() {
         match write(&process, &status) {
             Ok(()) => {}
             Err(e) if e.kind() == ErrorKind::NotFound => {}

@@ -47,8 +47,8 @@ pub(super) struct Turn {
 }
 
 /// What this process has done under its rights so far.
-#[derive(Debug, Default)]
-pub(super) struct Past {
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Past {
     /// The epoch under which it has last gone to work on the store.
     written: Option<Epoch>,
     /// The epoch under which it has last fenced the log.
@@ -118,6 +118,7 @@ impl Replication {
         if let Some(least) = self.past.least {
             lease.require_epoch(least);
         }
+        let mut line = None;
         loop {
             let changes = lease.changes();
             let standing = lease.standing();
@@ -128,6 +129,13 @@ impl Replication {
             }
             let enough = lease.right().filter(|epoch| self.past.least.is_none_or(|least| *epoch >= least));
             if let Some(epoch) = enough {
+                if line.is_some() {
+                    // It may have been lost meanwhile.
+                    if !self.stand_in(line.take()).await {
+                        return Ok(None);
+                    }
+                    continue;
+                }
                 self.status.update(|f| {
                     f.epoch = Some(epoch);
                     f.standby = false;
@@ -135,6 +143,8 @@ impl Replication {
                 let is_seized = matches!(standing, Standing::Ours { seized: true, .. });
                 return Ok(Some(Turn { lease: lease.clone(), epoch, is_seized }));
             }
+            // It may take long, and others have other leases.
+            line = self.give_way().or(line);
             let changes = async {
                 match changes {
                     Some(changes) => changes.await,
@@ -166,7 +176,12 @@ impl Replication {
         }
         let until = time::format_utc(Timestamp(time::now().0.saturating_add(left.as_millis() as i64)));
         let holder = lease::describe(record);
-        let text = format!("{holder} holds the lease of {} until {until} at least", self.config.store);
+        let mut text = format!("{holder} holds the lease of {} until {until} at least", self.config.store);
+        if record.process.is_some() && record.process == process::own() {
+            text.push_str(
+                ": that is this process, under another spelling of `lease.url`, unless it is about to give it up",
+            );
+        }
         let is_renewed = holders.nonce.replace(record.nonce).is_some_and(|before| before != record.nonce);
         let lives = is_renewed || record.process.as_deref().is_some_and(process::is_alive);
         if self.config.lease.if_held == IfHeld::Exit && record.state == LeaseState::Held && lives {

@@ -11,9 +11,11 @@ use rhyolite_format::manifest::{FileKind, Manifest};
 use rhyolite_format::segment::Segment;
 use rhyolite_format::{Checksum, PageNumber, Pos, Seq, keys};
 use rhyolite_logic::Target;
+use rhyolite_logic::park::Policy;
 use rhyolite_node::config::DatabaseConfig;
-use rhyolite_node::replicate::{self, ReplicateError, ReplicateOptions};
+use rhyolite_node::replicate::ReplicateError;
 use rhyolite_node::status::{Figures, State, StatusBoard};
+use rhyolite_node::supervise::{self, SuperviseOptions};
 use rusqlite::Connection;
 use tempfile::TempDir;
 use tokio::sync::watch;
@@ -24,6 +26,7 @@ use crate::restore::Outputs;
 pub(crate) struct Rig {
     folder: TempDir,
     running: Option<Running>,
+    pub(crate) parking: Policy,
 }
 
 struct Running {
@@ -34,7 +37,7 @@ struct Running {
 
 impl Rig {
     pub(crate) fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap(), running: None }
+        Self { folder: tempfile::tempdir().unwrap(), running: None, parking: Policy::default() }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -69,11 +72,16 @@ impl Rig {
         change(&mut config);
         let board = StatusBoard::new();
         let (stop, stopped) = watch::channel(false);
-        let options = ReplicateOptions { databases: vec![config], stop_timeout: Duration::from_secs(20) };
+        let options = SuperviseOptions {
+            databases: vec![config],
+            folders: Vec::new(),
+            stop_timeout: Duration::from_secs(20),
+            parking: self.parking,
+        };
         let shown = Arc::clone(&board);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-            runtime.block_on(replicate::run(options, shown, stopped))
+            runtime.block_on(supervise::run(options, shown, stopped, None))
         });
         self.running = Some(Running { stop, board, thread });
     }
@@ -81,6 +89,12 @@ impl Rig {
     pub(crate) fn figures(&self) -> Figures {
         let databases = self.running.as_ref().unwrap().board.databases();
         databases.first().map(|d| d.figures()).unwrap_or_default()
+    }
+
+    /// What was asked of the store so far.
+    pub(crate) fn requests(&self) -> u64 {
+        let databases = self.running.as_ref().unwrap().board.databases();
+        databases.iter().map(|d| d.requests.snapshot().total()).sum()
     }
 
     /// Waits until every commit so far is in the store.
@@ -125,6 +139,7 @@ impl Rig {
 
 /// The pages that a reader sees, read through SQLite: a copy by the backup interface is equal byte for byte.
 pub(crate) fn committed_pages(path: &Path) -> Vec<Vec<u8>> {
+    let path = &path.canonicalize().unwrap();
     let source = Connection::open(path).unwrap();
     source.busy_timeout(Duration::from_secs(10)).unwrap();
     let page_size: u32 = source.query_row("PRAGMA page_size", [], |r| r.get(0)).unwrap();
@@ -176,6 +191,11 @@ fn read_history(store: &Path) -> History {
     loop {
         let bytes = std::fs::read(store.join(keys::segment(seq)));
         let next = bytes.as_ref().ok().map(|b| Segment::decode(b).unwrap());
+        if next.as_ref().is_some_and(|s| s.entries.is_empty()) {
+            // The fence of an epoch.
+            seq = Seq::next(seq);
+            continue;
+        }
         let next_txid = next.as_ref().map(|s| s.entries[0].min_txid);
         while let Some(file) = snapshots.next_if(|f| next_txid.is_none_or(|t| f.max_txid < t)) {
             apply(&mut history, &std::fs::read(store.join(&file.key)).unwrap());

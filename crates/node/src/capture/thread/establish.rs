@@ -70,7 +70,13 @@ impl CaptureThread {
             other => other?,
         };
         let changed = self.recorder().pos() != before;
-        tracing::info!(database = %self.config.path.display(), reason = reason.name(), changed, "compared all pages");
+        let path = self.config.path.display();
+        if reason == DiffReason::RollbackMode {
+            // Its way to see commits, and no event.
+            tracing::debug!(database = %path, reason = reason.name(), changed, "compared all pages");
+        } else {
+            tracing::info!(database = %path, reason = reason.name(), changed, "compared all pages");
+        }
         self.status.update(|f| f.page_diff(reason));
         self.abort_snapshot();
         self.doubt = None;
@@ -329,6 +335,7 @@ impl CaptureThread {
             ToCapture::Uploaded(seq) => self.note_uploaded(seq),
             ToCapture::Stop => self.stopping = true,
             ToCapture::TakeSnapshot => self.snapshot_wanted = true,
+            ToCapture::Sync(sync) => self.syncs.push(sync),
         }
         None
     }

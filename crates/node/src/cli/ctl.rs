@@ -1,0 +1,246 @@
+//! `ctl`, `sync` and `wait`: a running `replicate`, asked by its control socket.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use rhyolite_format::Txid;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::exit::{Failure, Status};
+use super::output::Output;
+use crate::config::units::{format_duration, parse_duration};
+use crate::config::{DEFAULT_SOCKET, DatabaseConfig};
+use crate::control::client::{self, AskError};
+use crate::control::{Info, List, Reached, Wanted};
+use crate::supervise::reload::Reloaded;
+
+/// Time beyond that of the request after which the process is taken for dead.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Subcommand)]
+pub(super) enum CtlCommand {
+    List(ListArgs),
+    Add(AddArgs),
+    Remove(RemoveArgs),
+    Info(InfoArgs),
+    Reload(ReloadArgs),
+}
+
+/// Where the process is, and how it answers.
+#[derive(Args, Debug)]
+pub(super) struct SocketArgs {
+    /// Control socket of the running process [default: /var/run/rhyolite.sock]
+    #[arg(long, value_name = "PATH", env = "RHYOLITE_SOCKET", hide_env_values = true)]
+    socket: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// List the databases of the running process.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  rhyolite ctl list --json")]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Replicate one database more, with default settings.
+///
+/// It is not written into the configuration file: the next start does not know of it.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  rhyolite ctl add new.db s3://bucket/new")]
+pub(super) struct AddArgs {
+    /// Database
+    #[arg(value_name = "DB")]
+    db: PathBuf,
+    /// Store, with a prefix for this database alone
+    #[arg(value_name = "STORE")]
+    store: String,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Upload what is left of a database, and replicate it no more.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  rhyolite ctl remove old.db")]
+pub(super) struct RemoveArgs {
+    /// Database
+    #[arg(value_name = "DB")]
+    db: PathBuf,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Show what the running process is doing, in numbers.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  rhyolite ctl info")]
+pub(super) struct InfoArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Read the configuration file again, as SIGHUP does. A file with a mistake changes nothing.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  rhyolite ctl reload")]
+pub(super) struct ReloadArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Capture and upload now what was committed so far.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Exit statuses: 0 captured (with --wait: durable); 6 not durable in time.\n\nExample:\n  rhyolite sync \
+app.db --wait"
+)]
+pub(super) struct SyncArgs {
+    /// Database
+    #[arg(value_name = "DB")]
+    db: PathBuf,
+    /// Wait until it is durable in the store
+    #[arg(long)]
+    wait: bool,
+    /// Wait at most so long (30s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Wait until commits are durable in the store: those that were made before, or up to a TXID.
+#[derive(Args, Debug)]
+#[command(after_help = "Exit statuses: 0 durable; 6 not in time.\n\nExample:\n  rhyolite wait app.db --timeout 5s")]
+pub(super) struct WaitArgs {
+    /// Database
+    #[arg(value_name = "DB")]
+    db: PathBuf,
+    /// Number of the commit, in decimal or 16 hexadecimal digits
+    #[arg(long, value_name = "TXID", value_parser = super::when::parse_txid)]
+    txid: Option<Txid>,
+    /// Wait at most so long (30s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    timeout: Option<Duration>,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+impl SocketArgs {
+    fn ask<T: DeserializeOwned>(&self, method: &str, path: &str, wanted: &Wanted) -> Result<T, Failure> {
+        let socket = self.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
+        let patience = PATIENCE + wanted.timeout_ms.map_or(PATIENCE, Duration::from_millis);
+        client::ask(socket, method, path, wanted, patience).map_err(|error| match error {
+            AskError::Io(error) => Failure::failed(format!(
+                "control socket {}: {} (is `socket.enabled` set, and `rhyolite replicate` running?)",
+                socket.display(),
+                crate::config::io_text(&error)
+            )),
+            AskError::Refused(text) => Failure::failed(text),
+            AskError::TimedOut(text) => Failure::new(Status::NotDurable, text),
+        })
+    }
+
+    /// Prints the answer: as JSON, or as `text` says.
+    fn print<T: Serialize>(&self, answer: &T, text: impl FnOnce(&T) -> Vec<String>) -> Result<(), Failure> {
+        let mut out = Output::new();
+        if self.json {
+            out.json(answer)?;
+        } else {
+            text(answer).into_iter().try_for_each(|line| out.line(line))?;
+        }
+        out.finish()
+    }
+}
+
+/// The path as the process knows it.
+fn known_path(db: &Path) -> Result<PathBuf, Failure> {
+    let path = std::path::absolute(db).map_err(|e| Failure::io("use", db, &e))?;
+    Ok(DatabaseConfig::new(path, String::new()).path)
+}
+
+/// A store that is a folder, as an absolute path: the process may have another working directory.
+fn known_store(store: &str) -> Result<String, Failure> {
+    if store.contains("://") {
+        return Ok(store.to_owned());
+    }
+    let path = std::path::absolute(store).map_err(|e| Failure::io("use", Path::new(store), &e))?;
+    path.into_os_string().into_string().map_err(|_| Failure::usage("the path of the store must be UTF-8"))
+}
+
+pub(super) fn run(command: CtlCommand) -> Result<(), Failure> {
+    match command {
+        CtlCommand::List(args) => list(&args),
+        CtlCommand::Add(args) => {
+            let wanted =
+                Wanted { path: known_path(&args.db)?, store: Some(known_store(&args.store)?), ..Wanted::default() };
+            args.socket.ask::<()>("POST", "/add", &wanted)?;
+            args.socket.print(&wanted, |w| vec![format!("{} is replicated", w.path.display())])
+        }
+        CtlCommand::Remove(args) => {
+            let wanted = Wanted { path: known_path(&args.db)?, ..Wanted::default() };
+            args.socket.ask::<()>("POST", "/remove", &wanted)?;
+            args.socket.print(&wanted, |w| vec![format!("{} is not replicated any more", w.path.display())])
+        }
+        CtlCommand::Info(args) => info(&args),
+        CtlCommand::Reload(args) => {
+            let done: Reloaded = args.socket.ask("POST", "/reload", &Wanted::default())?;
+            args.socket
+                .print(&done, |d| vec![format!("{} added, {} removed, {} changed", d.added, d.removed, d.changed)])
+        }
+    }
+}
+
+fn list(args: &ListArgs) -> Result<(), Failure> {
+    let list: List = args.socket.ask("GET", "/list", &Wanted::default())?;
+    args.socket.print(&list, |list| {
+        let line = |d: &crate::control::Listed| {
+            let state = if d.parked { "parked".to_owned() } else { d.state.clone() };
+            let reason = d.reason.as_ref().map(|r| format!(": {r}")).unwrap_or_default();
+            let txid = d.txid.map_or_else(|| "-".to_owned(), |t| t.to_string());
+            let lag = match d.lag_ms {
+                0 => String::new(),
+                lag => format!(", {} behind", format_duration(Duration::from_millis(lag))),
+            };
+            format!("{} -> {}  TXID {txid}  {state}{reason}{lag}", d.path.display(), d.store)
+        };
+        list.databases.iter().map(line).collect()
+    })
+}
+
+fn info(args: &InfoArgs) -> Result<(), Failure> {
+    let info: Info = args.socket.ask("GET", "/info", &Wanted::default())?;
+    args.socket.print(&info, |info| {
+        let (process, totals) = (&info.process, &info.totals);
+        let states = totals.states.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>();
+        vec![
+            format!("rhyolite {} with process id {}", process.version, process.pid),
+            format!("{} databases ({}), {} of them parked", totals.databases, states.join(", "), totals.parked),
+            format!("{} not durable, longest lag {} ms", totals.behind, totals.lag_ms_max),
+            format!("{} requests to stores", totals.store_requests),
+        ]
+    })
+}
+
+fn reached(reached: &Reached) -> Vec<String> {
+    vec![format!("TXID {} is {}", reached.txid, if reached.durable { "durable" } else { "captured" })]
+}
+
+fn timeout_ms(timeout: Option<Duration>) -> Option<u64> {
+    timeout.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX / 2))
+}
+
+pub(super) fn sync(args: &SyncArgs) -> Result<(), Failure> {
+    let timeout_ms = timeout_ms(args.timeout);
+    let wanted = Wanted { path: known_path(&args.db)?, wait: args.wait, timeout_ms, ..Wanted::default() };
+    let answer: Reached = args.socket.ask("POST", "/sync", &wanted)?;
+    args.socket.print(&answer, reached)
+}
+
+pub(super) fn wait(args: &WaitArgs) -> Result<(), Failure> {
+    let timeout_ms = timeout_ms(args.timeout);
+    let wanted = Wanted { path: known_path(&args.db)?, txid: args.txid, timeout_ms, ..Wanted::default() };
+    let answer: Reached = args.socket.ask("POST", "/wait", &wanted)?;
+    args.socket.print(&answer, reached)
+}

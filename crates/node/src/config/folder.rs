@@ -1,0 +1,68 @@
+//! A folder of databases: an entry of `dbs` with `dir`, or with a pattern as its `path`.
+
+use std::path::PathBuf;
+
+use rhyolite_logic::pick::Pick;
+
+use super::{DatabaseConfig, default_meta_path};
+
+/// A folder of databases that are replicated alike, each to a prefix of its own: its path relative to the folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FolderConfig {
+    /// Absolute path of the folder (`dbs[].dir`).
+    pub dir: PathBuf,
+    /// Which files in it (`dbs[].pattern`, `dbs[].include`, `dbs[].exclude`).
+    pub pick: Pick,
+    /// Whether folders below it are searched too (`dbs[].recursive`).
+    pub recursive: bool,
+    /// Whether databases that come and go while the process runs are noticed (`dbs[].watch`).
+    pub watch: bool,
+    /// Where state folders are, in the same tree as the databases; beside each database by default (`dbs[].meta-path`).
+    pub meta_path: Option<PathBuf>,
+    /// How each is replicated; `path` is the folder, `store` what their prefixes are appended to.
+    pub template: DatabaseConfig,
+}
+
+impl FolderConfig {
+    /// The configuration of the database at `path`, relative to the folder.
+    pub fn database(&self, path: &str) -> DatabaseConfig {
+        let database = self.dir.join(path);
+        let meta_path = match &self.meta_path {
+            Some(root) => default_meta_path(&root.join(path)),
+            None => default_meta_path(&database),
+        };
+        let store = store_below(&self.template.store, path);
+        DatabaseConfig { path: database, store, meta_path, ..self.template.clone() }
+    }
+}
+
+/// The address of a store below another one.
+pub fn store_below(store: &str, path: &str) -> String {
+    let (address, options) = match store.split_once('?') {
+        Some((address, options)) if store.contains("://") => (address, Some(options)),
+        _ => (store, None),
+    };
+    let mut below = format!("{}/{path}", address.trim_end_matches('/'));
+    if let Some(options) = options {
+        below.push('?');
+        below.push_str(options);
+    }
+    below
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_has_the_store_below_that_of_its_folder() {
+        for (store, expected) in [
+            ("./backup", "./backup/x/a.db"),
+            ("./back?up/", "./back?up/x/a.db"),
+            ("s3://bucket/all?region=r", "s3://bucket/all/x/a.db?region=r"),
+            ("s3://bucket", "s3://bucket/x/a.db"),
+        ] {
+            assert_eq!(store_below(store, "x/a.db"), expected);
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! The control socket: HTTP with JSON over a Unix socket, for whoever may open its file.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /list` | | every database: path, store, state, positions |
+//! | `GET /info` | | the process, and how many databases are in which state |
+//! | `POST /add` | `path`, `store` | |
+//! | `POST /remove` | `path` | |
+//! | `POST /sync` | `path`, `wait`, `timeout_ms` | the position that was captured, and whether it is durable |
+//! | `POST /wait` | `path`, `txid`, `timeout_ms` | the same |
+//! | `POST /reload` | | what has changed |
+//! | `GET /metrics`, `/status`, `/healthz`, `/readyz` | | as over TCP |
+//!
+//! A request that cannot be obeyed is answered by 400 (404 for a database that is not here, 504 for one that took too long) and
+//! `{"error": "one line"}`.
+
+use std::fs::Permissions;
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State as Shared;
+use axum::http::StatusCode;
+use axum::response::Json;
+use axum::routing::{get, post};
+use rhyolite_format::{Pos, Txid};
+use serde::{Deserialize, Serialize};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::config::{Config, ConfigError, DatabaseConfig, SocketConfig, settings};
+use crate::observe::http;
+use crate::observe::report::{ProcessReport, Totals};
+use crate::status::{DatabaseStatus, StatusBoard};
+use crate::supervise::control::{Command, Synced};
+use crate::supervise::reload::Reloaded;
+use crate::time;
+
+pub mod client;
+
+/// How often a database is looked at whose commits are waited for.
+const LOOK: Duration = Duration::from_millis(5);
+/// How often it is asked for a sync that its capture did not answer, and the time in between.
+const SYNC_TRIES: u32 = 5;
+const SYNC_PAUSE: Duration = Duration::from_millis(50);
+/// Longest wait, unless the request says so.
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Reads the configuration anew.
+pub type Reload = Arc<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
+
+/// What requests are answered with.
+#[derive(Clone)]
+pub struct Controller {
+    /// Figures.
+    pub board: Arc<StatusBoard>,
+    /// The supervisor.
+    pub commands: mpsc::Sender<Command>,
+    /// Where the configuration comes from; `None` when it was written on the command line.
+    pub reload: Option<Reload>,
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller").finish_non_exhaustive()
+    }
+}
+
+/// One database in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Listed {
+    /// Absolute path.
+    pub path: PathBuf,
+    /// The store, without secrets.
+    pub store: String,
+    /// Name of its state.
+    pub state: String,
+    /// Why, where the state has a reason.
+    pub reason: Option<String>,
+    /// Whether it is at rest.
+    pub parked: bool,
+    /// The last captured commit.
+    pub txid: Option<Txid>,
+    /// The last durable one.
+    pub durable_txid: Option<Txid>,
+    /// Age of the oldest commit that is not durable.
+    pub lag_ms: u64,
+}
+
+/// What `/list` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct List {
+    /// All databases, in the order of their paths.
+    pub databases: Vec<Listed>,
+}
+
+/// What `/info` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Info {
+    /// The process.
+    pub process: ProcessReport,
+    /// How many databases are in which state.
+    pub totals: Totals,
+}
+
+/// What a request may say. Each takes what it needs; what it does not know is refused.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Wanted {
+    /// Path of the database.
+    pub path: PathBuf,
+    /// Its store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<String>,
+    /// Answer when it is durable.
+    pub wait: bool,
+    /// A commit that is waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub txid: Option<Txid>,
+    /// For how long.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout_ms: Option<u64>,
+}
+
+/// How far a database is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reached {
+    /// The commit that was asked for, or the last one that was there.
+    pub txid: Txid,
+    /// The last durable one.
+    pub durable_txid: Option<Txid>,
+    /// Whether the first is durable.
+    pub durable: bool,
+}
+
+/// Why a request was not obeyed.
+type Refused = (StatusCode, Json<serde_json::Value>);
+
+fn refuse(status: StatusCode, text: impl Into<String>) -> Refused {
+    (status, Json(serde_json::json!({ "error": text.into() })))
+}
+
+/// Makes the socket. A file that a process left there when it ended is replaced; one that somebody listens at is not.
+///
+/// # Errors
+/// One line.
+pub fn bind(config: &SocketConfig) -> Result<UnixListener, String> {
+    let path = &config.path;
+    let error = |e: &io::Error| format!("control socket {}: {}", path.display(), crate::config::io_text(e));
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(format!("control socket {}: another process listens there", path.display()));
+    }
+    if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
+        std::fs::remove_file(path).map_err(|e| error(&e))?;
+    }
+    // Made under another name, so that nobody finds it before it has its permissions.
+    let mut early = path.as_os_str().to_owned();
+    early.push(format!(".{}", std::process::id()));
+    let early = PathBuf::from(early);
+    let listener = UnixListener::bind(&early).map_err(|e| error(&e))?;
+    let placed = std::fs::set_permissions(&early, Permissions::from_mode(config.permissions))
+        .and_then(|()| std::fs::hard_link(&early, path));
+    // Only the early name goes, whatever became of the other.
+    let _ = std::fs::remove_file(&early);
+    placed.map_err(|e| error(&e))?;
+    Ok(listener)
+}
+
+/// Answers requests until the task is dropped; the socket's file then stays, and the next process replaces it.
+pub async fn serve(listener: UnixListener, controller: Controller) {
+    let app = axum::Router::new()
+        .route("/list", get(list))
+        .route("/info", get(info))
+        .route("/add", post(add))
+        .route("/remove", post(remove))
+        .route("/sync", post(sync))
+        .route("/wait", post(wait))
+        .route("/reload", post(reload))
+        .with_state(controller.clone())
+        .merge(http::routes(controller.board));
+    if let Err(error) = axum::serve(listener, app).await {
+        tracing::error!("the control socket ended: {error}");
+    }
+}
+
+async fn list(Shared(controller): Shared<Controller>) -> Json<List> {
+    let now = time::now();
+    let mut databases: Vec<_> = controller.board.databases().iter().map(|d| listed(d, now)).collect();
+    databases.sort_by(|a, b| a.path.cmp(&b.path));
+    Json(List { databases })
+}
+
+fn listed(status: &DatabaseStatus, now: rhyolite_format::Timestamp) -> Listed {
+    status.look(|f| Listed {
+        path: status.path.to_path_buf(),
+        store: status.store.clone(),
+        state: f.state.name().to_owned(),
+        reason: f.state.reason().map(str::to_owned),
+        parked: f.parked,
+        txid: f.local.map(|p| p.txid),
+        durable_txid: f.durable.map(|p| p.txid),
+        lag_ms: f.lag_ms(now),
+    })
+}
+
+async fn info(Shared(controller): Shared<Controller>) -> Json<Info> {
+    let board = &controller.board;
+    Json(Info { process: ProcessReport::current(board), totals: Totals::new(&board.databases(), time::now()) })
+}
+
+async fn ask<T>(controller: &Controller, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Refused> {
+    let (reply, answer) = oneshot::channel();
+    let gone = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the process is about to end");
+    controller.commands.send(command(reply)).await.map_err(|_| gone())?;
+    answer.await.map_err(|_| gone())
+}
+
+async fn add(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>) -> Result<Json<()>, Refused> {
+    let bad = |text: String| refuse(StatusCode::BAD_REQUEST, text);
+    let store = wanted.store.ok_or_else(|| bad("`store` is missing".to_owned()))?;
+    if !wanted.path.is_absolute() {
+        return Err(bad("`path` must be absolute".to_owned()));
+    }
+    let config = DatabaseConfig::new(wanted.path, store);
+    settings::validate(&config).map_err(bad)?;
+    rhyolite_store::open(&config.store, &config.store_options()).map_err(|e| bad(e.to_string()))?;
+    ask(&controller, |reply| Command::Add(Box::new(config), reply)).await?.map_err(bad)?;
+    Ok(Json(()))
+}
+
+async fn remove(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>) -> Result<Json<()>, Refused> {
+    let removed = ask(&controller, |reply| Command::Remove(wanted.path, reply)).await?;
+    removed.map_err(|text| refuse(StatusCode::NOT_FOUND, text))?;
+    Ok(Json(()))
+}
+
+async fn sync(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>) -> Result<Json<Reached>, Refused> {
+    let limit = wanted.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
+    for _ in 0..SYNC_TRIES {
+        let path = wanted.path.clone();
+        let synced = ask(&controller, |reply| Command::Sync(path, reply)).await?;
+        let Synced { status, captured } = synced.map_err(|text| refuse(StatusCode::NOT_FOUND, text))?;
+        let work = async {
+            // Its capture may be ending: then whoever comes after it is asked.
+            let pos: Pos = captured.await.ok()?;
+            if wanted.wait {
+                until_durable(&status, pos.txid).await;
+            }
+            Some(pos.txid)
+        };
+        if let Some(txid) = within(limit, &status, work).await? {
+            return Ok(Json(reached(&status, txid)));
+        }
+        tokio::time::sleep(SYNC_PAUSE).await;
+    }
+    Err(refuse(StatusCode::BAD_REQUEST, format!("{} was not captured", wanted.path.display())))
+}
+
+async fn wait(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>) -> Result<Json<Reached>, Refused> {
+    let Some(txid) = wanted.txid else {
+        return sync(Shared(controller), Json(Wanted { wait: true, ..wanted })).await;
+    };
+    let databases = controller.board.databases();
+    let status = databases
+        .into_iter()
+        .find(|d| *d.path == *wanted.path)
+        .ok_or_else(|| refuse(StatusCode::NOT_FOUND, format!("{} is not replicated here", wanted.path.display())))?;
+    let limit = wanted.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
+    within(limit, &status, until_durable(&status, txid)).await?;
+    Ok(Json(reached(&status, txid)))
+}
+
+async fn within<T>(limit: Duration, status: &DatabaseStatus, work: impl Future<Output = T>) -> Result<T, Refused> {
+    tokio::time::timeout(limit, work).await.map_err(|_| {
+        let (state, error) = status.look(|f| (f.state.name(), f.last_error.as_ref().map(|e| e.text.clone())));
+        let error = error.map(|text| format!("; last error: {text}")).unwrap_or_default();
+        let path = status.path.display();
+        refuse(StatusCode::GATEWAY_TIMEOUT, format!("{path} is not durable so far after {limit:?} ({state}){error}"))
+    })
+}
+
+async fn until_durable(status: &DatabaseStatus, txid: Txid) {
+    while status.look(|f| f.durable.is_none_or(|durable| durable.txid < txid)) {
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+fn reached(status: &DatabaseStatus, txid: Txid) -> Reached {
+    let durable_txid = status.look(|f| f.durable).map(|pos| pos.txid);
+    Reached { txid, durable_txid, durable: durable_txid.is_some_and(|durable| durable >= txid) }
+}
+
+async fn reload(Shared(controller): Shared<Controller>) -> Result<Json<Reloaded>, Refused> {
+    match controller.reload().await {
+        Ok(done) => Ok(Json(done)),
+        Err(text) => Err(refuse(StatusCode::BAD_REQUEST, text)),
+    }
+}
+
+impl Controller {
+    /// Reads the configuration anew and replicates what it says. A configuration that is wrong changes nothing.
+    ///
+    /// # Errors
+    /// One line.
+    pub async fn reload(&self) -> Result<Reloaded, String> {
+        let load =
+            self.reload.clone().ok_or("the databases were named on the command line: there is nothing to reload")?;
+        let loaded = tokio::task::spawn_blocking(move || load()).await.map_err(|e| e.to_string())?;
+        let config = loaded.map_err(|e| e.to_string())?;
+        let wanted = Box::new((config.databases, config.folders));
+        let done = ask(self, |reply| Command::Reload(wanted, reply)).await;
+        let done = done.map_err(|_| "the process is about to end".to_owned())?;
+        let Reloaded { added, removed, changed } = done;
+        tracing::info!(added, removed, changed, "configuration read again");
+        Ok(done)
+    }
+
+    /// Reads the configuration anew whenever the process gets SIGHUP.
+    pub async fn reload_on_hangup(self) {
+        let signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
+        let mut hangups = match signal {
+            Ok(hangups) => hangups,
+            Err(error) => return tracing::error!("cannot receive SIGHUP: {error}"),
+        };
+        while hangups.recv().await.is_some() {
+            if let Err(text) = self.reload().await {
+                tracing::error!("the configuration stays as it was: {text}");
+            }
+        }
+    }
+}
+
+/// Removes the socket's file.
+pub fn remove_file(path: &Path) {
+    // The next process replaces it otherwise.
+    let _ = std::fs::remove_file(path);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_nobody_listens_at_is_replaced_and_another_file_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = SocketConfig { path: folder.path().join("s"), permissions: 0o640 };
+        let first = bind(&config).unwrap();
+        let mode = std::fs::metadata(&config.path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o640);
+        let taken = bind(&config).unwrap_err();
+        assert!(taken.contains("another process listens there"), "{taken}");
+        drop(first);
+        drop(bind(&config).unwrap());
+        std::fs::remove_file(&config.path).unwrap();
+        std::fs::write(&config.path, "mine").unwrap();
+        assert!(bind(&config).is_err());
+        assert_eq!(std::fs::read(&config.path).unwrap(), b"mine");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "nothing else is left");
+    }
+}

@@ -1,0 +1,189 @@
+//! What others may ask of the supervisor, and how it reaches a database that is awake.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rhyolite_format::Pos;
+use tokio::sync::{oneshot, watch};
+
+use super::reload::Reloaded;
+use super::{DatabaseId, Source, Stage, Supervisor};
+use crate::capture::thread::ToCapture;
+use crate::capture::watch::Wake;
+use crate::config::DatabaseConfig;
+use crate::config::folder::FolderConfig;
+use crate::replicate::{Outcome, ReplicateError};
+use crate::status::{DatabaseStatus, State};
+
+/// A request to the supervisor, with the way back.
+#[derive(Debug)]
+pub enum Command {
+    /// Replicate one database more.
+    Add(Box<DatabaseConfig>, oneshot::Sender<Result<(), String>>),
+    /// Upload what is left of a database, and replicate it no more.
+    Remove(PathBuf, oneshot::Sender<Result<(), String>>),
+    /// Capture what was committed so far, and upload it now.
+    Sync(PathBuf, oneshot::Sender<Result<Synced, String>>),
+    /// Replicate these from now on.
+    Reload(Box<(Vec<DatabaseConfig>, Vec<FolderConfig>)>, oneshot::Sender<Reloaded>),
+}
+
+/// A sync that was asked for.
+#[derive(Debug)]
+pub struct Synced {
+    /// The database.
+    pub status: Arc<DatabaseStatus>,
+    /// Gets the position after everything that was committed before the request, once that is captured.
+    pub captured: oneshot::Receiver<Pos>,
+}
+
+/// How a database that is awake is reached.
+#[derive(Debug)]
+pub(crate) struct Control {
+    stop: watch::Sender<bool>,
+    /// It goes on under the same lease after its end.
+    keeps_lease: AtomicBool,
+    line: Mutex<Line>,
+}
+
+/// The way to the capture thread, or what waits for one.
+#[derive(Debug)]
+enum Line {
+    Waiting(Vec<oneshot::Sender<Pos>>),
+    Open(Sender<ToCapture>, Wake),
+}
+
+impl Control {
+    pub(crate) fn new(is_stopped: bool, syncs: Vec<oneshot::Sender<Pos>>) -> Self {
+        let (stop, line) = (watch::Sender::new(is_stopped), Mutex::new(Line::Waiting(syncs)));
+        Self { stop, keeps_lease: AtomicBool::new(false), line }
+    }
+
+    /// Turns true when the database is to end.
+    pub(crate) fn stopped(&self) -> watch::Receiver<bool> {
+        self.stop.subscribe()
+    }
+
+    pub(super) fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Ends this life, as the next has other settings, perhaps those for another lease.
+    pub(super) fn restart(&self, keeps_lease: bool) {
+        self.keeps_lease.store(keeps_lease, Ordering::Release);
+        self.stop();
+    }
+
+    /// Whether the database is still written under its lease after this end.
+    pub(super) fn keeps_lease(&self, ended: &Result<Outcome, ReplicateError>) -> bool {
+        matches!(ended, Ok(Outcome::Parked(_))) || self.keeps_lease.load(Ordering::Acquire)
+    }
+
+    /// From here on requests go to this capture thread; those that waited go first.
+    pub(crate) fn attach(&self, line: Sender<ToCapture>, wake: Wake) {
+        let before = std::mem::replace(&mut *self.lock(), Line::Open(line, wake));
+        if let Line::Waiting(syncs) = before {
+            syncs.into_iter().for_each(|sync| self.sync(sync));
+        }
+    }
+
+    /// The capture thread has ended.
+    pub(crate) fn detach(&self) {
+        *self.lock() = Line::Waiting(Vec::new());
+    }
+
+    pub(super) fn sync(&self, sync: oneshot::Sender<Pos>) {
+        match &mut *self.lock() {
+            Line::Waiting(syncs) => syncs.push(sync),
+            Line::Open(line, wake) => {
+                // A thread that has ended drops the message, which tells the one who waits.
+                let _ = line.send(ToCapture::Sync(sync));
+                wake.ring();
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Supervisor {
+    pub(super) async fn obey(&mut self, command: Command) {
+        // Whoever has asked may be gone: then nobody reads the answer.
+        match command {
+            Command::Add(config, reply) => drop(reply.send(self.add_named(*config).await)),
+            Command::Remove(path, reply) => drop(reply.send(self.remove_path(&path))),
+            Command::Sync(path, reply) => drop(reply.send(self.sync(&path))),
+            Command::Reload(wanted, reply) => drop(reply.send(self.reload(wanted.0, wanted.1).await)),
+        }
+    }
+
+    async fn add_named(&mut self, config: DatabaseConfig) -> Result<(), String> {
+        self.check_distinct(&config)?;
+        let id = self.add(Source::Named(Arc::new(config)));
+        self.place(vec![id]).await;
+        Ok(())
+    }
+
+    /// Two databases with one path or one store would destroy each other's history.
+    pub(super) fn check_distinct(&self, config: &DatabaseConfig) -> Result<(), String> {
+        if self.by_path.contains_key(&*config.path) {
+            return Err(format!("{} is replicated already", config.path.display()));
+        }
+        let mut others = self.members.values().map(|m| m.source.config());
+        match others.find(|other| other.store == config.store || other.meta_path == config.meta_path) {
+            Some(other) => Err(format!("store or state folder is that of {} already", other.path.display())),
+            None => Ok(()),
+        }
+    }
+
+    fn id_of(&self, path: &Path) -> Result<DatabaseId, String> {
+        let id = self.by_path.get(path).copied();
+        id.ok_or_else(|| format!("{} is not replicated here", path.display()))
+    }
+
+    fn remove_path(&mut self, path: &Path) -> Result<(), String> {
+        let id = self.id_of(path)?;
+        if let Some(Source::Found(folder, _)) = self.members.get(&id).map(|m| &m.source) {
+            let dir = folder.dir.display();
+            return Err(format!("{} was found in {dir}: exclude it in the configuration", path.display()));
+        }
+        self.remove(id);
+        Ok(())
+    }
+
+    fn sync(&mut self, path: &Path) -> Result<Synced, String> {
+        let id = self.id_of(path)?;
+        let member = self.members.get_mut(&id).expect("the path leads to a member");
+        let (captured_sender, captured) = oneshot::channel();
+        let status = Arc::clone(&member.status);
+        match &member.stage {
+            Stage::Awake(control) => control.sync(captured_sender),
+            Stage::InLine => member.syncs.push(captured_sender),
+            Stage::Failed => {
+                let figures = member.status.figures();
+                let reason = figures.state.reason().unwrap_or("it failed").to_owned();
+                return Err(format!("{} is not replicated: {reason}", path.display()));
+            }
+            Stage::Parked => match member.status.figures() {
+                figures if matches!(figures.state, State::Waiting { .. }) => {
+                    let reason = figures.state.reason().unwrap_or_default().to_owned();
+                    return Err(format!("{} is not replicated yet: {reason}", path.display()));
+                }
+                figures if self.watcher.look_now(id) => match figures.local {
+                    // Everything that was captured is durable, and nothing was written since.
+                    Some(pos) => drop(captured_sender.send(pos)),
+                    None => return Err(format!("{} is not replicated yet", path.display())),
+                },
+                _ => {
+                    member.syncs.push(captured_sender);
+                    self.wake(id);
+                }
+            },
+        }
+        Ok(Synced { status, captured })
+    }
+}

@@ -1,0 +1,216 @@
+//! Folders of databases: searched at the start, when names in them come and go, and slowly in between.
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rhyolite_store::Store;
+use tokio::task::JoinHandle;
+
+use super::search::{Found, search};
+use super::{DatabaseId, Source, Supervisor};
+use crate::config::folder::FolderConfig;
+
+/// Time from a name that comes or goes to the search for what that means.
+const SETTLE: Duration = Duration::from_millis(100);
+/// Time between two searches of a watched folder that nothing asks for: events may be lost.
+const RESCAN: Duration = Duration::from_secs(60);
+/// An empty file may become a database: it is looked at again so often, and for so long.
+const EMPTY_AGAIN: Duration = Duration::from_millis(500);
+const EMPTY_PATIENCE: Duration = Duration::from_secs(30);
+/// A search that took long is not begun again before so many times as long.
+const REST_FACTOR: u32 = 10;
+
+/// A folder that is searched.
+#[derive(Debug)]
+pub(super) struct Searched {
+    pub(super) config: Arc<FolderConfig>,
+    /// The store that its databases have their prefixes in.
+    base: Option<Arc<dyn Store>>,
+    pub(super) names: HashMap<Arc<str>, DatabaseId>,
+    /// Folders whose names are told.
+    watched: HashSet<PathBuf>,
+    due: Option<Instant>,
+    not_before: Instant,
+    last_event: Instant,
+    was_searched: bool,
+    problems: Vec<String>,
+}
+
+/// All folders.
+#[derive(Debug, Default)]
+pub(super) struct Folders {
+    pub(super) list: Vec<Searched>,
+    running: Option<JoinHandle<SearchEnd>>,
+}
+
+/// Which folder, what was found, and how long it took.
+pub(super) type SearchEnd = (Arc<FolderConfig>, Found, Duration);
+
+impl Folders {
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    pub(super) fn is_searching(&self) -> bool {
+        self.running.is_some()
+    }
+
+    pub(super) fn push(&mut self, config: FolderConfig) {
+        let now = Instant::now();
+        self.list.push(Searched {
+            config: Arc::new(config),
+            base: None,
+            names: HashMap::new(),
+            watched: HashSet::new(),
+            due: Some(now),
+            not_before: now,
+            last_event: now,
+            was_searched: false,
+            problems: Vec::new(),
+        });
+    }
+
+    /// The store of a folder.
+    pub(super) fn base(&mut self, config: &Arc<FolderConfig>) -> Result<Arc<dyn Store>, String> {
+        let known = self.list.iter_mut().find(|s| Arc::ptr_eq(&s.config, config));
+        if let Some(base) = known.as_ref().and_then(|s| s.base.clone()) {
+            return Ok(base);
+        }
+        let template = &config.template;
+        let base = rhyolite_store::open(&template.store, &template.store_options()).map_err(|e| e.to_string())?;
+        if let Some(known) = known {
+            known.base = Some(Arc::clone(&base));
+        }
+        Ok(base)
+    }
+
+    pub(super) fn note_name(&mut self, path: &Path) {
+        let now = Instant::now();
+        for searched in self.list.iter_mut().filter(|s| s.config.watch && path.starts_with(&s.config.dir)) {
+            searched.last_event = now;
+            searched.plan(now + SETTLE);
+        }
+    }
+
+    pub(super) fn note_lost(&mut self) {
+        let now = Instant::now();
+        self.list.iter_mut().filter(|s| s.config.watch).for_each(|s| s.plan(now + SETTLE));
+    }
+
+    /// The result of the next search. May be dropped and asked again.
+    pub(super) async fn next(&mut self) -> SearchEnd {
+        loop {
+            if let Some(running) = &mut self.running {
+                let found = running.await;
+                self.running = None;
+                match found {
+                    Ok(found) => return found,
+                    Err(error) => tracing::error!("search a folder: {error}"),
+                }
+            }
+            let due = self.list.iter().enumerate().filter_map(|(i, s)| Some((s.due?.max(s.not_before), i))).min();
+            let Some((when, index)) = due else { return std::future::pending().await };
+            tokio::time::sleep_until(when.into()).await;
+            let searched = &mut self.list[index];
+            searched.due = None;
+            let config = Arc::clone(&searched.config);
+            let known: HashSet<Arc<str>> = searched.names.keys().cloned().collect();
+            self.running = Some(tokio::task::spawn_blocking(move || {
+                let began = Instant::now();
+                let found = search(&config, &known);
+                (config, found, began.elapsed())
+            }));
+        }
+    }
+}
+
+impl Searched {
+    pub(super) fn search_again(&mut self) {
+        self.plan(Instant::now());
+    }
+
+    fn plan(&mut self, when: Instant) {
+        self.due = Some(self.due.map_or(when, |due| due.min(when)));
+    }
+}
+
+impl Supervisor {
+    /// Takes in what a search has found: databases that are new, and those that are gone.
+    pub(super) async fn take_found(&mut self, (config, found, took): SearchEnd) {
+        let Some(index) = self.folders.list.iter().position(|s| Arc::ptr_eq(&s.config, &config)) else { return };
+        let searched = &mut self.folders.list[index];
+        searched.not_before = Instant::now() + took * REST_FACTOR;
+        searched.was_searched = true;
+        for problem in found.problems.iter().filter(|p| !searched.problems.contains(p)) {
+            tracing::warn!("search {}: {problem}", config.dir.display());
+        }
+        let is_whole = found.problems.is_empty();
+        searched.problems = found.problems;
+        if config.watch {
+            searched.plan(Instant::now() + RESCAN);
+            if found.empty > 0 && searched.last_event.elapsed() < EMPTY_PATIENCE {
+                searched.plan(Instant::now() + EMPTY_AGAIN);
+            }
+            self.watch_folders(index, found.folders);
+        }
+        let searched = &self.folders.list[index];
+        let gone: Vec<_> = searched.names.iter().filter(|(name, _)| !found.databases.contains(*name)).collect();
+        let gone: Vec<_> = gone.into_iter().map(|(name, id)| (Arc::clone(name), *id)).collect();
+        // A folder that cannot be read says nothing about what is in it.
+        for (name, id) in gone.into_iter().filter(|_| is_whole) {
+            tracing::info!(database = %config.dir.join(&*name).display(), "the database is gone: not replicated any more");
+            self.folders.list[index].names.remove(&name);
+            self.remove(id);
+        }
+        let names = &self.folders.list[index].names;
+        let mut new: Vec<_> = found.databases.into_iter().filter(|name| !names.contains_key(name)).collect();
+        new.sort();
+        let mut ids = Vec::new();
+        for name in new {
+            if self.by_path.contains_key(&*config.dir.join(&*name)) {
+                // It is named by itself, or still on its way out.
+                continue;
+            }
+            let id = self.add(Source::Found(Arc::clone(&config), Arc::clone(&name)));
+            self.folders.list[index].names.insert(name, id);
+            ids.push(id);
+        }
+        if !ids.is_empty() {
+            tracing::info!("{} databases found in {}", ids.len(), config.dir.display());
+            self.place(ids).await;
+        }
+        self.note_unsearched();
+    }
+
+    /// Says how many folders are still to be searched for the first time.
+    pub(super) fn note_unsearched(&self) {
+        self.board.set_unsearched(self.folders.list.iter().filter(|s| !s.was_searched).count());
+    }
+
+    /// Keeps a watch on each folder that was searched. One that is new must be searched again: what came into it before it was watched
+    /// was perhaps not seen.
+    fn watch_folders(&mut self, index: usize, folders: Vec<PathBuf>) {
+        let searched = &mut self.folders.list[index];
+        let folders: HashSet<PathBuf> = folders.into_iter().collect();
+        for gone in searched.watched.difference(&folders) {
+            self.watcher.end_search(gone);
+        }
+        let mut is_new = false;
+        for folder in folders.difference(&searched.watched) {
+            is_new |= self.watcher.search(folder);
+        }
+        searched.watched = folders;
+        if is_new {
+            searched.plan(Instant::now());
+        }
+    }
+
+    /// Ends the watches of a folder that is not wanted any more.
+    pub(super) fn drop_folder(&mut self, index: usize) -> Searched {
+        let searched = self.folders.list.remove(index);
+        searched.watched.iter().for_each(|folder| self.watcher.end_search(folder));
+        searched
+    }
+}

@@ -1,0 +1,79 @@
+//! Finds the databases in a folder: by name, then by what every SQLite file begins with.
+//!
+//! Invariant: a file that is already replicated is not opened here. Closing it would drop the locks that this process has on it.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rhyolite_logic::pick::is_state_folder;
+
+use crate::config::folder::FolderConfig;
+
+/// First bytes of every SQLite database.
+const MAGIC: &[u8; 16] = b"SQLite format 3\0";
+/// Folders below one another that are searched at most.
+const DEPTH_MAX: usize = 32;
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Found {
+    /// Databases, by their paths relative to the folder.
+    pub(super) databases: HashSet<Arc<str>>,
+    /// Folders that were searched.
+    pub(super) folders: Vec<PathBuf>,
+    /// Files with the right names that are empty: they may be about to become databases.
+    pub(super) empty: usize,
+    /// What could not be looked at, one line each.
+    pub(super) problems: Vec<String>,
+}
+
+/// Searches. Those in `known` are taken for databases as long as they exist.
+pub(super) fn search(config: &FolderConfig, known: &HashSet<Arc<str>>) -> Found {
+    let mut found = Found::default();
+    let mut stack = vec![(config.dir.clone(), String::new(), 0)];
+    while let Some((folder, prefix, depth)) = stack.pop() {
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(error) if depth > 0 && error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                found.problems.push(format!("{}: {error}", folder.display()));
+                continue;
+            }
+        };
+        found.folders.push(folder);
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            // Symbolic links are left alone: what they lead to may lie in the folder as well.
+            let Ok(kind) = entry.file_type() else { continue };
+            let Some(name) = name.to_str() else {
+                found.problems.push(format!("{}: the name is not UTF-8", entry.path().display()));
+                continue;
+            };
+            let path = if prefix.is_empty() { name.to_owned() } else { format!("{prefix}/{name}") };
+            if kind.is_dir() && config.recursive && depth < DEPTH_MAX && !is_state_folder(name) {
+                stack.push((entry.path(), path, depth + 1));
+            } else if kind.is_file() && config.pick.takes(&path) {
+                take(&mut found, &entry.path(), Arc::from(path), known);
+            }
+        }
+    }
+    found
+}
+
+fn take(found: &mut Found, file: &Path, path: Arc<str>, known: &HashSet<Arc<str>>) {
+    if known.contains(&path) {
+        found.databases.insert(path);
+        return;
+    }
+    let mut start = [0; 16];
+    match File::open(file).and_then(|mut file| file.read_exact(&mut start)) {
+        Ok(()) if start == *MAGIC => drop(found.databases.insert(path)),
+        Ok(()) => {}
+        Err(_) if fs::metadata(file).is_ok_and(|meta| meta.len() == 0) => found.empty += 1,
+        Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound) => {}
+        Err(error) => found.problems.push(format!("{}: {error}", file.display())),
+    }
+}
