@@ -44,19 +44,38 @@ impl fmt::Display for MissingSegment {
 
 impl std::error::Error for MissingSegment {}
 
+/// Judges segments in the order of their sequence numbers: one of an epoch lower than that of one before it is void.
+#[derive(Clone, Copy, Debug)]
+pub struct VoidRule {
+    highest: Epoch,
+}
+
+impl VoidRule {
+    /// For the log that begins after what a manifest names.
+    pub fn after(manifest: &Manifest) -> Self {
+        Self { highest: manifest.log_epoch }
+    }
+
+    /// Whether the next segment, of this epoch, counts.
+    pub fn counts(&mut self, epoch: Epoch) -> bool {
+        let counts = epoch >= self.highest;
+        self.highest = self.highest.max(epoch);
+        counts
+    }
+}
+
 /// The segments of `log` that count: from the manifest's `first_seq` on, without those of an epoch that was over when they were
 /// written. `log` holds ascending sequence numbers up to the end of the log; those before `first_seq` may be there or not.
 pub fn live<'a>(manifest: &Manifest, log: &'a [LogSegment]) -> Result<Vec<&'a LogSegment>, MissingSegment> {
     let mut expected = manifest.first_seq;
-    let mut epoch: Epoch = manifest.log_epoch;
+    let mut rule = VoidRule::after(manifest);
     let mut live = Vec::new();
     for segment in log.iter().filter(|s| s.seq >= manifest.first_seq) {
         if segment.seq != expected {
             return Err(MissingSegment { seq: expected });
         }
         expected = expected.next();
-        if segment.header.epoch >= epoch {
-            epoch = segment.header.epoch;
+        if rule.counts(segment.header.epoch) {
             live.push(segment);
         }
     }

@@ -36,8 +36,8 @@ use rhyolite_format::state::parked::{DatabaseMark, Parked};
 pub struct Policy {
     /// Two changes closer than this may have the same time: file systems keep times by the clock tick, some by the second.
     pub grain: Duration,
-    /// A database that has had no commit for so long is parked, as long as few are awake; with more sooner, but never before the shorter
-    /// time.
+    /// A database that was written, and then had no commit for so long, is parked, as long as few are awake; with more sooner, but never
+    /// before the shorter time.
     pub after: Duration,
     /// See there.
     pub after_min: Duration,
@@ -49,12 +49,12 @@ pub struct Policy {
 impl Default for Policy {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { grain: seconds(2), after: seconds(10), after_min: seconds(2), bytes_max: 256 << 20 }
+        Self { grain: seconds(2), after: seconds(60), after_min: seconds(2), bytes_max: 256 << 20 }
     }
 }
 
 /// With more awake than this they are parked sooner, in proportion.
-const AWAKE_EASY: usize = 100;
+const AWAKE_EASY: usize = 16;
 /// Processor time that one look at a file takes, about, and the part of a processor that all looks together may take.
 const LOOK_COST: Duration = Duration::from_micros(8);
 const LOOK_SHARE: u32 = 2000;
@@ -129,7 +129,7 @@ mod tests {
     fn only_what_has_nothing_left_to_do_is_parked() {
         let policy = Policy::default();
         let may_park = |rest: &Rest| super::may_park(&policy, rest, policy.after);
-        assert!(may_park(&rest(10, true)) && !may_park(&rest(9, true)));
+        assert!(may_park(&rest(60, true)) && !may_park(&rest(59, true)));
         assert!(may_park(&rest(0, false)), "opened in vain");
         assert!(!may_park(&Rest { all_done: false, ..rest(100, false) }));
         assert!(!may_park(&Rest { bytes: policy.bytes_max + 1, ..rest(100, true) }));
@@ -139,8 +139,8 @@ mod tests {
     fn many_awake_are_parked_sooner_and_looks_are_bounded() {
         let policy = Policy::default();
         assert_eq!(park_after(&policy, 0), policy.after);
-        assert_eq!(park_after(&policy, 100), policy.after);
-        assert_eq!(park_after(&policy, 200), policy.after / 2);
+        assert_eq!(park_after(&policy, 16), policy.after);
+        assert_eq!(park_after(&policy, 32), policy.after / 2);
         assert_eq!(park_after(&policy, 1_000_000), policy.after_min);
         assert_eq!(look_interval(1, Duration::from_secs(1)), Duration::from_secs(1));
         assert_eq!(look_interval(10_000, Duration::from_secs(1)), Duration::from_secs(160));

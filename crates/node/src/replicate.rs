@@ -23,6 +23,7 @@ use rhyolite_format::segment::Segment;
 use rhyolite_format::sqlite::header::DatabaseHeader;
 use rhyolite_format::state::parked::{DatabaseMark, Parked};
 use rhyolite_format::{Epoch, Lineage, Nonce, PageSize, Pos, Seq, Timestamp, keys};
+use rhyolite_logic::lease::Guards;
 use rhyolite_logic::reconcile::{Start as Decision, StoreEnd, reconcile};
 use rhyolite_store::{Counted, Paced, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind, Version};
 use rhyolite_writer::lease_keeper::LeaseHandle;
@@ -221,20 +222,36 @@ impl Replication {
         let lease = self.lease()?;
         let Some(turn) = self.wait_for_turn(&lease).await? else { return Ok(Ended::Stopped) };
         let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Ended::Stopped) };
-        let ended = match self.begin(&store, &turn, page_size).await? {
-            Ok(opening) => self.drive(store, Some(turn), opening).await,
-            Err(ended) => Ok(ended),
+        let ended = match self.begin(&store, &turn, page_size).await {
+            Ok(Ok(opening)) => self.drive(store, Some(turn), opening).await,
+            Ok(Err(ended)) => Ok(ended),
+            Err(error) => Err(error),
         };
+        let ended = self.forgive_removal(ended);
         self.keep_record_of(&ended).await;
         drop(meta_lock);
         ended
+    }
+
+    /// That the state folder cannot be read or written because somebody has removed it ends only this life: the next makes a new one.
+    fn forgive_removal(&self, ended: Result<Ended, ReplicateError>) -> Result<Ended, ReplicateError> {
+        match ended {
+            Err(error) if !self.config.meta_path.join(restart::LOCK_FILE).exists() => {
+                tracing::warn!(database = %self.config.path.display(), "the state folder was removed: {error}");
+                Ok(Ended::BeginAgain)
+            }
+            ended => ended,
+        }
     }
 
     /// Goes on where the database was parked, with the lock of the state folder and without the right to write. `None` when the folder is
     /// not as it was then.
     async fn run_light(&mut self, store: &Arc<dyn Store>) -> Result<Option<Ended>, ReplicateError> {
         let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Some(Ended::Stopped)) };
-        let (parked, local) = self.load_local().await?;
+        let Ok((parked, local)) = self.load_local().await else {
+            // What is wrong with it is said by the life that asks the store.
+            return Ok(None);
+        };
         let number = park::store_number(&self.config.store);
         if !parked.is_some_and(|parked| parked.store == number && goes_on(&local, &parked)) {
             return Ok(None);
@@ -242,6 +259,7 @@ impl Replication {
         self.is_light = true;
         let opening = self.go_on(local);
         let ended = self.drive(Arc::clone(store), None, opening).await;
+        let ended = self.forgive_removal(ended);
         self.keep_record_of(&ended).await;
         // Before anything else: what comes next is the lease, which nobody waits for with this in his hands.
         drop(meta_lock);
@@ -435,7 +453,7 @@ impl Replication {
         let mut delay = Duration::from_millis(100);
         loop {
             let found = tokio::select! {
-                found = log_end::find(store, hint) => found,
+                found = log_end::find(store, Guards::ALL, hint) => found,
                 () = self.stopped() => return Ok(None),
             };
             let error = match found {

@@ -138,7 +138,12 @@ impl Disk {
     /// The next segment to upload.
     pub fn unsent(&self) -> Option<Segment> {
         let next = self.state.as_ref()?.next_seq;
-        self.log.iter().find(|s| s.sealed && s.segment.header.seq == next).map(|s| s.segment.clone())
+        self.sealed(next)
+    }
+
+    /// The segment of this sequence number, once nothing is added to it any more.
+    pub fn sealed(&self, seq: Seq) -> Option<Segment> {
+        self.log.iter().find(|s| s.sealed && s.segment.header.seq == seq).map(|s| s.segment.clone())
     }
 
     /// The store has it.

@@ -1,4 +1,4 @@
-//! The rules by name, to switch one off. `void_rule` is not among them: nothing here can tell whether it holds (docs/sim.md).
+//! The rules by name, to switch one off.
 
 use rhyolite_logic::lease::Guards;
 
@@ -6,11 +6,12 @@ use rhyolite_logic::lease::Guards;
 pub type Switch = fn(&mut Guards) -> &mut bool;
 
 /// Name and switch of each rule.
-pub const RULES: [(&str, Switch); 8] = [
+pub const RULES: [(&str, Switch); 9] = [
     ("request_ids", |g| &mut g.request_ids),
     ("right_since_sent", |g| &mut g.right_since_sent),
     ("wait_for_expiry", |g| &mut g.wait_for_expiry),
     ("nonces", |g| &mut g.nonces),
+    ("void_rule", |g| &mut g.void_rule),
     ("fence", |g| &mut g.fence),
     ("manifest_epoch", |g| &mut g.manifest_epoch),
     ("reread_before_delete", |g| &mut g.reread_before_delete),

@@ -25,6 +25,8 @@ pub enum Mood {
     Deadly,
     /// An operator puts old manifests back.
     Meddled,
+    /// As [`Self::Freezing`], with writers that send a segment before the one before it was answered. Only tests ask for it.
+    Ahead,
 }
 
 /// How often things go wrong: shares of a thousand requests, and mean times between events.
@@ -75,7 +77,7 @@ impl Weather {
             Mood::Slow => {
                 Self { lost: 80, slow: 200, slow_evenly: true, dies: 0, cuts: 400, events: 6 * SECOND, ..mixed }
             }
-            Mood::Freezing => Self { freezes: 20, events: 4 * SECOND, ..mixed },
+            Mood::Freezing | Mood::Ahead => Self { freezes: 20, events: 4 * SECOND, ..mixed },
             Mood::Deadly => Self { lost: 30, late: 60, dies: 500, events: 4 * SECOND, ..mixed },
             Mood::Meddled => Self { freezes: 10, put_backs: 600, events: 2 * SECOND, ..mixed },
         }
@@ -97,6 +99,8 @@ pub struct Scenario {
     pub shared_database: bool,
     /// Somebody puts older manifests back.
     pub operator: bool,
+    /// Writers send a segment before the one before it was answered.
+    pub runs_ahead: bool,
     /// Whether wall clocks jump.
     pub wall_jumps: bool,
     /// The weather until `calm`.
@@ -134,7 +138,8 @@ impl Scenario {
             nodes: random.between(2, 3) as usize,
             ttl: Duration::from_millis(ttl_ms),
             shared_database: random.permille(400),
-            operator: mood == Mood::Meddled || random.permille(100),
+            runs_ahead: mood == Mood::Ahead,
+            operator: mood == Mood::Meddled || (random.permille(100) && mood != Mood::Ahead),
             wall_jumps: random.permille(300),
             weather,
             calm,

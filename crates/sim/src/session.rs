@@ -22,6 +22,7 @@ use rhyolite_writer::name;
 use crate::disk::PAGE_SIZE;
 use crate::node::Life;
 use crate::objects;
+use crate::store::SimStore;
 use crate::upkeep;
 
 /// Why a session ended.
@@ -85,7 +86,7 @@ pub async fn run(life: &Life, epoch: Epoch, seized: bool) -> Again {
 }
 
 async fn begin(life: &Life, epoch: Epoch) -> Outcome<Session> {
-    let found = match log_end::find(&life.store, hint(life)).await {
+    let found = match log_end::find(&life.store, life.sim.scenario.guards, hint(life)).await {
         Ok(found) => found,
         Err(error) => return Err(Again(format!("find the end of the log: {error}"))),
     };
@@ -209,6 +210,9 @@ impl Session {
         }
         loop {
             self.capture();
+            if self.life.sim.scenario.runs_ahead {
+                self.capture();
+            }
             if self.life.sim.chance().permille(40) {
                 self.snapshot(None).await?;
             }
@@ -273,6 +277,7 @@ impl Session {
         loop {
             self.right().await?;
             if self.claim().await?.is_some() {
+                self.run_ahead(header.seq);
                 match create::segment(&*self.life.store, guards, header, bytes.clone(), &self.earlier).await {
                     Ok(_) => break,
                     Err(CreateError::Store(_)) => {}
@@ -289,6 +294,20 @@ impl Session {
             self.promise();
         }
         Ok(())
+    }
+
+    /// Sends the segment after this one as well, which the store gets later, and never before it: no writer of ours does so. Where another
+    /// writer's fence comes in between, what is sent ahead is void.
+    fn run_ahead(&self, seq: Seq) {
+        let sim = &self.life.sim;
+        if !sim.scenario.runs_ahead || !sim.is_stormy() {
+            return;
+        }
+        let next = sim.node(self.life.node).disk.sealed(seq.next());
+        if let Some(next) = next.filter(|next| next.header.epoch == self.epoch) {
+            let bytes = objects::segment(&next.header, &next.entries);
+            SimStore { sim: Arc::clone(sim), node: self.life.node }.create_behind(seq, next.header.seq, bytes);
+        }
     }
 
     async fn fence(&self) -> Result<(), Again> {

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{BoxFuture, FutureExt};
+use rhyolite_format::{Seq, keys};
 use rhyolite_store::{
     Capabilities, Entry, Memory, Meta, Object, Operation, Store, StoreError, StoreErrorKind, Upload, Version,
 };
@@ -45,6 +46,9 @@ enum Fate {
     /// There is no way to the store, and the caller is told so.
     Refused { wait: u64 },
 }
+
+/// So often it is looked whether what was sent ahead may arrive.
+const AHEAD_LOOKS: usize = 20;
 
 /// What a request does to the store.
 type Apply<T> = Box<dyn Fn(&Memory) -> Result<T, StoreError> + Send>;
@@ -118,6 +122,26 @@ impl SimStore {
         let request = Request { store: self.clone(), operation, keys: keys.to_vec(), apply };
         self.sim.timeline.spawn(None, request.run(fate, sender));
         answer.await.expect("every request is answered")
+    }
+
+    /// Sends a segment that the store gets some time after somebody has taken the name of the one before it.
+    pub fn create_behind(&self, before: Seq, seq: Seq, bytes: Bytes) {
+        let key = keys::segment(seq);
+        let own = key.clone();
+        let apply = Box::new(move |memory: &Memory| at_once(memory.create(&own, bytes.clone())));
+        let request = Request { store: self.clone(), operation: Operation::Create, keys: vec![key], apply };
+        let wait = self.sim.chance().skewed(MS, 2 * SECOND);
+        let timeline = self.sim.timeline.clone();
+        self.sim.timeline.spawn(None, async move {
+            let before = keys::segment(before);
+            for _ in 0..AHEAD_LOOKS {
+                timeline.sleep(wait).await;
+                if at_once(request.store.sim.store.head(&before)).is_ok() {
+                    let _ = request.done(" (ahead)");
+                    break;
+                }
+            }
+        });
     }
 
     async fn read<T: Send + 'static>(

@@ -17,6 +17,8 @@ use rhyolite_format::identity::Identity;
 use rhyolite_format::manifest::Manifest;
 use rhyolite_format::segment::{FOOTER_SIZE, HEADER_SIZE, Segment, SegmentHeader, decode_footer, decode_index};
 use rhyolite_format::{Epoch, Nonce, Pos, Seq, keys};
+use rhyolite_logic::lease::Guards;
+use rhyolite_logic::log::VoidRule;
 use rhyolite_store::{LIST_PAGE, Store, StoreError, StoreErrorKind, Version};
 
 use crate::manifest_swap::{self, ManifestError};
@@ -61,7 +63,7 @@ pub struct LogEnd {
 }
 
 /// Finds the end. `None` in an empty store.
-pub async fn find(store: &Arc<dyn Store>, hint: Option<Hint>) -> Result<Option<LogEnd>, ManifestError> {
+pub async fn find(store: &Arc<dyn Store>, guards: Guards, hint: Option<Hint>) -> Result<Option<LogEnd>, ManifestError> {
     let identity = match store.get(keys::ID).await {
         Ok(object) => Identity::decode(&object.bytes)
             .map_err(|e| ManifestError::Damaged(format!("{} in {}: {e}", keys::ID, store.describe())))?,
@@ -100,7 +102,7 @@ pub async fn find(store: &Arc<dyn Store>, hint: Option<Hint>) -> Result<Option<L
                 end.pos = later(end.pos, Some(hint.pos));
                 true
             }
-            _ => walk(store, &manifest, &mut end).await?,
+            _ => walk(store, guards, &manifest, &mut end).await?,
         };
         if found {
             end.manifest = Some(manifest);
@@ -157,7 +159,12 @@ async fn is_free(store: &dyn Store, seq: Seq) -> Result<bool, StoreError> {
 
 /// Lists the log and reads the last segment that counts and holds a transaction. `false` when the manifest has changed meanwhile so
 /// that it must be looked at again.
-async fn walk(store: &Arc<dyn Store>, manifest: &Manifest, end: &mut LogEnd) -> Result<bool, ManifestError> {
+async fn walk(
+    store: &Arc<dyn Store>,
+    guards: Guards,
+    manifest: &Manifest,
+    end: &mut LogEnd,
+) -> Result<bool, ManifestError> {
     let segments = list(store, manifest).await?;
     if Some(store.head(keys::MANIFEST).await?.version) != end.manifest_version {
         return Ok(false);
@@ -171,7 +178,7 @@ async fn walk(store: &Arc<dyn Store>, manifest: &Manifest, end: &mut LogEnd) -> 
     } else {
         let epochs = epochs(store, &segments).await?;
         end.epoch = end.epoch.max(epochs.iter().copied().max());
-        without_void(manifest, &segments, &epochs)
+        if guards.void_rule { without_void(manifest, &segments, &epochs) } else { segments }
     };
     for (seq, size) in live.into_iter().rev() {
         let segment = if seq == last { newest.clone() } else { read_index(&**store, seq, size).await? };
@@ -226,15 +233,9 @@ async fn epoch_of(store: Arc<dyn Store>, seq: Seq) -> Result<Epoch, ManifestErro
 
 /// Leaves void segments out.
 fn without_void(manifest: &Manifest, segments: &[(Seq, u64)], epochs: &[Epoch]) -> Vec<(Seq, u64)> {
-    let mut highest = manifest.log_epoch;
-    let mut live = Vec::new();
-    for (segment, epoch) in segments.iter().zip(epochs) {
-        if *epoch >= highest {
-            highest = *epoch;
-            live.push(*segment);
-        }
-    }
-    live
+    let mut rule = VoidRule::after(manifest);
+    let judged = segments.iter().zip(epochs);
+    judged.filter(|(_, epoch)| rule.counts(**epoch)).map(|(segment, _)| *segment).collect()
 }
 
 /// Header and entries of one segment.

@@ -10,6 +10,7 @@ use clap::Args;
 use rhyolite_format::probe::ProbeRecord;
 use rhyolite_format::state::LocalState;
 use rhyolite_format::{Checksum, Epoch, Lineage, Pos, Seq, Timestamp, Txid};
+use rhyolite_logic::lease::Guards;
 use rhyolite_store::StoreOptions;
 use serde::Serialize;
 
@@ -205,7 +206,7 @@ fn local_state(meta_path: &Path) -> Result<Option<LocalState>, Failure> {
 fn store_position(url: &str, options: &StoreOptions, state: Option<&LocalState>) -> Result<StoreLine, Failure> {
     let opened = store::open_with(url, options)?;
     let hint = state.and_then(|s| Some(Hint { next_seq: s.next_seq, pos: s.durable?, epoch: s.epoch }));
-    let end = store::block_on(async { Ok(log_end::find(&opened, hint).await) })?;
+    let end = store::block_on(async { Ok(log_end::find(&opened, Guards::ALL, hint).await) })?;
     let (end, error) = match end {
         Ok(end) => (end, None),
         Err(error) => (None, Some(error.to_string())),

@@ -82,8 +82,7 @@ use NoteKind::{Different, NotNeeded, NotSupported};
 fn rule_of_process(key: &str) -> Option<Rule> {
     Some(match key {
         "addr" | "exec" | "shutdown-sync-timeout" => Rule::Same,
-        "dbs" | "logging" | "snapshot" | "retention" => Rule::Special,
-        "socket" => Rule::Note(NotSupported, "use `addr` for status and metrics"),
+        "dbs" | "logging" | "snapshot" | "retention" | "socket" => Rule::Special,
         "mcp-addr" => Rule::Note(NotSupported, "use `addr` for status and metrics"),
         "levels" => Rule::Note(Different, "bundle.interval and merge.interval say when files are put together"),
         "l0-retention" | "l0-retention-check-interval" => {
@@ -106,9 +105,7 @@ fn rule_of_database(key: &str) -> Option<Rule> {
         "meta-path" | "meta-dir" => {
             Rule::Note(Different, "that folder is Litestream's: ours is .NAME-rhyolite beside the database")
         }
-        "dir" | "pattern" | "recursive" | "watch" => {
-            Rule::Refuse("folders of databases cannot be translated: list each database with its path")
-        }
+        "dir" | "pattern" | "recursive" | "watch" => Rule::Same,
         "max-sync-wal-bytes" => Rule::Note(NotNeeded, "segments are bounded by max-segment-size"),
         "restore-if-db-not-exists" => Rule::Refuse(
             "it is not done by the replicator: run `rhyolite restore STORE -o DB --if-missing --if-backup-exists` before it",
@@ -227,11 +224,10 @@ impl Translator {
         to.extend(file.get("sync-interval").map(|value| ("sync-interval".to_owned(), value.clone())));
         self.logging(file, &mut to)?;
         self.snapshot("", file, &mut to)?;
-        let kept = file.get("retention").and_then(|retention| retention.get("enabled"));
-        if kept == Some(&Value::Bool(false)) {
-            let why =
-                "data would be deleted that is to be kept for ever: set `keep` in a rhyolite.yml as long as you want";
-            return Err(format!("retention.enabled: {why}"));
+        self.same_keys("retention", &["enabled"], file, &mut to)?;
+        if self.same_keys("socket", &["enabled", "path", "permissions"], file, &mut to)? {
+            let text = "what it understands is asked by `rhyolite ctl`, not by Litestream's commands";
+            self.note("socket", Different, text);
         }
         let databases = match file.get("dbs") {
             Some(Value::Array(databases)) => databases.as_slice(),
@@ -241,6 +237,22 @@ impl Translator {
         let databases = databases.iter().enumerate().map(|(i, database)| self.database(i, database, &defaults));
         to.insert("dbs".to_owned(), Value::Array(databases.collect::<Result<_, _>>()?));
         Ok(to)
+    }
+
+    /// Takes a section as it is; `true` when there is one. A key beyond `keys` is refused.
+    fn same_keys(
+        &mut self,
+        section: &str,
+        keys: &[&str],
+        from: &Map<String, Value>,
+        to: &mut Map<String, Value>,
+    ) -> Result<bool, String> {
+        let Some(Value::Object(given)) = from.get(section) else { return Ok(false) };
+        if let Some(key) = given.keys().find(|key| !keys.contains(&key.as_str())) {
+            return Err(format!("unknown key `{section}.{key}`: Litestream ignores it, this does not"));
+        }
+        to.insert(section.to_owned(), Value::Object(given.clone()));
+        Ok(true)
     }
 
     fn logging(&mut self, file: &Map<String, Value>, to: &mut Map<String, Value>) -> Result<(), String> {
@@ -286,9 +298,15 @@ impl Translator {
         let Value::Object(from) = database else { return Err(format!("dbs[{index}]: it is no mapping of keys")) };
         let mut to = Map::new();
         self.by_rules(&place, from, rule_of_database, &mut to)?;
-        let path = from.get("path").and_then(Value::as_str).ok_or_else(|| format!("{place}path is missing"))?;
-        let path = ["sqlite3://", "sqlite://"].iter().find_map(|scheme| path.strip_prefix(scheme)).unwrap_or(path);
-        to.insert("path".to_owned(), Value::from(path));
+        match from.get("path").and_then(Value::as_str) {
+            Some(path) => {
+                let schemes = ["sqlite3://", "sqlite://"];
+                let path = schemes.iter().find_map(|scheme| path.strip_prefix(scheme)).unwrap_or(path);
+                to.insert("path".to_owned(), Value::from(path));
+            }
+            None if to.contains_key("dir") => {}
+            None => return Err(format!("{place}path is missing")),
+        }
         match from.get("truncate-page-n") {
             Some(pages) if is_off(pages) => {
                 self.note(

@@ -142,6 +142,21 @@ fn refuse(status: StatusCode, text: impl Into<String>) -> Refused {
     (status, Json(serde_json::json!({ "error": text.into() })))
 }
 
+/// How often, and how far apart, somebody is asked whether he listens at the socket.
+const LISTENER_TRIES: u32 = 10;
+const LISTENER_GAP: Duration = Duration::from_millis(20);
+
+/// Whether a process listens at the socket. One answer is no proof: of a process that has just closed it, a child between `fork` and `exec` may
+/// still have it open for a moment.
+fn is_listened_at(path: &Path) -> bool {
+    (0..LISTENER_TRIES).all(|attempt| {
+        if attempt > 0 {
+            std::thread::sleep(LISTENER_GAP);
+        }
+        std::os::unix::net::UnixStream::connect(path).is_ok()
+    })
+}
+
 /// Makes the socket. A file that a process left there when it ended is replaced; one that somebody listens at is not.
 ///
 /// # Errors
@@ -149,7 +164,7 @@ fn refuse(status: StatusCode, text: impl Into<String>) -> Refused {
 pub fn bind(config: &SocketConfig) -> Result<UnixListener, String> {
     let path = &config.path;
     let error = |e: &io::Error| format!("control socket {}: {}", path.display(), crate::config::io_text(e));
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+    if is_listened_at(path) {
         return Err(format!("control socket {}: another process listens there", path.display()));
     }
     if std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket()) {
@@ -341,6 +356,19 @@ pub fn remove_file(path: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_only_a_child_before_exec_holds_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = SocketConfig { path: folder.path().join("s"), permissions: 0o600 };
+        let held = bind(&config).unwrap();
+        let child = std::thread::spawn(move || {
+            std::thread::sleep(LISTENER_GAP * 3);
+            drop(held);
+        });
+        drop(bind(&config).unwrap());
+        child.join().unwrap();
+    }
 
     #[tokio::test]
     async fn a_socket_that_nobody_listens_at_is_replaced_and_another_file_is_not() {

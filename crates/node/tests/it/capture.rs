@@ -742,3 +742,27 @@ fn a_stop_right_after_the_state_folder_vanished_still_captures_everything() {
     insert(&app, 0..10);
     rig.check();
 }
+
+#[test]
+fn a_state_folder_that_is_removed_while_it_is_opened_ends_nothing() {
+    let mut rig = Rig::new();
+    let app = rig.open_wal(4096);
+    app.execute_batch("CREATE TABLE t (a INTEGER PRIMARY KEY, b)").unwrap();
+    let state = rig.folder.path().join(".app.db-rhyolite");
+    for round in 0..20 {
+        rig.start();
+        // Between the steps of the opening, each time a little later.
+        let began = Instant::now();
+        while !state.join("lock").exists() && began.elapsed() < Duration::from_secs(5) {}
+        std::thread::sleep(Duration::from_micros(50 * round));
+        while std::fs::remove_dir_all(&state).is_err() && began.elapsed() < Duration::from_secs(5) {}
+        insert(&app, round as i64..round as i64 + 1);
+        rig.wait_durable();
+        let errors = rig.stop();
+        assert!(errors.is_empty(), "round {round}: {errors:?}");
+        let _ = std::fs::remove_dir_all(&state);
+    }
+    rig.start();
+    rig.wait_durable();
+    rig.check();
+}

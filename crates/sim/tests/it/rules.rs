@@ -47,6 +47,18 @@ fn nonces() {
 }
 
 #[test]
+fn void_rule() {
+    check("void_rule", Mood::Ahead, 1..=100, &["are missing on the way", CONTRADICTION, NOT_IN_THE_LOG]);
+}
+
+#[test]
+fn writers_that_run_ahead_do_no_harm() {
+    for seed in 1..=300 {
+        assert_eq!(run(Scenario::of_mood(seed, Guards::ALL, Mood::Ahead), false).violation, None, "seed {seed}");
+    }
+}
+
+#[test]
 fn fence() {
     check("fence", Mood::Freezing, 651..=750, &["counts after epoch"]);
 }

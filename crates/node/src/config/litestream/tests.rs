@@ -84,10 +84,36 @@ snapshot:
 }
 
 #[test]
+fn folders_the_socket_and_a_retention_that_is_off_mean_the_same() {
+    let text = "
+        socket: {enabled: true, path: /run/s.sock, permissions: '0600'}
+        retention: {enabled: false}
+        dbs:
+          - dir: /var/lib/tenants
+            pattern: '*.db'
+            recursive: true
+            watch: true
+            meta-dir: /var/lib/litestream
+            replica: {url: 's3://b/tenants'}
+    ";
+    let Translation { text, notes } = translated(text);
+    let config = parse(&text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    let socket = config.socket.expect("it is on");
+    assert_eq!((socket.path.to_str(), socket.permissions), (Some("/run/s.sock"), 0o600));
+    let [folder] = &config.folders[..] else { panic!("{:?}", config.folders) };
+    assert!(folder.recursive && folder.watch && folder.meta_path.is_none(), "{folder:?}");
+    assert_eq!(folder.template.duty, rhyolite_logic::history_plan::Duty::Compact, "nothing is deleted");
+    assert_eq!(folder.database("x/1.db").store, "s3://b/tenants/rhyolite/x/1.db");
+    let keys: Vec<&str> = notes.iter().map(|note| note.key.as_str()).collect();
+    assert_eq!(keys, ["socket", "dbs[0].meta-dir", "dbs[0].replica"]);
+}
+
+#[test]
 fn what_the_backup_depends_on_is_refused() {
     for (text, line) in [
-        ("retention: {enabled: false}", "retention.enabled: data would be deleted"),
-        ("dbs: [{dir: /var/lib, pattern: '*.db', replica: {path: /r}}]", "folders of databases cannot be translated"),
+        ("retention: {enable: false}", "unknown key `retention.enable`"),
+        ("socket: {mode: 7}", "unknown key `socket.mode`"),
+        ("dbs: [{pattern: '*.db', replica: {path: /r}}]", "dbs[0].path is missing"),
         ("dbs: [{path: a.db}]", "dbs[0].replica is missing"),
         ("dbs: [{path: a.db, replicas: [{path: /a}, {path: /b}]}]", "exactly one store"),
         ("dbs: [{path: a.db, restore-if-db-not-exists: true, replica: {path: /r}}]", "--if-missing --if-backup-exists"),
