@@ -18,6 +18,10 @@ use crate::table::Row;
 const UNTOUCHED: [&str; 8] =
     ["--sync-interval", "0", "--bundle-interval", "1d", "--merge-interval", "1d", "--snapshot-interval", "1d"];
 
+/// Options with which everything is due; the last two are for snapshots.
+const SHORT: [&str; 8] =
+    ["--bundle-interval", "1s", "--keep-every-commit", "1s", "--merge-interval", "1s", "--snapshot-interval", "1s"];
+
 /// Bytes in the log and in each level below `ltx`.
 #[derive(Clone, Copy, Debug, Default)]
 struct Stored {
@@ -47,10 +51,9 @@ pub(crate) fn run(lab: &Lab, args: &mut Args) -> Outcome<Vec<Row>> {
     let after_bundles = stored(&backup)?;
     // From here on not every commit of more than a second ago is kept.
     std::thread::sleep(std::time::Duration::from_secs(3));
-    let merged = compact(lab, &backup, &["--keep-every-commit", "1s", "--merge-interval", "1s"])?;
+    let merged = compact(lab, &backup, &SHORT[..6])?;
     let after_merges = stored(&backup)?;
-    let snapshot =
-        compact(lab, &backup, &["--keep-every-commit", "1s", "--merge-interval", "1s", "--snapshot-interval", "1s"])?;
+    let snapshot = compact(lab, &backup, &SHORT)?;
     let end = stored(&backup)?;
 
     let new = |before: &Stored, after: &Stored, levels: std::ops::Range<usize>| -> u64 {

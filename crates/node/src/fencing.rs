@@ -5,9 +5,10 @@
 
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::Arc;
 
 use rhyolite_format::probe::{ProbeRecord, SIZE_MAX};
-use rhyolite_store::{Guarantee, Store};
+use rhyolite_store::{Asking, Guarantee, Store};
 
 use crate::time;
 
@@ -64,6 +65,20 @@ pub fn warning(store: &dyn Store, probe: Option<&ProbeRecord>) -> Option<String>
     }
 }
 
+/// Whether conditional writes are known not to hold there. Then it is asked before each write, and a second writer is kept out by the time of the
+/// lease only; nobody but the lease's holder writes.
+pub fn is_by_time(store: &dyn Store, probe: Option<&ProbeRecord>) -> bool {
+    match probe.filter(|p| p.store == store.describe()) {
+        Some(probe) => !probe.fencing,
+        None => store.capabilities().fencing() == Guarantee::Absent,
+    }
+}
+
+/// The store, asked before each write where that is needed.
+pub fn guarded(store: Arc<dyn Store>, meta_path: &Path) -> Arc<dyn Store> {
+    if is_by_time(store.as_ref(), read(meta_path).as_ref()) { Arc::new(Asking::new(store)) } else { store }
+}
+
 fn warning_of(probe: &ProbeRecord) -> Option<String> {
     if probe.fencing {
         return None;
@@ -100,6 +115,19 @@ mod tests {
         assert!(warning(unknown, None).unwrap().contains("rhyolite probe"));
         assert_eq!(warning(unknown, Some(&record("s3://b/p", true, true))), None);
         assert!(warning(unknown, Some(&record("s3://other", true, true))).is_some(), "another store's probe");
+    }
+
+    #[tokio::test]
+    async fn a_store_that_failed_its_probe_is_asked_before_each_write() {
+        let dir = tempfile::tempdir().unwrap();
+        let meta_path = dir.path().join(".a.db-rhyolite");
+        let memory: Arc<dyn Store> = Arc::new(Memory::new());
+        let guarantee = |store: &Arc<dyn Store>| store.capabilities().fencing();
+        assert_eq!(guarantee(&guarded(Arc::clone(&memory), &meta_path)), Guarantee::Given, "never probed");
+        write(&meta_path, &record("memory:", true, true)).unwrap();
+        assert_eq!(guarantee(&guarded(Arc::clone(&memory), &meta_path)), Guarantee::Given);
+        write(&meta_path, &record("memory:", true, false)).unwrap();
+        assert_eq!(guarantee(&guarded(memory, &meta_path)), Guarantee::Absent);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::capture::restart;
 use crate::config::DatabaseConfig;
+use crate::fencing;
 use crate::process;
 use crate::status::DatabaseStatus;
 use crate::world::RealWorld;
@@ -148,7 +149,7 @@ impl LeasePool {
 fn keep(url: &str, config: &DatabaseConfig, requests: &Arc<Counters>) -> Result<LeaseHandle, StoreError> {
     let store = rhyolite_store::open(url, &config.store_options())?;
     // Not retried below: the lease has its own ways with answers that are lost.
-    let store = Arc::new(Counted::new(store, Arc::clone(requests)));
+    let store = fencing::guarded(Arc::new(Counted::new(store, Arc::clone(requests))), &config.meta_path);
     let (memory, dead) = remember_in(config.lease.meta_path.as_ref().unwrap_or(&config.meta_path));
     let terms = Terms { process: process::own(), ..Terms::new(config.lease.ttl, holder()) };
     let (keeper, handle) = lease(store, Arc::new(RealWorld), memory, terms, Guards::ALL, &dead);

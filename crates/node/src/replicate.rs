@@ -74,6 +74,8 @@ pub enum ReplicateError {
     WrongLineage(String),
     /// Another process writes to the same prefix, or works on the same database.
     Conflict(String),
+    /// Another process has the lease or the state folder, and `lease.if-held` says that the process ends then.
+    Held(String),
     /// The store is set up wrong: no access, unknown scheme.
     Store(String),
     /// The state folder cannot be used.
@@ -88,6 +90,7 @@ impl std::fmt::Display for ReplicateError {
             Self::NotADatabase(text)
             | Self::WrongLineage(text)
             | Self::Conflict(text)
+            | Self::Held(text)
             | Self::Store(text)
             | Self::Local(text)
             | Self::NotDurable(text) => f.write_str(text),
@@ -656,7 +659,7 @@ pub(crate) fn open_store(
     }
     status.update(|f| f.store_warning = warning);
     let counted = Arc::new(Counted::new(store, Arc::clone(&status.requests)));
-    let paced = Arc::new(Paced::new(counted, Arc::clone(uploads)));
+    let paced = Arc::new(Paced::new(fencing::guarded(counted, &config.meta_path), Arc::clone(uploads)));
     let policy = RetryPolicy { attempts_max: 3, deadline: Duration::from_secs(30), ..RetryPolicy::default() };
     Ok(Arc::new(Retrying::new(paced, policy)))
 }

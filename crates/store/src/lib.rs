@@ -14,13 +14,14 @@
 //!
 //! [`open`] turns a URL or a path into a backend: a directory ([`Directory`]), memory ([`Memory`]), S3, Google Cloud
 //! Storage or Azure Blob Storage (`Cloud`), an SFTP server (`Sftp`), a WebDAV server (`WebDav`). Decorators take an
-//! `Arc<dyn Store>` and are one: [`Retrying`], [`Counted`], [`Paced`], [`Faulty`]. One conformance suite (feature `suite`) holds
+//! `Arc<dyn Store>` and are one: [`Retrying`], [`Counted`], [`Paced`], [`Asking`], [`Faulty`]. One conformance suite (feature `suite`) holds
 //! for every backend and every decorator. [`Capabilities`] say what a store promises about racing writers, [`probe`] finds out.
 //!
 //! What each backend is tested against: directories on a real file system; S3 on moto's server; Azure on Azurite; SFTP on
 //! OpenSSH; WebDAV on wsgidav, Apache and nginx. There is no Google Cloud Storage server in the package registries that honours
 //! conditional writes, so that backend is untested here beyond what it shares with the other two.
 
+mod asking;
 mod capabilities;
 mod cloud;
 mod counted;
@@ -50,6 +51,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 
+pub use asking::Asking;
 pub use capabilities::{Capabilities, Guarantee};
 pub use counted::{Counted, Counters, Counts, ErrorCount, OperationCount};
 pub use directory::Directory;

@@ -182,6 +182,7 @@ fn ended(errors: Vec<ReplicateError>) -> Result<(), Failure> {
         ReplicateError::NotDurable(_) => Status::NotDurable,
         ReplicateError::NotADatabase(_)
         | ReplicateError::Conflict(_)
+        | ReplicateError::Held(_)
         | ReplicateError::Store(_)
         | ReplicateError::Local(_) => Status::Failed,
     };

@@ -101,7 +101,7 @@ impl Replication {
                 let reason =
                     format!("another rhyolite on this machine replicates this database (state folder {folder})");
                 if self.config.lease.if_held == IfHeld::Exit {
-                    return Err(ReplicateError::Conflict(reason));
+                    return Err(ReplicateError::Held(reason));
                 }
                 tracing::warn!(database = %self.config.path.display(), "waiting: {reason}");
                 self.status.set_state(State::Waiting { reason });
@@ -185,7 +185,7 @@ impl Replication {
         let is_renewed = holders.nonce.replace(record.nonce).is_some_and(|before| before != record.nonce);
         let lives = is_renewed || record.process.as_deref().is_some_and(process::is_alive);
         if self.config.lease.if_held == IfHeld::Exit && record.state == LeaseState::Held && lives {
-            return Err(ReplicateError::Conflict(text));
+            return Err(ReplicateError::Held(text));
         }
         self.status.update(|f| {
             f.standby = true;

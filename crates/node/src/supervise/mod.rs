@@ -101,9 +101,12 @@ pub async fn run(
     };
     let awake_max = awake_max();
     let (never, no_commands) = mpsc::channel(1);
+    let (ender, ending) = watch::channel(false);
     let mut supervisor = Supervisor {
         board,
-        stop,
+        asked_to_stop: stop,
+        ender,
+        stop: ending,
         stop_timeout: options.stop_timeout,
         watcher,
         noticed,
@@ -184,6 +187,10 @@ struct Member {
 
 struct Supervisor {
     board: Arc<StatusBoard>,
+    /// The process is asked to end.
+    asked_to_stop: watch::Receiver<bool>,
+    /// Turns `stop` true: because of that, or because another process has a lease without which this one is not to run.
+    ender: watch::Sender<bool>,
     stop: watch::Receiver<bool>,
     stop_timeout: Duration,
     watcher: Arc<Watcher>,
@@ -308,14 +315,16 @@ impl Supervisor {
 
     /// Until it is time to stop, or until there is nothing left to hope for.
     async fn supervise(&mut self) {
-        let mut stop = self.stop.clone();
-        while !self.is_hopeless() {
+        let mut stop = self.asked_to_stop.clone();
+        while !self.is_hopeless() && !*self.stop.borrow() {
             let (opening, waking) = (Arc::clone(&self.opening), Arc::clone(&self.waking));
             let has_room = self.awake < self.awake_max;
             let memory_due = (self.gave_back + GIVE_BACK_GAP).into();
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => return,
+                _ = stop.wait_for(|stop| *stop) => {
+                    let _ = self.ender.send(true);
+                }
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.note_ended(ended),
                 Some(noticed) = self.noticed.recv() => self.note(noticed),
                 Ok(permit) = waking.acquire_owned(), if has_room && !self.to_wake.is_empty() => self.open_next(true, permit),
@@ -519,6 +528,10 @@ impl Supervisor {
         // A single database's error ends the process, which says it then.
         if !is_alone {
             tracing::error!(database = %member.status.path.display(), "{error}");
+        }
+        if matches!(error, ReplicateError::Held(_)) && !is_alone {
+            tracing::error!("ending: `lease.if-held` is `exit`");
+            let _ = self.ender.send(true);
         }
         member.status.error(error.to_string());
         member.status.set_state(State::Error { text: error.to_string() });

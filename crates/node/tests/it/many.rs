@@ -182,11 +182,11 @@ fn a_process_keeps_the_one_lease_of_a_folder_while_all_its_databases_are_parked(
     let names = ["a.db", "b.db", "c.db"];
     names.iter().for_each(|name| make(&data.join(name), 1));
     // Each has state folders of its own, as on another machine.
-    let start = |name: &str| {
-        let keys = format!("    meta-dir: {name}\n    lease: {{ttl: 1h}}\n");
+    let start = |name: &str, if_held: &str| {
+        let keys = format!("    meta-dir: {name}\n    lease: {{ttl: 1h, if-held: {if_held}}}\n");
         let socket = format!("socket: {{enabled: true, path: {name}.sock}}\n");
         folder.write(&format!("{name}.yml"), socket + &config(&folder, &keys));
-        folder.start(&["replicate", "--config", &format!("{name}.yml")])
+        folder.start(&["replicate", "--config", &format!("{name}.yml"), "--park-eagerly"])
     };
     let total = |name: &str, of: &str| {
         let info = folder.run(&["ctl", "info", "--socket", &format!("{name}.sock"), "--json"]);
@@ -194,11 +194,14 @@ fn a_process_keeps_the_one_lease_of_a_folder_while_all_its_databases_are_parked(
         info["totals"].pointer(of).and_then(serde_json::Value::as_u64).unwrap_or(0)
     };
     let lease = || LeaseRecord::decode(&std::fs::read(folder.path("backup/lease.json")).unwrap()).unwrap();
-    let first = start("one");
+    let first = start("one", "wait");
     wait_for("the first to park all", || total("one", "/parked") == 3);
     let held = lease();
-    let second = start("two");
+    let second = start("two", "wait");
     wait_for("the second to wait", || total("two", "/states/waiting") == 3);
+    let third = start("three", "exit").wait();
+    assert_eq!(third.code, 1, "{third:?}");
+    assert!(third.stderr.contains("holds the lease of") && third.stderr.contains("if-held"), "{third:?}");
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!((lease().epoch, lease().holder), (held.epoch, held.holder), "nothing was given up");
     make(&data.join("a.db"), 2);
