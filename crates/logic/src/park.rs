@@ -53,6 +53,8 @@ impl Default for Policy {
     }
 }
 
+/// So many databases or fewer are a few.
+pub const FEW: usize = 64;
 /// With more awake than this they are parked sooner, in proportion.
 const AWAKE_EASY: usize = 16;
 /// Processor time that one look at a file takes, about, and the part of a processor that all looks together may take.
@@ -72,18 +74,29 @@ pub struct Rest {
     pub all_done: bool,
 }
 
-/// Whether it is time to park a database. `park_after` is that of [`park_after`].
-pub fn may_park(policy: &Policy, rest: &Rest, park_after: Duration) -> bool {
-    // One that was opened to be compared, or because a file was touched, has no more to do.
-    let patience = if rest.has_written { park_after } else { Duration::ZERO };
-    rest.all_done && rest.bytes <= policy.bytes_max && rest.quiet >= patience
+/// How long a database must have been quiet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Patience {
+    /// One that has had a commit since it was opened.
+    pub written: Duration,
+    /// One that was opened to be compared, or because a file was touched.
+    pub in_vain: Duration,
 }
 
-/// How long a database must have been quiet, with so many awake.
-pub fn park_after(policy: &Policy, awake: usize) -> Duration {
+/// The patience with `databases` in the process, so many of which are awake.
+pub fn patience(policy: &Policy, databases: usize, awake: usize) -> Patience {
     let shortened = policy.after * u32::try_from(AWAKE_EASY).expect("a small number")
         / u32::try_from(awake.max(AWAKE_EASY)).unwrap_or(u32::MAX);
-    shortened.max(policy.after_min)
+    let written = shortened.max(policy.after_min);
+    // Whoever starts a few is about to use them, and each commit is to be a restore point.
+    let in_vain = if databases <= FEW { policy.after } else { Duration::ZERO };
+    Patience { written, in_vain }
+}
+
+/// Whether it is time to park a database.
+pub fn may_park(policy: &Policy, rest: &Rest, patience: Patience) -> bool {
+    let patience = if rest.has_written { patience.written } else { patience.in_vain };
+    rest.all_done && rest.bytes <= policy.bytes_max && rest.quiet >= patience
 }
 
 /// Whether both files were last changed so long ago that a later change gets another time.
@@ -128,9 +141,11 @@ mod tests {
     #[test]
     fn only_what_has_nothing_left_to_do_is_parked() {
         let policy = Policy::default();
-        let may_park = |rest: &Rest| super::may_park(&policy, rest, policy.after);
+        let may_park = |rest: &Rest| super::may_park(&policy, rest, patience(&policy, 1000, 1));
         assert!(may_park(&rest(60, true)) && !may_park(&rest(59, true)));
         assert!(may_park(&rest(0, false)), "opened in vain");
+        let few = patience(&policy, FEW, 1);
+        assert!(!super::may_park(&policy, &rest(59, false), few) && super::may_park(&policy, &rest(60, false), few));
         assert!(!may_park(&Rest { all_done: false, ..rest(100, false) }));
         assert!(!may_park(&Rest { bytes: policy.bytes_max + 1, ..rest(100, true) }));
     }
@@ -138,10 +153,9 @@ mod tests {
     #[test]
     fn many_awake_are_parked_sooner_and_looks_are_bounded() {
         let policy = Policy::default();
-        assert_eq!(park_after(&policy, 0), policy.after);
-        assert_eq!(park_after(&policy, 16), policy.after);
-        assert_eq!(park_after(&policy, 32), policy.after / 2);
-        assert_eq!(park_after(&policy, 1_000_000), policy.after_min);
+        let written = |awake| patience(&policy, 1_000_000, awake).written;
+        assert_eq!([0, 16, 32].map(written), [policy.after, policy.after, policy.after / 2]);
+        assert_eq!(written(1_000_000), policy.after_min);
         assert_eq!(look_interval(1, Duration::from_secs(1)), Duration::from_secs(1));
         assert_eq!(look_interval(10_000, Duration::from_secs(1)), Duration::from_secs(160));
     }

@@ -80,6 +80,9 @@ impl Turns<'_> {
         std::thread::sleep(TURN);
         self.handle.begin_read()?;
         self.since.set(Instant::now());
+        if self.handle.has_moved()? {
+            return Err(HandleError::Changed);
+        }
         match Mark::read(self.handle, self.path) {
             Ok((mark, _)) if mark == self.mark => Ok(()),
             _ => Err(HandleError::Changed),
@@ -117,7 +120,7 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
             return Err(SessionEnd::BeginAgain("the state folder was removed".to_owned()));
         }
         if handle.has_moved()? {
-            return Ok(SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned()));
+            return Ok(moved());
         }
         match follower.look(thread, stop.is_some()) {
             // Also the last look before a stop waits for its moment, as long as there is somebody to upload what it finds.
@@ -138,6 +141,7 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
             Ok(Looked::Nothing) if kept_out.is_some() => thread.status.set_state(State::Replicating),
             Ok(Looked::Nothing) => {}
             Ok(Looked::OtherMode) => return Ok(SessionEnd::Reopen),
+            Ok(Looked::Moved) => return Ok(moved()),
             Err(end) => return Err(end),
         }
         kept_out = None;
@@ -169,6 +173,10 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
     }
 }
 
+fn moved() -> SessionEnd {
+    SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned())
+}
+
 /// What one look found.
 enum Looked {
     /// Nothing was written since the last capture.
@@ -177,6 +185,8 @@ enum Looked {
     Captured,
     /// The database is in WAL mode by now.
     OtherMode,
+    /// Another file lies at the path, or none.
+    Moved,
 }
 
 impl Follower<'_> {
@@ -222,6 +232,11 @@ impl Follower<'_> {
 
     fn look_locked(&mut self, thread: &mut CaptureThread, hold: bool) -> Result<Looked, SessionEnd> {
         let path = thread.config.path.clone();
+        // Asked with the lock: SQLite has looked for a hot journal by its name. Where the database's name was gone by then, or is gone now,
+        // there may have been one, and this file holds a transaction that never ended.
+        if self.handle.has_moved()? {
+            return Ok(Looked::Moved);
+        }
         let (mark, header) = Mark::read(self.handle, &path)?;
         if header.is_wal() {
             return Ok(Looked::OtherMode);

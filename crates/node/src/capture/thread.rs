@@ -7,16 +7,15 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rhyolite_format::state::parked::DatabaseMark;
 use rhyolite_format::state::{LocalState, WalPosition};
 use rhyolite_format::{Pos, Seq, Txid};
-use rhyolite_logic::park::{self, Rest};
+use rhyolite_logic::park::{self, Patience, Rest};
 use rhyolite_logic::tail::{self, Captured, Live};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -180,8 +179,24 @@ pub struct CaptureThread {
 pub struct Parking {
     /// The rules.
     pub policy: park::Policy,
-    /// Milliseconds without a commit after which a database is parked, with as many awake as there are.
-    pub after_ms: AtomicU64,
+    /// How long a database must have been quiet, with as many as there are and as many awake as are.
+    patience: Mutex<Patience>,
+}
+
+impl Parking {
+    /// For one database, to begin with.
+    pub fn new(policy: park::Policy) -> Self {
+        Self { policy, patience: Mutex::new(park::patience(&policy, 1, 1)) }
+    }
+
+    /// There are more by now, or fewer.
+    pub fn set(&self, patience: Patience) {
+        *self.patience.lock().unwrap_or_else(PoisonError::into_inner) = patience;
+    }
+
+    fn patience(&self) -> Patience {
+        *self.patience.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// How the thread is connected.
@@ -432,7 +447,7 @@ impl CaptureThread {
             && self.snapshot_begun.is_none()
             && !self.has_unsent();
         let rest = Rest { quiet, has_written, bytes: self.database_bytes(), all_done };
-        park::may_park(&parking.policy, &rest, Duration::from_millis(parking.after_ms.load(Ordering::Relaxed)))
+        park::may_park(&parking.policy, &rest, parking.patience())
     }
 
     /// What the files look like, if they were last changed so long ago that a later change shows.

@@ -23,7 +23,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -70,8 +69,6 @@ const AWAKE_MAX: usize = 8_000;
 /// Memory is given back to the system when so many databases were parked, or all are, but not more often than this.
 const PARKED_MAX: usize = 200;
 const GIVE_BACK_GAP: Duration = Duration::from_secs(1);
-/// With so many databases or fewer the store is asked about each at a start, also about those that have not changed.
-const ASK_ALL_MAX: usize = 64;
 
 /// What to replicate.
 #[derive(Clone, Debug)]
@@ -120,7 +117,7 @@ pub async fn run(
         waking: Arc::new(Semaphore::new(WAKING_MAX)),
         uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
         leases: Arc::default(),
-        parking: Arc::new(Parking { policy: options.parking, after_ms: AtomicU64::new(millis(options.parking.after)) }),
+        parking: Arc::new(Parking::new(options.parking)),
         awake: 0,
         awake_max,
         parked_since: 0,
@@ -230,7 +227,7 @@ impl Supervisor {
 
     /// Puts new databases where they belong: those that are as they were when they were parked to the watcher, others in line.
     async fn place(&mut self, ids: Vec<DatabaseId>) {
-        let trust = self.members.len() > ASK_ALL_MAX;
+        let trust = self.members.len() > park::FEW;
         let wanted = |id: &DatabaseId| self.members.get(id).map(|m| (*id, m.source.config(), Arc::clone(&m.status)));
         let wanted: Vec<_> = ids.iter().filter_map(wanted).collect();
         let watcher = Arc::clone(&self.watcher);
@@ -446,8 +443,8 @@ impl Supervisor {
     }
 
     fn note_awake(&self) {
-        let after = park::park_after(&self.parking.policy, self.awake);
-        self.parking.after_ms.store(millis(after), Ordering::Relaxed);
+        let patience = park::patience(&self.parking.policy, self.members.len(), self.awake);
+        self.parking.set(patience);
     }
 
     fn note_ended(&mut self, ended: Result<Life, tokio::task::JoinError>) {
@@ -642,10 +639,6 @@ impl Source {
             Self::Found(folder, path) => folder.database(path),
         }
     }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// How many databases may be awake: as many as there are descriptors for, after asking for all that we may have.
