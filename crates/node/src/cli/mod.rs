@@ -32,6 +32,8 @@ mod plan;
 mod policy;
 mod probe;
 mod prune;
+#[cfg(target_os = "linux")]
+mod mount;
 mod replicate;
 mod restore;
 mod restore_all;
@@ -57,6 +59,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Replicate(Box<replicate::ReplicateArgs>),
+    #[cfg(target_os = "linux")]
+    Mount(Box<mount::MountArgs>),
     Restore(restore::RestoreArgs),
     Status(status::StatusArgs),
     Log(log::LogArgs),
@@ -125,6 +129,8 @@ fn double_dash(command: &clap::Command) -> impl Fn(OsString) -> OsString + use<>
 fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Command::Replicate(args) => return replicate::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Mount(args) => return mount::run(&args),
         Command::Restore(args) => restore::run(&args)?,
         Command::Status(args) => status::run(&args)?,
         Command::Log(args) => log::run(&args)?,
