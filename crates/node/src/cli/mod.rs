@@ -26,14 +26,14 @@ mod import;
 mod info;
 mod log;
 mod ltx;
+#[cfg(target_os = "linux")]
+mod mount;
 pub mod output;
 mod pin;
 mod plan;
 mod policy;
 mod probe;
 mod prune;
-#[cfg(target_os = "linux")]
-mod mount;
 mod replicate;
 mod restore;
 mod restore_all;

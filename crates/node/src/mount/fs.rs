@@ -25,11 +25,10 @@ use fuser::{
     InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use rhyolite_logic::pick::is_state_folder;
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType as Kind, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 
 use super::database::Verdict;
-use super::nodes::{Node, Nodes, kind};
+use super::nodes::{Node, Nodes, is_hidden, kind};
 use crate::capture::commits::CommitLines;
 
 /// How long the kernel may believe what it was told: every change comes through it.
@@ -142,13 +141,16 @@ impl Mirror {
         found.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
     }
 
-    fn look_up(&self, parent: INodeNo, name: &OsStr) -> io::Result<FileAttr> {
-        refuse_state_folder(name, libc::ENOENT)?;
+    fn look_up(&self, parent: INodeNo, name: &OsStr) -> io::Result<(Arc<Node>, FileAttr)> {
         let (node, attributes) = self.nodes.look_up(parent, name)?;
         if attributes.kind == FileType::RegularFile && Role::of(name) == Role::Journal {
             self.look_at_journal(parent, name, &node);
         }
-        Ok(attributes)
+        Ok((node, attributes))
+    }
+
+    fn is_ours(&self, parent: INodeNo, name: &OsStr) -> bool {
+        is_hidden(name) || self.nodes.get(parent).is_ok_and(|folder| folder.is_ours)
     }
 
     /// A journal may be there from before the mount.
@@ -176,6 +178,7 @@ impl Mirror {
         }
         let shared = (role == Role::Shared).then(|| self.backing(&node, &file, backing)).flatten();
         let flags = match role {
+            _ if node.is_ours => FopenFlags::FOPEN_DIRECT_IO,
             Role::Journal => FopenFlags::FOPEN_DIRECT_IO,
             Role::Shared if shared.is_some() => FopenFlags::empty(),
             Role::Shared | Role::Plain => FopenFlags::FOPEN_KEEP_CACHE,
@@ -229,7 +232,7 @@ impl Mirror {
 
     fn create_file(&self, request: &Request, place: (INodeNo, &OsStr), mode: Mode, flags: i32) -> io::Result<Made> {
         let (parent, name) = place;
-        refuse_state_folder(name, libc::EACCES)?;
+        refuse_state_folder(name)?;
         let folder = self.nodes.get(parent)?;
         let more = OFlags::from_bits_truncate(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
@@ -330,13 +333,14 @@ struct Entered {
     backing: Option<Arc<BackingId>>,
 }
 
-/// Our own state folders lie behind the mount, and are not shown.
-fn is_hidden(name: &OsStr) -> bool {
-    name.to_str().is_some_and(is_state_folder)
+/// State folders are made by us alone.
+fn refuse_state_folder(name: &OsStr) -> io::Result<()> {
+    if is_hidden(name) { Err(io::Error::from_raw_os_error(libc::EACCES)) } else { Ok(()) }
 }
 
-fn refuse_state_folder(name: &OsStr, errno: i32) -> io::Result<()> {
-    if is_hidden(name) { Err(io::Error::from_raw_os_error(errno)) } else { Ok(()) }
+/// How long the kernel may believe what it is told of a file.
+fn ttl(node: &Node) -> &'static Duration {
+    if node.is_ours { &Duration::ZERO } else { &TTL }
 }
 
 fn timestamp(time: Option<TimeOrNow>) -> Timespec {
@@ -386,9 +390,11 @@ impl Filesystem for Mirror {
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match self.look_up(parent, name) {
-            Ok(attributes) => reply.entry(&TTL, &attributes, Generation(0)),
+            Ok((node, attributes)) => reply.entry(ttl(&node), &attributes, Generation(0)),
             // The kernel remembers that too: SQLite asks for a journal at every transaction.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => reply.entry(&TTL, &ABSENT, Generation(0)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && !self.is_ours(parent, name) => {
+                reply.entry(&TTL, &ABSENT, Generation(0))
+            }
             Err(error) => reply.error(Errno::from(error)),
         }
     }
@@ -398,8 +404,8 @@ impl Filesystem for Mirror {
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        let found = self.nodes.get(inode).and_then(|node| self.nodes.attributes(&node));
-        answer!(reply, found, attributes => reply.attr(&TTL, &attributes));
+        let found = self.nodes.get(inode).and_then(|node| Ok((self.nodes.attributes(&node)?, node)));
+        answer!(reply, found, (attributes, node) => reply.attr(ttl(&node), &attributes));
     }
 
     fn setattr(
@@ -457,7 +463,7 @@ impl Filesystem for Mirror {
         reply: ReplyEntry,
     ) {
         let make = || -> io::Result<FileAttr> {
-            refuse_state_folder(name, libc::EACCES)?;
+            refuse_state_folder(name)?;
             let folder = self.nodes.get(parent)?;
             let kind = Kind::from_raw_mode(bits);
             rustix::fs::mknodat(&folder.fd, name, kind, mode(bits, umask), u64::from(rdev))?;
@@ -468,7 +474,7 @@ impl Filesystem for Mirror {
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, bits: u32, umask: u32, reply: ReplyEntry) {
         let make = || -> io::Result<FileAttr> {
-            refuse_state_folder(name, libc::EACCES)?;
+            refuse_state_folder(name)?;
             rustix::fs::mkdirat(&self.nodes.get(parent)?.fd, name, mode(bits, umask))?;
             self.made(request, parent, name)
         };
@@ -485,7 +491,7 @@ impl Filesystem for Mirror {
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let make = || -> io::Result<FileAttr> {
-            refuse_state_folder(name, libc::EACCES)?;
+            refuse_state_folder(name)?;
             rustix::fs::symlinkat(target, &self.nodes.get(parent)?.fd, name)?;
             self.made(request, parent, name)
         };
@@ -503,7 +509,7 @@ impl Filesystem for Mirror {
         reply: ReplyEmpty,
     ) {
         let rename = || -> io::Result<()> {
-            refuse_state_folder(new_name, libc::EACCES)?;
+            refuse_state_folder(new_name)?;
             let (from, to) = (self.nodes.get(parent)?, self.nodes.get(new_parent)?);
             let flags = rustix::fs::RenameFlags::from_bits_truncate(flags.bits());
             rustix::fs::renameat_with(&from.fd, name, &to.fd, new_name, flags)?;
@@ -516,7 +522,7 @@ impl Filesystem for Mirror {
 
     fn link(&self, _: &Request, inode: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
         let link = || -> io::Result<FileAttr> {
-            refuse_state_folder(new_name, libc::EACCES)?;
+            refuse_state_folder(new_name)?;
             let (node, folder) = (self.nodes.get(inode)?, self.nodes.get(new_parent)?);
             rustix::fs::linkat(CWD, proc_path(&node), &folder.fd, new_name, AtFlags::SYMLINK_FOLLOW)?;
             self.nodes.look_up(new_parent, new_name).map(|(_, attributes)| attributes)

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{FileAttr, FileType, INodeNo};
+use rhyolite_logic::pick::is_state_folder;
 use rustix::fs::{AtFlags, FileType as Kind, Mode, OFlags, Stat, fstat, open, openat, statat};
 
 use super::database::Database;
@@ -23,6 +24,8 @@ pub(super) struct Node {
     pub(super) fd: OwnedFd,
     /// Number of the inode.
     pub(super) inode: u64,
+    /// It is a state folder of ours, or lies in one: it changes behind the kernel's back.
+    pub(super) is_ours: bool,
     /// What is known of it as a database.
     pub(super) database: Arc<Database>,
     place: Mutex<Place>,
@@ -72,7 +75,7 @@ impl Nodes {
         let stat = fstat(&root)?;
         let place = Mutex::new(Place { parent: INodeNo::ROOT.0, name: OsString::new() });
         let database = Arc::default();
-        let root = Arc::new(Node { fd: root.into(), inode: INodeNo::ROOT.0, database, place });
+        let root = Arc::new(Node { fd: root.into(), inode: INodeNo::ROOT.0, is_ours: false, database, place });
         Ok(Self { root, device: stat.st_dev, known: Mutex::default() })
     }
 
@@ -99,10 +102,11 @@ impl Nodes {
             return Err(io::Error::from_raw_os_error(libc::EXDEV));
         }
         let place = Place { parent: parent.0, name: name.to_owned() };
+        let is_ours = folder.is_ours || is_hidden(name);
         let mut known = self.lock();
         let entry = known.entry(stat.st_ino).or_insert_with(|| {
             let (database, place) = (Arc::default(), Mutex::new(place.clone()));
-            Known { node: Arc::new(Node { fd, inode: stat.st_ino, database, place }), lookups: 0 }
+            Known { node: Arc::new(Node { fd, inode: stat.st_ino, is_ours, database, place }), lookups: 0 }
         });
         entry.lookups += 1;
         *entry.node.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
@@ -140,6 +144,11 @@ impl Nodes {
         attributes.ino = INodeNo(node.inode);
         Ok(attributes)
     }
+}
+
+/// State folders lie behind the mount, and are not listed in front of it.
+pub(super) fn is_hidden(name: &OsStr) -> bool {
+    name.to_str().is_some_and(is_state_folder)
 }
 
 fn time(seconds: i64, nanoseconds: i64) -> SystemTime {

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use rhyolite_logic::pick::{Pattern, Pick, is_pattern};
 
 use super::{DatabaseFile, absolute, apply_settings};
+use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
 use crate::config::settings::Settings;
-use crate::config::DatabaseConfig;
 
 /// The folder that an entry stands for; `None` when it names one database.
 pub(super) fn resolve(file: &DatabaseFile, defaults: &Settings) -> Result<Option<FolderConfig>, String> {
