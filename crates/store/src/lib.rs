@@ -19,7 +19,7 @@
 //!
 //! What each backend is tested against: directories on a real file system; S3 on moto's server; Azure on Azurite; SFTP on
 //! OpenSSH; WebDAV on wsgidav, Apache and nginx. There is no Google Cloud Storage server in the package registries that honours
-//! conditional writes, so that backend is untested here beyond what it shares with the other two.
+//! conditional writes: that backend is tested on a stand-in, written from Google's reference (`tests/gcs_server.py`).
 
 mod asking;
 mod capabilities;

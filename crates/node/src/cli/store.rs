@@ -103,6 +103,7 @@ pub(super) fn failure(what: &str, error: &RestoreError) -> Failure {
         RestoreError::Plan(error) => plan_status(error),
         RestoreError::Damaged { .. }
         | RestoreError::Missing { .. }
+        | RestoreError::Hole { .. }
         | RestoreError::Contradiction { .. }
         | RestoreError::PageMissing { .. }
         | RestoreError::WrongPage { .. }
@@ -148,6 +149,11 @@ fn text(error: &RestoreError) -> String {
             format_utc(*first),
             format_utc(*last)
         ),
+        RestoreError::Hole { damage, last: Some((last, time)) } => format!(
+            "{}; what was committed before can be restored, up to TXID {last} of {} (--txid {last})",
+            chain(damage),
+            format_utc(*time)
+        ),
         RestoreError::Io { action, path, source } => format!("{action} {}: {}", path.display(), io_text(source)),
         error => chain(error),
     }
@@ -161,9 +167,10 @@ fn advice(error: &RestoreError) -> &'static str {
             ": --nearest takes the nearest of them"
         }
         RestoreError::Plan(PlanError::NotAPoint { .. }) => ": `rhyolite log` shows all",
-        RestoreError::WrongChecksum { .. } | RestoreError::Damaged { .. } | RestoreError::Missing { .. } => {
-            ": `rhyolite verify` shows what can still be restored"
-        }
+        RestoreError::WrongChecksum { .. }
+        | RestoreError::Damaged { .. }
+        | RestoreError::Missing { .. }
+        | RestoreError::Hole { .. } => ": `rhyolite verify` shows what can still be restored",
         _ => "",
     }
 }

@@ -16,8 +16,9 @@ use rhyolite_format::identity::Identity;
 use rhyolite_format::manifest::Manifest;
 use rhyolite_format::segment::{self, Segment, SegmentHeader, SegmentKind};
 use rhyolite_format::{Epoch, Lineage, Nonce, Seq, Txid, keys};
+use rhyolite_logic::Target;
 use rhyolite_logic::log::LogSegment;
-use rhyolite_logic::restore_plan::BundleIndex;
+use rhyolite_logic::restore_plan::{BundleIndex, PlanError, points};
 use tokio::task::JoinHandle;
 
 use super::base::Base;
@@ -131,6 +132,24 @@ impl Catalog {
             }
             seq = seq.next();
         }
+    }
+
+    /// An error if damage was collected and the target may lie in it or behind it. A time lies before it if a commit before the damage is
+    /// later than that; where the clock ran backwards behind the damage, the plan finds that out.
+    pub(crate) fn refuse_beyond_damage(&mut self, target: Target) -> Result<(), RestoreError> {
+        if self.damage.is_empty() {
+            return Ok(());
+        }
+        let damage = self.damage.swap_remove(0);
+        let sound = self.log.iter().position(|segment| segment.size == 0).unwrap_or(self.log.len());
+        let known = points(&self.manifest, &self.log[..sound], &[]).map_err(PlanError::from)?;
+        let last = known.last().map(|point| (point.pos.txid, point.time));
+        let is_before = match (target, last) {
+            (Target::Txid(txid), Some((last, _))) => txid <= last,
+            (Target::Time(time) | Target::TimeNearest(time), Some((_, last))) => time < last,
+            (Target::Latest, _) | (_, None) => false,
+        };
+        if is_before { Ok(()) } else { Err(RestoreError::Hole { damage: Box::new(damage), last }) }
     }
 
     /// Forgets everything before a state, as if the log began there.

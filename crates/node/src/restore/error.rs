@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rhyolite_format::{Checksum, DecodeError, Lineage, PageNumber, Pos, Txid};
+use rhyolite_format::{Checksum, DecodeError, Lineage, PageNumber, Pos, Timestamp, Txid};
 use rhyolite_logic::litestream3_plan::OldPlanError;
 use rhyolite_logic::restore_plan::PlanError;
 use rhyolite_logic::store_kind::Ambiguous;
@@ -38,6 +38,13 @@ pub enum RestoreError {
     Missing {
         /// The object, relative to the database's prefix.
         key: String,
+    },
+    /// An object of the log is missing or damaged, and the wanted state may lie behind it.
+    Hole {
+        /// What is wrong.
+        damage: Box<RestoreError>,
+        /// The last restore point before it, and its time, if there is one.
+        last: Option<(Txid, Timestamp)>,
     },
     /// Two objects that cannot both be right.
     Contradiction {
@@ -170,6 +177,10 @@ impl fmt::Display for RestoreError {
             Self::Store(e) => e.fmt(f),
             Self::Damaged { key, source } => write!(f, "{key} is damaged: {source}"),
             Self::Missing { key } => write!(f, "{key} is missing from the store"),
+            Self::Hole { damage, last: None } => damage.fmt(f),
+            Self::Hole { damage, last: Some((last, _)) } => {
+                write!(f, "{damage}; the last restore point before it is TXID {last}")
+            }
             Self::Contradiction { key, detail } => write!(f, "{key} does not fit: {detail}"),
             Self::Plan(e) => e.fmt(f),
             Self::OldPlan(e) => e.fmt(f),
@@ -209,6 +220,7 @@ impl std::error::Error for RestoreError {
         match self {
             Self::Store(e) => Some(e),
             Self::Damaged { source, .. } => Some(source),
+            Self::Hole { damage, .. } => damage.source(),
             Self::Plan(e) => Some(e),
             Self::OldPlan(e) => Some(e),
             Self::Ambiguous { found, .. } => Some(found),

@@ -181,13 +181,14 @@ pub(crate) fn refuse_existing(path: &Path, existing: Existing) -> Result<(), Res
     }
 }
 
-/// Reads the catalog and plans.
+/// Reads the catalog and plans. Damage to the log after the target is no hindrance.
 async fn find_plan(reader: &Arc<Reader>, target: Target) -> Result<(Catalog, RestorePlan), RestoreError> {
     let until = match target {
         Target::Txid(txid) => Some(txid),
         Target::Latest | Target::Time(_) | Target::TimeNearest(_) => None,
     };
-    let catalog = Catalog::load(reader, until, OnDamage::Refuse).await?;
+    let mut catalog = Catalog::load(reader, until, OnDamage::Collect).await?;
+    catalog.refuse_beyond_damage(target)?;
     let plan = plan_in(reader, &catalog, &mut Vec::new(), target).await?;
     Ok((catalog, plan))
 }

@@ -9,15 +9,17 @@ use rhyolite_format::lease::{DurablePos, LeaseRecord, LeaseState};
 use rhyolite_format::manifest::{FileKind, Manifest, ManifestFile};
 use rhyolite_format::segment::{Segment, SegmentHeader, encode_index};
 use rhyolite_format::{Epoch, Format1, Lineage, Nonce, Pos, Seq, Timestamp, keys};
+use rhyolite_logic::Target;
 use rhyolite_logic::history_plan::Duty;
 use rhyolite_node::history::{HistoryOptions, maintain};
 use rhyolite_node::progress::Silent;
+use rhyolite_node::restore::RestoreError;
 use rhyolite_node::verify::{Damage, Depth, VerifyOptions, verify};
 use rhyolite_store::{Directory, Store};
 
 use crate::history::policy;
 use crate::history_builder::{History, START, TICK};
-use crate::restore::write_some;
+use crate::restore::{Outputs, write_some};
 
 /// The epoch under which a sample is written: there is one before it.
 fn epoch() -> Epoch {
@@ -224,6 +226,48 @@ async fn missing() {
     sample.remove(&sample.retired());
     sample.put_lease(epoch(), Some(sample.history.states[&sample.file(FileKind::Bundle).max_txid].pos));
     sample.check_sound().await;
+}
+
+/// Damage to the log takes nothing from who asks for an earlier state, by TXID or by time; and who asks for a later one is told how far it
+/// goes.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_lies_before_a_hole_is_restored() {
+    let sample = Sample::new().await;
+    let outputs = Outputs::new();
+    let states = &sample.history.states;
+    let first_live = Segment::decode(&sample.get(&sample.live(0))).unwrap();
+    let known = first_live.entries.last().unwrap().max_txid;
+    let mut kept = Vec::new();
+    for (txid, state) in states.range(..=known) {
+        if outputs.restore(&sample.history.store, Target::Txid(*txid)).await.is_ok() {
+            kept.push((*txid, state));
+        }
+    }
+    assert!(kept.len() > 10, "{}", kept.len());
+    for bytes in [None, Some(b"what is no segment".to_vec())] {
+        let hole = sample.live(1);
+        match bytes {
+            Some(bytes) => sample.put(&hole, &bytes),
+            None => sample.remove(&hole),
+        }
+        for (txid, state) in &kept {
+            let before = outputs.restore(&sample.history.store, Target::Txid(*txid)).await.unwrap();
+            assert!(before.1 == state.image, "{txid}");
+            if *txid < known {
+                let at = outputs.restore(&sample.history.store, Target::Time(state.time)).await.unwrap();
+                assert!(at.1 == state.image, "{txid}");
+            }
+        }
+        // The hole may hold a commit of the same time.
+        let end = Timestamp(sample.end);
+        let behind = [Target::Time(states[&known].time), Target::TimeNearest(end), Target::Time(end), Target::Latest];
+        for target in behind.into_iter().chain([Target::Txid(known.next()), Target::Txid(sample.history.last())]) {
+            let error = outputs.restore(&sample.history.store, target).await.unwrap_err();
+            let RestoreError::Hole { damage, last } = &error else { panic!("{target:?}: {error}") };
+            assert!(damage.to_string().contains(&hole), "{damage}");
+            assert_eq!(*last, Some((known, states[&known].time)), "{target:?}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

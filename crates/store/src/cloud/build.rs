@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
-use object_store::{BackoffConfig, Certificate, ClientOptions, HeaderMap, HeaderValue, ObjectStore, RetryConfig};
+use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::{
+    BackoffConfig, Certificate, ClientOptions, HeaderMap, HeaderValue, ObjectStore, RetryConfig,
+    StaticCredentialProvider,
+};
 
 use super::profile;
 use super::provider::Provider;
@@ -285,10 +288,16 @@ fn config_key<K: std::str::FromStr>(variable: &str) -> K {
 fn gcs(url: &mut StoreUrl, environment: &Environment) -> Result<Cloud, StoreError> {
     let endpoint = url.take(&["endpoint"]).or_else(|| environment.get("GOOGLE_BASE_URL"));
     let common = Common::take(url, environment, endpoint.as_deref())?;
+    let anonymous = url.take_flag(&["anonymous"])?.unwrap_or(false);
     let mut builder = GoogleCloudStorageBuilder::new()
         .with_bucket_name(&url.host)
-        .with_skip_signature(url.take_flag(&["anonymous"])?.unwrap_or(false))
+        .with_skip_signature(anonymous)
         .with_http_connector(WatchingConnector);
+    if anonymous {
+        // The library looks for credentials when it writes, whatever it was told.
+        let nobody = GcpCredential { bearer: String::new() };
+        builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(nobody)));
+    }
     if let Some(endpoint) = &endpoint {
         builder = builder.with_base_url(endpoint);
     }

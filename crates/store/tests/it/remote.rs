@@ -6,14 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rhyolite_store::suite::SuiteSize;
+use rhyolite_store::suite::{self, SuiteSize};
 use rhyolite_store::{
     Environment, RetryPolicy, Retrying, Store, StoreError, StoreErrorKind as Kind, StoreOptions, open,
 };
 
 use crate::conformance::check;
 use crate::proxy::{Act, Proxy};
-use crate::servers::{Server, azurite, make_bucket, make_container, moto};
+use crate::servers::{Server, azurite, gcs, make_bucket, make_container, moto};
 
 fn options(variables: &[(&str, &str)]) -> StoreOptions {
     let variables = variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
@@ -96,6 +96,40 @@ async fn azure_conforms() {
     let url = format!("abs://devstoreaccount1@{container}/p?endpoint={endpoint}");
     let store = open(&url, &options(&[("AZURE_STORAGE_KEY", key)])).unwrap();
     check(store, remote_size()).await;
+}
+
+fn google(server: &Server) -> Arc<dyn Store> {
+    let url = format!("gs://bucket/some/prefix?endpoint=http://127.0.0.1:{}&anonymous=true", server.port);
+    open(&url, &options(&[])).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn google_conforms() {
+    let Some(server) = gcs(&[]) else { return };
+    check(google(&server), remote_size()).await;
+}
+
+/// The service takes one write of a name a second and refuses others with 429: the same holds, later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn google_conforms_within_its_limit_of_writes() {
+    let Some(server) = gcs(&["--once-a-second"]) else { return };
+    let policy = RetryPolicy { attempts_max: 20, ..RetryPolicy::default() };
+    let store = Retrying::new(google(&server), policy);
+    check(Arc::new(store), SuiteSize { rounds: 1, racers: 2, listed: 20, upload_bytes: 9 << 20 }).await;
+}
+
+/// The suite would notice if our conditions did not reach the service, or if it did not heed them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn google_without_conditions_fails_the_suite() {
+    let Some(server) = gcs(&["--ignore-conditions"]) else { return };
+    let size = SuiteSize { rounds: 2, racers: 4, listed: 20, upload_bytes: 100_000 };
+    let failures = suite::run(&google(&server), size).await;
+    // What needs no conditions works: it fails for the right reason.
+    assert!(failures.len() < 8, "{failures:#?}");
+    let noticed = |case: &str| failures.iter().any(|failure| failure.case == case);
+    for case in ["create never overwrites", "swap replaces only the expected version", "no swap is lost"] {
+        assert!(noticed(case), "{case}: {failures:#?}");
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
-//! Real servers for the tests: moto for S3, Azurite for Azure, OpenSSH for SFTP; wsgidav, Apache and nginx for WebDAV.
+//! Real servers for the tests: moto for S3, Azurite for Azure, OpenSSH for SFTP; wsgidav, Apache and nginx for WebDAV. For
+//! Google Cloud Storage there is none to be had: a stand-in after its documentation, `tests/gcs_server.py`.
 //!
 //! They are looked for where the environment says (`RHYOLITE_MOTO`, `RHYOLITE_AZURITE`, `RHYOLITE_SSHD`, `RHYOLITE_WSGIDAV`,
 //! `RHYOLITE_APACHE`, `RHYOLITE_NGINX`: paths of the programs), where Debian's packages put them, and where
@@ -93,6 +94,23 @@ pub(crate) fn azurite() -> Option<Arc<Server>> {
                 .into()
         })
     }))
+}
+
+/// A running stand-in for Google Cloud Storage, with options of `tests/gcs_server.py` and a bucket `bucket`. It needs Python 3.
+pub(crate) fn gcs(options: &[&str]) -> Option<Server> {
+    let python = Command::new("python3").arg("--version").stdout(Stdio::null()).status();
+    if !python.is_ok_and(|status| status.success()) {
+        assert!(std::env::var_os("RHYOLITE_REQUIRE_GCS").is_none(), "python3 is missing");
+        eprintln!("skipped: python3 is missing");
+        return None;
+    }
+    let program = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/gcs_server.py");
+    let server = start(&program, |port, _| {
+        let port = ["--port".to_owned(), port.to_string()];
+        port.into_iter().chain(options.iter().map(|option| (*option).to_owned())).collect()
+    });
+    make_bucket(server.port, "bucket");
+    Some(server)
 }
 
 /// A running OpenSSH server. The folder holds its key `host.pub`, a user's key `user`, and `srv` for the objects.
