@@ -31,7 +31,7 @@ const MEMORY_FILE: &str = "lease";
 const NONCES_KEPT: usize = 8;
 
 /// Whether there is a lease, and the store in which it lies.
-type Place = (bool, String);
+pub(crate) type Place = (bool, String);
 
 /// The leases that this process holds or waits for.
 #[derive(Debug, Default)]
@@ -61,7 +61,8 @@ pub(crate) struct Got {
     pub(crate) is_first: bool,
 }
 
-fn place(config: &DatabaseConfig) -> Place {
+/// Where the lease of a database lies.
+pub(crate) fn place(config: &DatabaseConfig) -> Place {
     let shared = config.lease.store.as_ref().filter(|_| config.lease.enabled);
     let url = shared.unwrap_or(&config.store);
     (config.lease.enabled, url.trim_end_matches('/').to_owned())

@@ -34,5 +34,6 @@ pub mod status;
 pub mod supervise;
 pub mod time;
 pub mod upload;
+mod uploads;
 pub mod verify;
 pub mod world;

@@ -45,15 +45,18 @@ use crate::random;
 use crate::status::{DatabaseStatus, DiffReason, State};
 use crate::supervise::control::Control;
 use crate::time;
+use crate::uploads::UploadTurns;
 
 mod drive;
 mod turn;
 
-pub(crate) use turn::Past;
+pub(crate) use turn::SharedPast;
 use turn::Turn;
 
 /// Messages that may wait for an uploader: a snapshot's pieces at most.
 const QUEUE: usize = 4;
+/// How long the right to be opened is held while a store is waited for.
+const HOLD_MAX: Duration = Duration::from_secs(1);
 /// Longest time between tries to reach the store at start.
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// Time before everything is compared again.
@@ -100,6 +103,13 @@ impl std::fmt::Display for ReplicateError {
 
 impl std::error::Error for ReplicateError {}
 
+impl ReplicateError {
+    /// Whether it may work later, although nothing has changed here that could be noticed.
+    pub(crate) fn may_pass(&self) -> bool {
+        matches!(self, Self::NotADatabase(_) | Self::Local(_) | Self::NotDurable(_))
+    }
+}
+
 /// A store that several databases share, and the prefix of one of them.
 pub(crate) type Below = (Arc<dyn Store>, String);
 
@@ -110,8 +120,7 @@ pub(crate) struct Commons {
     /// How long the last uploads may take after `stop`.
     pub(crate) stop_timeout: Duration,
     pub(crate) parking: Arc<Parking>,
-    /// The right to write to a store: so many writes of the process are on their way at a time.
-    pub(crate) uploads: Arc<Semaphore>,
+    pub(crate) uploads: Arc<UploadTurns>,
     pub(crate) leases: Arc<LeasePool>,
 }
 
@@ -138,7 +147,7 @@ pub(crate) struct Replication {
     /// By which the lives so far knew their segments.
     pub(crate) nonces: Vec<Nonce>,
     /// What this process has done under its rights so far.
-    pub(crate) past: Past,
+    pub(crate) past: SharedPast,
     /// This life begins although the process stops.
     pub(crate) is_last: bool,
     /// How the supervisor reaches it.
@@ -169,6 +178,8 @@ impl Replication {
         }
         loop {
             let outcome = match self.run_once().await? {
+                // Stopped before it had begun, with commits that are captured and not uploaded.
+                Ended::Stopped if self.has_unsent() => return self.run_last().await,
                 Ended::Stopped | Ended::Incomplete => Outcome::Stopped,
                 Ended::Parked(mark) if self.status.figures().local.is_none() => Outcome::Absent(mark),
                 Ended::Parked(mark) => Outcome::Parked(mark),
@@ -185,6 +196,11 @@ impl Replication {
             };
             return Ok(outcome);
         }
+    }
+
+    /// Whether there is something to upload, and the right to it may be had.
+    fn has_unsent(&self) -> bool {
+        self.status.look(|f| f.local.is_some() && f.pending_since.is_some() && !f.standby)
     }
 
     /// One more life, although the process stops: nobody knows what the life before this has left undone.
@@ -218,9 +234,18 @@ impl Replication {
             return Ok(ended);
         }
         let known = restart::lineage(&self.config.meta_path);
-        tokio::select! {
-            checked = self.check_history(&store, known) => checked?,
-            () = self.stopped() => return Ok(Ended::Stopped),
+        let permit = self.opening.take();
+        let checked = async {
+            tokio::select! {
+                checked = self.check_history(&store, known) => Some(checked),
+                () = self.stopped() => None,
+            }
+        };
+        let (checked, permit) = hold_for_a_while(permit, checked).await;
+        let Some(checked) = checked else { return Ok(Ended::Stopped) };
+        checked?;
+        if !self.take_back(permit).await {
+            return Ok(Ended::Stopped);
         }
         let lease = self.lease()?;
         let Some(turn) = self.wait_for_turn(&lease).await? else { return Ok(Ended::Stopped) };
@@ -311,20 +336,26 @@ impl Replication {
         Ok((parked, local))
     }
 
-    /// Looks after what the store keeps of a database that is parked. `true` when only a snapshot of the database helps.
-    pub(crate) async fn look_after(&mut self) -> Result<bool, ReplicateError> {
+    /// Looks after what the store keeps of a database that is parked. `true` when only a snapshot of the database helps, `None` when the
+    /// right to write, or an answer of the store, was not to be had `within` this time.
+    pub(crate) async fn look_after(&mut self, within: Duration) -> Result<Option<bool>, ReplicateError> {
         let store = self.open_store()?;
         let lease = self.lease()?;
-        let Some(turn) = self.wait_for_turn(&lease).await? else { return Ok(false) };
-        let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(false) };
-        let known = restart::lineage(&self.config.meta_path);
-        let Some(end) = self.take_turn(&store, &turn, None, known).await? else { return Ok(false) };
+        let begin = async {
+            let Some(turn) = self.wait_for_turn(&lease).await? else { return Ok(None) };
+            let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(None) };
+            let known = restart::lineage(&self.config.meta_path);
+            let end = self.take_turn(&store, &turn, None, known).await?;
+            Ok(end.map(|end| (turn, meta_lock, end)))
+        };
+        let begun = tokio::time::timeout(within, begin).await.unwrap_or(Ok(None))?;
+        let Some((turn, meta_lock, end)) = begun else { return Ok(None) };
         let right = self.right(&store, &turn, end.and_then(|end| end.manifest_version));
         let wake = Wake::new().map_err(|e| self.local_error("watch", &e))?;
         let (capture, messages) = std::sync::mpsc::channel();
         self.keeper(&store, &right, &capture, &wake).look_if_due().await;
         drop(meta_lock);
-        Ok(messages.try_iter().any(|message| matches!(message, ToCapture::TakeSnapshot)))
+        Ok(Some(messages.try_iter().any(|message| matches!(message, ToCapture::TakeSnapshot))))
     }
 
     /// The lease under which the database is written.
@@ -447,6 +478,18 @@ impl Replication {
         true
     }
 
+    /// Takes the right to be opened back, or stands in line for it again. `false` when stopped before.
+    async fn take_back(&mut self, held: Held) -> bool {
+        match held {
+            Held::Never => true,
+            Held::Still(permit) => {
+                self.opening = Some(permit);
+                true
+            }
+            Held::GaveWay(line) => self.stand_in(Some(line)).await,
+        }
+    }
+
     /// Where the store's log ends; tries until the store answers. `None` when stopped before.
     async fn find_end(
         &mut self,
@@ -455,10 +498,18 @@ impl Replication {
     ) -> Result<Option<Option<LogEnd>>, ReplicateError> {
         let mut delay = Duration::from_millis(100);
         loop {
-            let found = tokio::select! {
-                found = log_end::find(store, Guards::ALL, hint) => found,
-                () = self.stopped() => return Ok(None),
+            let permit = self.opening.take();
+            let find = async {
+                tokio::select! {
+                    found = log_end::find(store, Guards::ALL, hint) => Some(found),
+                    () = self.stopped() => None,
+                }
             };
+            let (found, permit) = hold_for_a_while(permit, find).await;
+            let Some(found) = found else { return Ok(None) };
+            if !self.take_back(permit).await {
+                return Ok(None);
+            }
             let error = match found {
                 Ok(end) => return Ok(Some(end)),
                 Err(error) => error,
@@ -599,6 +650,29 @@ impl Replication {
     }
 }
 
+/// The right to be opened, after something that may have taken long.
+enum Held {
+    Never,
+    Still(OwnedSemaphorePermit),
+    /// It went to another database; here one stands in line for it.
+    GaveWay(Arc<Semaphore>),
+}
+
+/// Does something with the right to be opened in hand, but no longer than for [`HOLD_MAX`]: a store that hangs keeps no other database from
+/// its own.
+async fn hold_for_a_while<T>(permit: Option<OwnedSemaphorePermit>, work: impl Future<Output = T>) -> (T, Held) {
+    let Some(permit) = permit else { return (work.await, Held::Never) };
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        done = &mut work => return (done, Held::Still(permit)),
+        () = tokio::time::sleep(HOLD_MAX) => {}
+    }
+    let line = Arc::clone(permit.semaphore());
+    drop(permit);
+    (work.await, Held::GaveWay(line))
+}
+
 /// Whether the state folder is as it was when the database was parked with everything durable.
 fn goes_on(local: &LocalStart, parked: &Parked) -> bool {
     let Some(state) = &local.state else { return false };
@@ -646,7 +720,7 @@ pub(crate) fn open_store(
     config: &DatabaseConfig,
     base: Option<&Below>,
     status: &DatabaseStatus,
-    uploads: &Arc<Semaphore>,
+    uploads: &UploadTurns,
 ) -> Result<Arc<dyn Store>, ReplicateError> {
     let opened = match base {
         Some((base, prefix)) => base.sub(prefix),
@@ -659,9 +733,10 @@ pub(crate) fn open_store(
     }
     status.update(|f| f.store_warning = warning);
     let counted = Arc::new(Counted::new(store, Arc::clone(&status.requests)));
-    let paced = Arc::new(Paced::new(fencing::guarded(counted, &config.meta_path), Arc::clone(uploads)));
     let policy = RetryPolicy { attempts_max: 3, deadline: Duration::from_secs(30), ..RetryPolicy::default() };
-    Ok(Arc::new(Retrying::new(paced, policy)))
+    let retrying = Arc::new(Retrying::new(fencing::guarded(counted, &config.meta_path), policy));
+    // Outside: the time in which a write waits for its turn is none of the time in which the store has to answer.
+    Ok(Arc::new(Paced::new(retrying, uploads.of(&config.store))))
 }
 
 enum HeaderError {

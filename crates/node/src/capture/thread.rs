@@ -344,8 +344,11 @@ impl CaptureThread {
             if self.begin_again || self.is_state_gone() {
                 return Ended::BeginAgain;
             }
-            if let Some(mark) = parked.filter(|_| !self.stopping) {
-                return Ended::Parked(mark);
+            match parked {
+                Some(mark) if !self.stopping => return Ended::Parked(mark),
+                // It is to end: one more session captures what was committed since.
+                Some(_) => continue,
+                None => {}
             }
             if stopped {
                 return if captured { Ended::Stopped } else { Ended::Incomplete };

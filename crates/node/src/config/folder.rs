@@ -24,6 +24,11 @@ pub struct FolderConfig {
 }
 
 impl FolderConfig {
+    /// Whether a database at `path`, relative to the folder, is one of those that are meant.
+    pub fn takes(&self, path: &str) -> bool {
+        (self.recursive || !path.contains('/')) && self.pick.takes(path)
+    }
+
     /// The configuration of the database at `path`, relative to the folder.
     pub fn database(&self, path: &str) -> DatabaseConfig {
         let database = self.dir.join(path);

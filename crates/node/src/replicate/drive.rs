@@ -51,7 +51,7 @@ impl Replication {
                 writer,
                 right,
                 earlier: self.add_life(writer.nonce),
-                is_fenced: self.past.is_fenced(turn.epoch),
+                is_fenced: self.past().is_fenced(turn.epoch),
                 unnamed: Arc::clone(&unnamed),
                 first_seq: next_seq,
                 status: Arc::clone(&self.status),
@@ -97,10 +97,10 @@ impl Replication {
         outcome: Option<Ended>,
     ) -> Result<Ended, ReplicateError> {
         if let Some(epoch) = spoilt {
-            self.past.spoil(epoch);
+            self.past().spoil(epoch);
         }
         if uploaded == Some(UploadEnd::FenceFirst) {
-            self.past.require_fence();
+            self.past().require_fence();
         }
         match uploaded {
             _ if matches!(outcome, Some(Ended::Parked(_))) => Ok(outcome.expect("just matched")),

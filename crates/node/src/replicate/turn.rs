@@ -4,7 +4,7 @@
 //! for, unless the configuration says to exit, and the status says for whom.
 
 use std::fs::File;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rhyolite_format::lease::{LeaseRecord, LeaseState};
@@ -61,8 +61,11 @@ pub(crate) struct Past {
     outdone: Vec<Instant>,
 }
 
+/// The same, for all lives of one database: one that is cut off leaves what it has done.
+pub(crate) type SharedPast = Arc<Mutex<Past>>;
+
 impl Past {
-    /// An object that was begun under `epoch` may or may not get its name: nothing else may be called the same.
+    /// Objects were begun under `epoch` by another, or one of ours may or may not get its name: nothing else may be called the same.
     pub(super) fn spoil(&mut self, epoch: Epoch) {
         self.least = self.least.max(Some(epoch.next()));
     }
@@ -70,6 +73,10 @@ impl Past {
     /// Whether this process has fenced the log under `epoch`.
     pub(super) fn is_fenced(&self, epoch: Epoch) -> bool {
         self.fenced == Some(epoch)
+    }
+
+    fn must_fence_under(&self, turn: &Turn) -> bool {
+        (turn.is_seized && self.fenced != Some(turn.epoch)) || self.must_fence
     }
 
     /// The next life fences first.
@@ -112,10 +119,17 @@ impl Replication {
         }
     }
 
+    /// What was done so far. Never held while something is waited for.
+    pub(super) fn past(&self) -> MutexGuard<'_, Past> {
+        // Every change leaves it whole.
+        self.past.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Waits until we have the lease. `None` when stopped before.
     pub(super) async fn wait_for_turn(&mut self, lease: &LeaseHandle) -> Result<Option<Turn>, ReplicateError> {
         let mut holders = Holders::default();
-        if let Some(least) = self.past.least {
+        let least = self.past().least;
+        if let Some(least) = least {
             lease.require_epoch(least);
         }
         let mut line = None;
@@ -127,7 +141,7 @@ impl Replication {
                 _ if lease.right().is_none() => self.tell_problem(lease, &mut holders),
                 _ => {}
             }
-            let enough = lease.right().filter(|epoch| self.past.least.is_none_or(|least| *epoch >= least));
+            let enough = lease.right().filter(|epoch| least.is_none_or(|least| *epoch >= least));
             if let Some(epoch) = enough {
                 if line.is_some() {
                     // It may have been lost meanwhile.
@@ -217,32 +231,36 @@ impl Replication {
             return Err(self.wrong_lineage(&Decision::WrongLineage { local, store }));
         }
         let theirs = end.as_ref().and_then(|end| end.epoch).filter(|theirs| *theirs >= turn.epoch);
-        if let Some(theirs) = theirs.filter(|theirs| !(*theirs == turn.epoch && self.past.written == Some(*theirs))) {
+        let written = self.past().written;
+        if let Some(theirs) = theirs.filter(|theirs| !(*theirs == turn.epoch && written == Some(*theirs))) {
             self.note_outdone(turn, theirs)?;
             // Written under another lease, or under none; or the lease has passed on while we were not looking. The next writing of the
             // lease tells, and goes on from there.
-            self.past.least = self.past.least.max(Some(theirs.next()));
+            self.past().spoil(theirs);
             return Ok(None);
         }
-        let must_fence = (turn.is_seized && self.past.fenced != Some(turn.epoch)) || self.past.must_fence;
+        let must_fence = self.past().must_fence_under(turn);
         if let Some(end) = end.as_mut().filter(|end| must_fence && end.manifest.is_some()) {
             if !self.fence(store, turn, end).await? {
                 return Ok(None);
             }
-            self.past.must_fence = false;
+            self.past().must_fence = false;
         }
-        self.past.written = Some(turn.epoch);
+        self.past().written = Some(turn.epoch);
         Ok(Some(end))
     }
 
     /// Somebody wrote under `theirs`. While we have the lease that may not happen again and again.
     fn note_outdone(&mut self, turn: &Turn, theirs: Epoch) -> Result<(), ReplicateError> {
-        if self.past.written != Some(turn.epoch) {
+        let mut past = self.past();
+        if past.written != Some(turn.epoch) {
             return Ok(());
         }
-        self.past.outdone.retain(|at| at.elapsed() < OUTDONE_WITHIN);
-        self.past.outdone.push(Instant::now());
-        if turn.lease.is_alone() || self.past.outdone.len() > OUTDONE_MAX {
+        past.outdone.retain(|at| at.elapsed() < OUTDONE_WITHIN);
+        past.outdone.push(Instant::now());
+        let is_too_often = past.outdone.len() > OUTDONE_MAX;
+        drop(past);
+        if turn.lease.is_alone() || is_too_often {
             return Err(self.other_lease(theirs));
         }
         Ok(())
@@ -274,7 +292,7 @@ impl Replication {
                 end.next_seq = end.next_seq.next();
                 // The claim has made a new one.
                 end.manifest_version = right.claim.version().await;
-                self.past.fenced = Some(turn.epoch);
+                self.past().fenced = Some(turn.epoch);
                 return Ok(true);
             }
             Ok(Err(CreateError::Store(error))) => error.to_string(),

@@ -77,6 +77,14 @@ impl<T: Send + 'static> Chores<T> {
         self.running.abort_all();
     }
 
+    /// Ends everything, and waits for that. Gives those that were interrupted before.
+    pub(super) async fn end_all(&mut self) -> Vec<DatabaseId> {
+        self.running.shutdown().await;
+        self.handles.clear();
+        self.aborts.clear();
+        self.woken.drain().collect()
+    }
+
     /// The next thing to do. May be dropped and asked again.
     pub(super) async fn next(&mut self) -> Due<T> {
         loop {
@@ -115,5 +123,22 @@ impl<T: Send + 'static> Chores<T> {
         let abort = self.running.spawn(work);
         self.handles.insert(abort.id(), id);
         self.aborts.insert(id, abort);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_end_tells_who_waits_for_a_chore_to_end() {
+        let mut chores: Chores<()> = Chores::default();
+        for id in 1..=3 {
+            chores.begin(id, std::future::pending());
+        }
+        assert!(chores.interrupt(2), "it runs");
+        assert!(!chores.interrupt(4), "nothing runs");
+        assert_eq!(chores.end_all().await, [2]);
+        assert!(!chores.is_running(1) && !chores.interrupt(2), "nothing runs any more");
     }
 }

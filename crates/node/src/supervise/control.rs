@@ -96,7 +96,11 @@ impl Control {
 
     pub(super) fn sync(&self, sync: oneshot::Sender<Pos>) {
         match &mut *self.lock() {
-            Line::Waiting(syncs) => syncs.push(sync),
+            Line::Waiting(syncs) => {
+                // Those who asked may have lost patience.
+                syncs.retain(|sync| !sync.is_closed());
+                syncs.push(sync);
+            }
             Line::Open(line, wake) => {
                 // A thread that has ended drops the message, which tells the one who waits.
                 let _ = line.send(ToCapture::Sync(sync));
@@ -124,14 +128,19 @@ impl Supervisor {
     async fn add_named(&mut self, config: DatabaseConfig) -> Result<(), String> {
         self.check_distinct(&config)?;
         let id = self.add(Source::Named(Arc::new(config)));
+        if let Some(member) = self.members.get_mut(&id) {
+            member.is_added = true;
+        }
         self.place(vec![id]).await;
         Ok(())
     }
 
     /// Two databases with one path or one store would destroy each other's history.
     pub(super) fn check_distinct(&self, config: &DatabaseConfig) -> Result<(), String> {
-        if self.by_path.contains_key(&*config.path) {
-            return Err(format!("{} is replicated already", config.path.display()));
+        if let Some(id) = self.by_path.get(&*config.path) {
+            let is_leaving = self.members.get(id).is_some_and(|m| m.is_leaving);
+            let why = if is_leaving { "still being removed: try again in a moment" } else { "replicated already" };
+            return Err(format!("{} is {why}", config.path.display()));
         }
         let mut others = self.members.values().map(|m| m.source.config());
         match others.find(|other| other.store == config.store || other.meta_path == config.meta_path) {
@@ -162,7 +171,10 @@ impl Supervisor {
         let status = Arc::clone(&member.status);
         match &member.stage {
             Stage::Awake(control) => control.sync(captured_sender),
-            Stage::InLine => member.syncs.push(captured_sender),
+            Stage::InLine => {
+                member.syncs.retain(|sync| !sync.is_closed());
+                member.syncs.push(captured_sender);
+            }
             Stage::Failed => {
                 let figures = member.status.figures();
                 let reason = figures.state.reason().unwrap_or("it failed").to_owned();

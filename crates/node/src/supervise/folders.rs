@@ -1,6 +1,7 @@
 //! Folders of databases: searched at the start, when names in them come and go, and slowly in between.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,6 +37,8 @@ pub(super) struct Searched {
     last_event: Instant,
     was_searched: bool,
     problems: Vec<String>,
+    /// Databases that were found while another was still on its way out at their place.
+    held_up: HashSet<PathBuf>,
 }
 
 /// All folders.
@@ -43,6 +46,8 @@ pub(super) struct Searched {
 pub(super) struct Folders {
     pub(super) list: Vec<Searched>,
     running: Option<JoinHandle<SearchEnd>>,
+    /// Every database that the process replicates, wherever it comes from.
+    replicated: BTreeSet<Arc<Path>>,
 }
 
 /// Which folder, what was found, and how long it took.
@@ -69,6 +74,7 @@ impl Folders {
             last_event: now,
             was_searched: false,
             problems: Vec::new(),
+            held_up: HashSet::new(),
         });
     }
 
@@ -84,6 +90,23 @@ impl Folders {
             known.base = Some(Arc::clone(&base));
         }
         Ok(base)
+    }
+
+    pub(super) fn note_added(&mut self, path: &Arc<Path>) {
+        self.replicated.insert(Arc::clone(path));
+    }
+
+    /// A database is not replicated any more: whoever found another at its place looks again.
+    pub(super) fn note_left(&mut self, path: &Path) {
+        self.replicated.remove(path);
+        self.list.iter_mut().filter(|s| s.held_up.contains(path)).for_each(Searched::search_again);
+    }
+
+    /// What is replicated below a folder, by the paths there.
+    fn known_in(&self, dir: &Path) -> HashSet<Arc<str>> {
+        let below = self.replicated.range::<Path, _>((Bound::Excluded(dir), Bound::Unbounded));
+        let below = below.map_while(|path| path.strip_prefix(dir).ok());
+        below.filter_map(|path| path.to_str().map(Arc::from)).collect()
     }
 
     pub(super) fn note_name(&mut self, path: &Path) {
@@ -116,7 +139,7 @@ impl Folders {
             let searched = &mut self.list[index];
             searched.due = None;
             let config = Arc::clone(&searched.config);
-            let known: HashSet<Arc<str>> = searched.names.keys().cloned().collect();
+            let known = self.known_in(&config.dir);
             self.running = Some(tokio::task::spawn_blocking(move || {
                 let began = Instant::now();
                 let found = search(&config, &known);
@@ -143,23 +166,22 @@ impl Supervisor {
         let searched = &mut self.folders.list[index];
         searched.not_before = Instant::now() + took * REST_FACTOR;
         searched.was_searched = true;
+        searched.held_up.clear();
         for problem in found.problems.iter().filter(|p| !searched.problems.contains(p)) {
             tracing::warn!("search {}: {problem}", config.dir.display());
         }
-        let is_whole = found.problems.is_empty();
-        searched.problems = found.problems;
+        searched.problems.clone_from(&found.problems);
         if config.watch {
             searched.plan(Instant::now() + RESCAN);
             if found.empty > 0 && searched.last_event.elapsed() < EMPTY_PATIENCE {
                 searched.plan(Instant::now() + EMPTY_AGAIN);
             }
-            self.watch_folders(index, found.folders);
+            self.watch_folders(index, &found.folders);
         }
         let searched = &self.folders.list[index];
         let gone: Vec<_> = searched.names.iter().filter(|(name, _)| !found.databases.contains(*name)).collect();
         let gone: Vec<_> = gone.into_iter().map(|(name, id)| (Arc::clone(name), *id)).collect();
-        // A folder that cannot be read says nothing about what is in it.
-        for (name, id) in gone.into_iter().filter(|_| is_whole) {
+        for (name, id) in gone.into_iter().filter(|(name, _)| !found.may_hide(name)) {
             tracing::info!(database = %config.dir.join(&*name).display(), "the database is gone: not replicated any more");
             self.folders.list[index].names.remove(&name);
             self.remove(id);
@@ -169,8 +191,12 @@ impl Supervisor {
         new.sort();
         let mut ids = Vec::new();
         for name in new {
-            if self.by_path.contains_key(&*config.dir.join(&*name)) {
+            let path = config.dir.join(&*name);
+            if let Some(id) = self.by_path.get(&*path) {
                 // It is named by itself, or still on its way out.
+                if self.members.get(id).is_some_and(|m| m.is_leaving) {
+                    self.folders.list[index].held_up.insert(path);
+                }
                 continue;
             }
             let id = self.add(Source::Found(Arc::clone(&config), Arc::clone(&name)));
@@ -191,9 +217,9 @@ impl Supervisor {
 
     /// Keeps a watch on each folder that was searched. One that is new must be searched again: what came into it before it was watched
     /// was perhaps not seen.
-    fn watch_folders(&mut self, index: usize, folders: Vec<PathBuf>) {
+    fn watch_folders(&mut self, index: usize, folders: &[PathBuf]) {
         let searched = &mut self.folders.list[index];
-        let folders: HashSet<PathBuf> = folders.into_iter().collect();
+        let folders: HashSet<PathBuf> = folders.iter().cloned().collect();
         for gone in searched.watched.difference(&folders) {
             self.watcher.end_search(gone);
         }
@@ -212,5 +238,22 @@ impl Supervisor {
         let searched = self.folders.list.remove(index);
         searched.watched.iter().for_each(|folder| self.watcher.end_search(folder));
         searched
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_knows_every_database_in_its_folder_wherever_it_comes_from() {
+        let mut folders = Folders::default();
+        for path in ["/a", "/a-b/x.db", "/a/x.db", "/a/sub/y.db", "/a/sub-y.db", "/b/x.db"] {
+            folders.note_added(&Arc::from(Path::new(path)));
+        }
+        folders.note_left(Path::new("/a/sub-y.db"));
+        let mut known: Vec<_> = folders.known_in(Path::new("/a")).into_iter().collect();
+        known.sort();
+        assert_eq!(known, [Arc::from("sub/y.db"), Arc::<str>::from("x.db")]);
     }
 }

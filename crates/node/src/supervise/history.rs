@@ -2,6 +2,7 @@
 //! a timer for each.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use rhyolite_format::state::parked::Parked;
 
@@ -9,7 +10,23 @@ use super::chores::Due;
 use super::control::Control;
 use super::{DatabaseId, Stage, Supervisor};
 use crate::park;
-use crate::replicate::{Past, Replication};
+use crate::replicate::Replication;
+
+/// Longest time that a look waits for the right to write and for news of the log: a store or a lease that is not to be had holds up no
+/// other database's history.
+const BEGIN_MAX: Duration = Duration::from_secs(30);
+/// Time to the next look when this one came to nothing.
+const AGAIN_AFTER: Duration = Duration::from_secs(60);
+
+/// What came of a look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    Done,
+    /// Only a snapshot of the database helps.
+    SnapshotDue,
+    /// The right to write was not to be had, or the store.
+    InVain,
+}
 
 impl Supervisor {
     /// Plans the next look at the history of a database that is parked, if one is needed.
@@ -23,7 +40,7 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn look_after(&mut self, due: Due<(bool, Past)>) {
+    pub(super) fn look_after(&mut self, due: Due<Look>) {
         match due {
             Due::Begin(id) => {
                 if !self.members.get(&id).is_some_and(|m| matches!(m.stage, Stage::Parked)) {
@@ -35,31 +52,35 @@ impl Supervisor {
             }
             // It was written meanwhile, and waits to be opened.
             Due::Ended { id, was_woken: true, .. } => self.to_wake.push_back(id),
-            Due::Ended { id, done: Some((snapshot_due, past)), .. } => {
+            Due::Ended { id, done: Some(Look::SnapshotDue), .. } => {
                 let Some(member) = self.members.get_mut(&id) else { return };
-                member.past = past;
-                if snapshot_due {
-                    member.take_snapshot = true;
-                    self.watcher.forget(id);
-                    self.wake(id);
-                } else {
-                    self.plan_history(id);
+                member.take_snapshot = true;
+                self.wake(id);
+            }
+            Due::Ended { id, done: Some(Look::InVain), .. } => {
+                if self.members.contains_key(&id) {
+                    self.histories.plan(id, AGAIN_AFTER);
                 }
             }
-            Due::Ended { id, done: None, .. } => self.plan_history(id),
+            Due::Ended { id, done: Some(Look::Done) | None, .. } => self.plan_history(id),
         }
     }
 }
 
-/// Looks after the history of one parked database. `true` when only a snapshot of the database helps.
-async fn look_after(mut replication: Replication) -> (bool, Past) {
+/// Looks after the history of one parked database.
+async fn look_after(mut replication: Replication) -> Look {
     let (config, status) = (replication.config.clone(), Arc::clone(&replication.status));
     let before = status.look(|f| f.state.clone());
-    let done = Box::pin(replication.look_after()).await;
-    let snapshot_due = done.unwrap_or_else(|error| {
-        tracing::warn!(database = %status.path.display(), "history: {error}");
-        false
-    });
+    let done = Box::pin(replication.look_after(BEGIN_MAX)).await;
+    let look = match done {
+        Ok(Some(true)) => Look::SnapshotDue,
+        Ok(Some(false)) => Look::Done,
+        Ok(None) => Look::InVain,
+        Err(error) => {
+            tracing::warn!(database = %status.path.display(), "history: {error}");
+            Look::InVain
+        }
+    };
     // It is at rest, whatever was waited for.
     if status.look(|f| f.state != before) {
         status.set_state(before);
@@ -72,5 +93,5 @@ async fn look_after(mut replication: Replication) -> (bool, Past) {
         // Without it the next start looks once in vain.
         let _ = tokio::task::spawn_blocking(settle).await;
     }
-    (snapshot_due, replication.past)
+    look
 }

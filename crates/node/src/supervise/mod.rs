@@ -22,16 +22,18 @@
 //! 5. A search of a folder opens no file that is replicated, and nothing is added while it runs.
 
 use std::collections::{HashMap, VecDeque};
+use std::future::{self, Future};
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rhyolite_format::Pos;
 use rhyolite_format::state::LocalState;
-use rhyolite_format::state::parked::{DatabaseMark, Parked};
+use rhyolite_format::state::parked::Parked;
 use rhyolite_logic::park;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::task::{self, JoinSet};
 
 use crate::capture::restart;
 use crate::capture::thread::Parking;
@@ -40,17 +42,18 @@ use crate::config::folder::FolderConfig;
 use crate::drill;
 use crate::keep::Looked;
 use crate::lease::{self, LeasePool};
-use crate::memory;
 use crate::park as rest;
 use crate::park::watcher::{DatabaseId, Noticed, Watcher};
-use crate::replicate::{Below, Commons, Outcome, Past, RELEASE_WAIT, ReplicateError, Replication};
+use crate::replicate::{Below, Commons, Outcome, RELEASE_WAIT, ReplicateError, Replication, SharedPast};
 use crate::status::{DatabaseStatus, State, StatusBoard};
-use chores::Chores;
+use crate::uploads::UploadTurns;
+use chores::{Chores, Due};
 use control::{Command, Control};
 
 mod chores;
 pub mod control;
 mod drills;
+mod ends;
 mod folders;
 mod history;
 pub mod reload;
@@ -59,8 +62,6 @@ mod search;
 /// Databases that are being opened at a time: at a start, and of those that were written to.
 const OPENING_MAX: usize = 32;
 const WAKING_MAX: usize = 64;
-/// Writes to stores that are on their way at a time.
-const UPLOADS_MAX: usize = 32;
 /// Descriptors that a database needs while it is awake, at most, and those that the rest of the process needs.
 const DESCRIPTORS_EACH: u64 = 16;
 const DESCRIPTORS_REST: u64 = 256;
@@ -113,9 +114,9 @@ pub async fn run(
         next_id: 0,
         to_open: VecDeque::new(),
         to_wake: VecDeque::new(),
-        opening: Arc::new(Semaphore::new(OPENING_MAX)),
-        waking: Arc::new(Semaphore::new(WAKING_MAX)),
-        uploads: Arc::new(Semaphore::new(UPLOADS_MAX)),
+        opening: Line::new(OPENING_MAX),
+        waking: Line::new(WAKING_MAX),
+        uploads: Arc::default(),
         leases: Arc::default(),
         parking: Arc::new(Parking::new(options.parking)),
         awake: 0,
@@ -123,8 +124,13 @@ pub async fn run(
         parked_since: 0,
         gave_back: Instant::now(),
         tasks: JoinSet::new(),
+        lives: HashMap::new(),
         histories: Chores::default(),
         drills: Chores::default(),
+        retries: Chores::default(),
+        awaiting: Vec::new(),
+        has_left: false,
+        pasts: HashMap::new(),
         folders: folders::Folders::default(),
         lost: Vec::new(),
     };
@@ -156,8 +162,8 @@ enum Stage {
     Failed,
 }
 
-/// The end of a task: which database, what it has become, and what was done under its rights.
-type Life = (DatabaseId, Result<Outcome, ReplicateError>, Option<Past>);
+/// How the task of a database has ended.
+type Life = Result<Outcome, ReplicateError>;
 
 /// One database.
 #[derive(Debug)]
@@ -166,8 +172,10 @@ struct Member {
     status: Arc<DatabaseStatus>,
     stage: Stage,
     looked: Arc<Mutex<Looked>>,
-    /// It is to go as soon as its task has ended, and those who wait are then told.
+    /// It is to go as soon as its task has ended.
     is_leaving: bool,
+    /// It was added while the process ran, by whoever may ask for that: a new configuration file does not take it away.
+    is_added: bool,
     /// What its life was started with, where that has changed since.
     restart: Option<Box<DatabaseConfig>>,
     /// The store cannot restore its end any more: a snapshot is to be taken.
@@ -178,8 +186,35 @@ struct Member {
     trust: bool,
     /// Why it is given up.
     error: Option<ReplicateError>,
+    failures: ends::Failures,
     /// What this process has done under its rights so far.
-    past: Past,
+    past: SharedPast,
+}
+
+/// A line in which databases stand until they may be opened. Who stands first keeps the place while other things happen.
+struct Line {
+    turns: Arc<Semaphore>,
+    next: Option<Pin<Box<NextTurn>>>,
+}
+
+type NextTurn = dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send;
+
+impl Line {
+    fn new(turns: usize) -> Self {
+        Self { turns: Arc::new(Semaphore::new(turns)), next: None }
+    }
+
+    /// The right for the first to be opened. May be dropped and asked again. Without anybody who waits, the place in the line is given up.
+    async fn turn(&mut self, is_wanted: bool) -> OwnedSemaphorePermit {
+        if !is_wanted {
+            self.next = None;
+            return future::pending().await;
+        }
+        let next = self.next.get_or_insert_with(|| Box::pin(Arc::clone(&self.turns).acquire_owned()));
+        let permit = next.await;
+        self.next = None;
+        permit.expect("the semaphore is never closed")
+    }
 }
 
 struct Supervisor {
@@ -198,9 +233,9 @@ struct Supervisor {
     next_id: DatabaseId,
     to_open: VecDeque<DatabaseId>,
     to_wake: VecDeque<DatabaseId>,
-    opening: Arc<Semaphore>,
-    waking: Arc<Semaphore>,
-    uploads: Arc<Semaphore>,
+    opening: Line,
+    waking: Line,
+    uploads: Arc<UploadTurns>,
     leases: Arc<LeasePool>,
     parking: Arc<Parking>,
     awake: usize,
@@ -209,9 +244,19 @@ struct Supervisor {
     parked_since: usize,
     gave_back: Instant,
     tasks: JoinSet<Life>,
-    /// Looks at histories: whether only a snapshot helps, and what was done under rights.
-    histories: Chores<(bool, Past)>,
+    /// Whose life each task is.
+    lives: HashMap<task::Id, DatabaseId>,
+    /// Looks at histories.
+    histories: Chores<history::Look>,
     drills: Chores<()>,
+    /// Failed databases that are to be tried again.
+    retries: Chores<()>,
+    /// Databases that are wanted as soon as those at their place have left.
+    awaiting: Vec<DatabaseConfig>,
+    /// One has left since those were looked at.
+    has_left: bool,
+    /// What was done under a shared lease for databases that are gone, by their stores.
+    pasts: HashMap<String, (lease::Place, SharedPast)>,
     folders: folders::Folders,
     /// Mistakes of ours that belong to no database.
     lost: Vec<ReplicateError>,
@@ -293,18 +338,22 @@ impl Supervisor {
         self.next_id += 1;
         let status = self.board.add(config.path, config.meta_path, config.store);
         self.by_path.insert(Arc::clone(&status.path), id);
+        self.folders.note_added(&status.path);
+        let past = self.past_of(&source.config());
         let member = Member {
             source,
             status,
             stage: Stage::InLine,
             looked: Arc::default(),
             is_leaving: false,
+            is_added: false,
             restart: None,
             take_snapshot: false,
             syncs: Vec::new(),
             trust: false,
             error: None,
-            past: Past::default(),
+            failures: ends::Failures::default(),
+            past,
         };
         self.members.insert(id, member);
         id
@@ -314,22 +363,24 @@ impl Supervisor {
     async fn supervise(&mut self) {
         let mut stop = self.asked_to_stop.clone();
         while !self.is_hopeless() && !*self.stop.borrow() {
-            let (opening, waking) = (Arc::clone(&self.opening), Arc::clone(&self.waking));
+            self.add_awaited().await;
             let has_room = self.awake < self.awake_max;
+            let (to_wake, to_open) = (has_room && !self.to_wake.is_empty(), has_room && !self.to_open.is_empty());
             let memory_due = (self.gave_back + GIVE_BACK_GAP).into();
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => {
                     let _ = self.ender.send(true);
                 }
-                Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => self.note_ended(ended),
+                Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.note_ended(ended),
                 Some(noticed) = self.noticed.recv() => self.note(noticed),
-                Ok(permit) = waking.acquire_owned(), if has_room && !self.to_wake.is_empty() => self.open_next(true, permit),
-                Ok(permit) = opening.acquire_owned(), if has_room && !self.to_open.is_empty() => self.open_next(false, permit),
+                permit = self.waking.turn(to_wake) => self.open_next(true, permit),
+                permit = self.opening.turn(to_open) => self.open_next(false, permit),
                 Some(command) = self.commands.recv(), if !self.folders.is_searching() => self.obey(command).await,
                 found = self.folders.next() => self.take_found(found).await,
                 due = self.histories.next() => self.look_after(due),
                 due = self.drills.next() => self.drill(due),
+                due = self.retries.next() => if let Due::Begin(id) = due { self.wake(id) },
                 () = tokio::time::sleep_until(memory_due), if self.has_memory_to_give() => self.give_memory_back(),
             }
         }
@@ -354,6 +405,13 @@ impl Supervisor {
         if !matches!(member.stage, Stage::Parked | Stage::Failed) {
             return;
         }
+        if let (Stage::Failed, Some(pause)) = (&member.stage, member.failures.pause_left()) {
+            self.retries.plan(id, pause);
+            return;
+        }
+        // Who tells of a change has let go of it; who comes from elsewhere has not, or it was taken in again meanwhile.
+        self.watcher.forget(id);
+        self.retries.forget(id);
         member.status.update(|f| f.parked = false);
         member.stage = Stage::InLine;
         self.drills.interrupt(id);
@@ -367,12 +425,12 @@ impl Supervisor {
     fn open_next(&mut self, is_waking: bool, permit: OwnedSemaphorePermit) {
         let line = if is_waking { &mut self.to_wake } else { &mut self.to_open };
         let Some(id) = line.pop_front() else { return };
-        self.open(id, Some(permit), self.stop.clone());
+        self.open(id, Some(permit));
     }
 
-    fn open(&mut self, id: DatabaseId, opening: Option<OwnedSemaphorePermit>, process_stop: watch::Receiver<bool>) {
+    fn open(&mut self, id: DatabaseId, opening: Option<OwnedSemaphorePermit>) {
         let Some(member) = self.members.get_mut(&id).filter(|m| matches!(m.stage, Stage::InLine)) else { return };
-        let is_last = *process_stop.borrow();
+        let is_last = *self.stop.borrow() || member.is_leaving;
         let control = Arc::new(Control::new(is_last, std::mem::take(&mut member.syncs)));
         let (take_snapshot, trust) = (std::mem::take(&mut member.take_snapshot), std::mem::take(&mut member.trust));
         let replication = self.replication(id, &control).map(|replication| Replication {
@@ -389,19 +447,16 @@ impl Supervisor {
         if self.awake == self.awake_max {
             tracing::warn!("{} databases are awake, all that the limits of the system allow: others wait", self.awake);
         }
-        self.tasks.spawn(async move {
-            match replication {
-                Ok(mut replication) => {
-                    // Boxed: a future is as large as the largest that it may hold.
-                    let ended = Box::pin(replication.run()).await;
-                    if !control.keeps_lease(&ended) {
-                        replication.leave().await;
-                    }
-                    (id, ended, Some(replication.past))
-                }
-                Err(text) => (id, Err(ReplicateError::Store(text)), None),
+        let life = self.tasks.spawn(async move {
+            let mut replication = replication.map_err(ReplicateError::Store)?;
+            // Boxed: a future is as large as the largest that it may hold.
+            let ended = Box::pin(replication.run()).await;
+            if !control.keeps_lease(&ended) {
+                replication.leave().await;
             }
+            ended
         });
+        self.lives.insert(life.id(), id);
         self.note_awake();
     }
 
@@ -424,7 +479,7 @@ impl Supervisor {
             base,
             looked: Arc::clone(&member.looked),
             nonces: Vec::new(),
-            past: member.past.clone(),
+            past: Arc::clone(&member.past),
             is_last: false,
             control: Arc::clone(control),
             take_snapshot: false,
@@ -447,149 +502,13 @@ impl Supervisor {
         self.parking.set(patience);
     }
 
-    fn note_ended(&mut self, ended: Result<Life, tokio::task::JoinError>) {
-        self.awake -= 1;
-        self.note_awake();
-        let (id, ended, past) = match ended {
-            Ok(ended) => ended,
-            Err(panic) => {
-                // A mistake of ours; the other databases are none the worse for it.
-                self.note_panic(&panic);
-                return;
-            }
-        };
-        let Some(member) = self.members.get_mut(&id) else { return };
-        let restart = member.restart.take();
-        if member.is_leaving {
-            // Parked in the moment in which it was to end, it has not left its lease.
-            let config = restart.map_or_else(|| member.source.config(), |before| *before);
-            drop(tokio::spawn(self.leases.leave(&config, &member.status, RELEASE_WAIT)));
-            self.remove_now(id, ended.err());
-            return;
-        }
-        // With other settings it is perhaps another store, of which the past says nothing.
-        if let Some(past) = past.filter(|_| restart.is_none()) {
-            member.past = past;
-        }
-        if let Some(before) = restart.filter(|_| !*self.stop.borrow()) {
-            if !lease::is_same(&before, &member.source.config()) {
-                drop(tokio::spawn(self.leases.leave(&before, &member.status, RELEASE_WAIT)));
-            }
-            member.stage = Stage::InLine;
-            self.to_wake.push_back(id);
-            return;
-        }
-        match ended {
-            Ok(Outcome::Stopped) => {
-                member.status.set_state(State::Stopped);
-                member.stage = Stage::Parked;
-            }
-            Ok(Outcome::Absent(mark)) => self.put_to_rest(id, mark),
-            Ok(Outcome::Parked(mark)) => {
-                member.status.update(|f| {
-                    f.parked = true;
-                    f.parkings += 1;
-                });
-                member.trust = true;
-                self.plan_history(id);
-                self.plan_drill(id);
-                self.put_to_rest(id, mark);
-                self.parked_since += 1;
-            }
-            Err(error) => self.note_failed(id, error),
-        }
-    }
-
-    /// Whether what parked databases have used should go back to the system: it is of no use to those that stay awake.
-    fn has_memory_to_give(&self) -> bool {
-        self.parked_since >= PARKED_MAX || (self.parked_since > 0 && self.awake == 0)
-    }
-
-    fn give_memory_back(&mut self) {
-        self.parked_since = 0;
-        self.gave_back = Instant::now();
-        // Nobody waits for it.
-        drop(tokio::task::spawn_blocking(memory::give_back));
-    }
-
-    fn put_to_rest(&mut self, id: DatabaseId, mark: DatabaseMark) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        member.stage = Stage::Parked;
-        self.watcher.park(id, &member.status.path, mark);
-    }
-
-    fn note_failed(&mut self, id: DatabaseId, error: ReplicateError) {
-        let is_alone = self.members.len() == 1 && self.folders.is_empty();
-        let stopping = *self.stop.borrow();
-        let Some(member) = self.members.get_mut(&id) else { return };
-        // A single database's error ends the process, which says it then.
-        if !is_alone {
-            tracing::error!(database = %member.status.path.display(), "{error}");
-        }
-        if matches!(error, ReplicateError::Held(_)) && !is_alone {
-            tracing::error!("ending: `lease.if-held` is `exit`");
-            let _ = self.ender.send(true);
-        }
-        member.status.error(error.to_string());
-        member.status.set_state(State::Error { text: error.to_string() });
-        member.stage = Stage::Failed;
-        if !stopping && !is_alone {
-            // Another file at its place may do better.
-            let path = Arc::clone(&member.status.path);
-            self.watcher.park(id, &path, rest::mark(&path).unwrap_or_default());
-        }
-        member.error = Some(error);
-    }
-
-    fn note_panic(&mut self, panic: &tokio::task::JoinError) {
-        let error = ReplicateError::Local(format!("internal error, please report it: {panic}"));
-        tracing::error!("{error}");
-        let lost = self.members.iter().find(|(_, m)| {
-            let Stage::Awake(control) = &m.stage else { return false };
-            // The task held the only other reference.
-            Arc::strong_count(control) == 1
-        });
-        if let Some(id) = lost.map(|(id, _)| *id) {
-            self.note_failed(id, error);
-        } else {
-            self.lost.push(error);
-        }
-    }
-
-    /// Takes a database out of replication. What was asked for before it was awake ends at once.
-    fn remove(&mut self, id: DatabaseId) {
-        let Some(member) = self.members.get_mut(&id) else { return };
-        member.is_leaving = true;
-        match &member.stage {
-            Stage::Awake(control) => control.stop(),
-            Stage::InLine | Stage::Parked | Stage::Failed => {
-                // What looked after its history is cut off, and leaves nothing by itself.
-                drop(tokio::spawn(self.leases.leave(&member.source.config(), &member.status, RELEASE_WAIT)));
-                self.watcher.forget(id);
-                self.histories.interrupt(id);
-                self.drills.interrupt(id);
-                self.remove_now(id, None);
-            }
-        }
-    }
-
-    fn remove_now(&mut self, id: DatabaseId, error: Option<ReplicateError>) {
-        let Some(member) = self.members.remove(&id) else { return };
-        if let Some(error) = error {
-            tracing::warn!(database = %member.status.path.display(), "removed: {error}");
-        }
-        member.status.set_state(State::Stopped);
-        self.by_path.remove(&member.status.path);
-        self.board.remove(&member.status);
-        self.histories.forget(id);
-        self.drills.forget(id);
-    }
-
     /// Stops everything that is awake, and wakes once more what was written at the last moment.
     async fn wind_up(mut self) -> Vec<ReplicateError> {
         let stopping = *self.stop.borrow();
         if stopping {
-            self.histories.stop();
+            // Those that were written while their history was looked after were waiting for that.
+            let interrupted = self.histories.end_all().await;
+            self.to_wake.extend(interrupted);
             self.drills.stop();
             let watcher = Arc::clone(&self.watcher);
             let changed = tokio::task::spawn_blocking(move || watcher.look_at_all()).await;
@@ -605,13 +524,15 @@ impl Supervisor {
             while let Ok(noticed) = self.noticed.try_recv() {
                 self.note(noticed);
             }
-            for id in std::mem::take(&mut self.to_wake).into_iter().filter(|_| stopping) {
-                self.open(id, None, self.stop.clone());
+            while let Some(id) = self.to_wake.pop_front_if(|_| stopping && self.awake < self.awake_max) {
+                self.open(id, None);
             }
-            match self.tasks.join_next().await {
-                Some(ended) => self.note_ended(ended),
-                None if self.to_wake.is_empty() && self.noticed.is_empty() => break,
-                None => {}
+            if self.tasks.is_empty() {
+                break;
+            }
+            tokio::select! {
+                Some(ended) = self.tasks.join_next_with_id() => self.note_ended(ended),
+                Some(noticed) = self.noticed.recv() => self.note(noticed),
             }
         }
         self.leases.release_all(RELEASE_WAIT).await;

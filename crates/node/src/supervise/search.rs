@@ -1,6 +1,7 @@
 //! Finds the databases in a folder: by name, then by what every SQLite file begins with.
 //!
-//! Invariant: a file that is already replicated is not opened here. Closing it would drop the locks that this process has on it.
+//! Invariant: a file that is already replicated, wherever it was named or found, is not opened here. Closing it would drop the locks that this
+//! process has on it.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -28,6 +29,18 @@ pub(super) struct Found {
     pub(super) empty: usize,
     /// What could not be looked at, one line each.
     pub(super) problems: Vec<String>,
+    /// Folders that were not read whole, by their paths there.
+    unread: Vec<String>,
+}
+
+impl Found {
+    /// Whether a database that was not found may be there all the same: a folder that cannot be read says nothing about what is in it.
+    pub(super) fn may_hide(&self, name: &str) -> bool {
+        let is_below = |folder: &String| {
+            folder.is_empty() || name.strip_prefix(folder.as_str()).is_some_and(|rest| rest.starts_with('/'))
+        };
+        self.unread.iter().any(is_below)
+    }
 }
 
 /// Searches. Those in `known` are taken for databases as long as they exist.
@@ -40,14 +53,25 @@ pub(super) fn search(config: &FolderConfig, known: &HashSet<Arc<str>>) -> Found 
             Err(error) if depth > 0 && error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => {
                 found.problems.push(format!("{}: {error}", folder.display()));
+                found.unread.push(prefix);
                 continue;
             }
         };
-        found.folders.push(folder);
-        for entry in entries.flatten() {
-            let name = entry.file_name();
+        found.folders.push(folder.clone());
+        for entry in entries {
+            let looked = entry.and_then(|entry| Ok((entry.file_type()?, entry)));
             // Symbolic links are left alone: what they lead to may lie in the folder as well.
-            let Ok(kind) = entry.file_type() else { continue };
+            let (kind, entry) = match looked {
+                Ok(looked) => looked,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    found.problems.push(format!("{}: {error}", folder.display()));
+                    found.unread.push(prefix.clone());
+                    // Another try at the next entry may fail for ever.
+                    break;
+                }
+            };
+            let name = entry.file_name();
             let Some(name) = name.to_str() else {
                 found.problems.push(format!("{}: the name is not UTF-8", entry.path().display()));
                 continue;
@@ -75,5 +99,21 @@ fn take(found: &mut Found, file: &Path, path: Arc<str>, known: &HashSet<Arc<str>
         Err(_) if fs::metadata(file).is_ok_and(|meta| meta.len() == 0) => found.empty += 1,
         Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound) => {}
         Err(error) => found.problems.push(format!("{}: {error}", file.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_read_hides_only_what_is_below_it() {
+        let found =
+            |unread: &[&str]| Found { unread: unread.iter().map(ToString::to_string).collect(), ..Found::default() };
+        let part = found(&["sub", "deep/er"]);
+        assert!(part.may_hide("sub/a.db") && part.may_hide("deep/er/a.db"));
+        assert!(!part.may_hide("a.db") && !part.may_hide("subs/a.db") && !part.may_hide("deep/a.db"));
+        assert!(found(&[""]).may_hide("a.db"), "the folder itself");
+        assert!(!found(&[]).may_hide("a.db"));
     }
 }

@@ -3,6 +3,7 @@
 mod adopt;
 mod capture;
 mod cli;
+mod coming;
 mod damage;
 mod doctor;
 mod drill;

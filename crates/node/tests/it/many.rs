@@ -7,28 +7,36 @@ use std::time::{Duration, Instant};
 use rhyolite_format::lease::{LeaseRecord, LeaseState};
 use rhyolite_format::{Epoch, Format1, Nonce, Timestamp};
 use rhyolite_logic::park::Policy;
-use rhyolite_node::config::file;
+use rhyolite_node::config::{DatabaseConfig, file};
 use rhyolite_node::replicate::ReplicateError;
 use rhyolite_node::status::{DatabaseStatus, State, StatusBoard};
+use rhyolite_node::supervise::control::Command;
+use rhyolite_node::supervise::reload::Reloaded;
 use rhyolite_node::supervise::{self, SuperviseOptions};
 use rusqlite::Connection;
 use rustix::process::Signal;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::program::{Folder, rows, wait_for};
 
 /// A replication of what a configuration says, in this process.
-struct Running {
+pub(crate) struct Running {
     board: Arc<StatusBoard>,
     stop: watch::Sender<bool>,
+    commands: mpsc::Sender<Command>,
     thread: std::thread::JoinHandle<Vec<ReplicateError>>,
 }
 
 impl Running {
-    fn start(config: &str) -> Self {
-        let config = file::parse(config).unwrap();
+    /// Parks whatever is idle at once.
+    pub(crate) fn start(config: &str) -> Self {
         let grain = Duration::from_millis(40);
         let parking = Policy { grain, after: Duration::ZERO, after_min: Duration::ZERO, ..Policy::default() };
+        Self::start_with(config, parking)
+    }
+
+    pub(crate) fn start_with(config: &str, parking: Policy) -> Self {
+        let config = file::parse(config).unwrap();
         let options = SuperviseOptions {
             databases: config.databases,
             folders: config.folders,
@@ -38,38 +46,65 @@ impl Running {
         let board = StatusBoard::new();
         let shown = Arc::clone(&board);
         let (stop, stopped) = watch::channel(false);
+        let (commands, commanded) = mpsc::channel(4);
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-            runtime.block_on(supervise::run(options, shown, stopped, None))
+            runtime.block_on(supervise::run(options, shown, stopped, Some(commanded)))
         });
-        Self { board, stop, thread }
+        Self { board, stop, commands, thread }
     }
 
-    fn find(&self, path: &Path) -> Option<Arc<DatabaseStatus>> {
+    /// Gives another configuration, and what that changed.
+    pub(crate) fn reload(&self, config: &str) -> Reloaded {
+        let config = file::parse(config).unwrap();
+        let (reply, answer) = oneshot::channel();
+        let wanted = Box::new((config.databases, config.folders));
+        self.commands.blocking_send(Command::Reload(wanted, reply)).unwrap();
+        answer.blocking_recv().unwrap()
+    }
+
+    pub(crate) fn add(&self, config: DatabaseConfig) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.blocking_send(Command::Add(Box::new(config), reply)).unwrap();
+        answer.blocking_recv().unwrap()
+    }
+
+    pub(crate) fn remove(&self, path: &Path) -> Result<(), String> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.blocking_send(Command::Remove(path.to_owned(), reply)).unwrap();
+        answer.blocking_recv().unwrap()
+    }
+
+    /// How many databases it answers for.
+    pub(crate) fn count(&self) -> usize {
+        self.board.databases().len()
+    }
+
+    pub(crate) fn find(&self, path: &Path) -> Option<Arc<DatabaseStatus>> {
         let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
         self.board.databases().into_iter().find(|d| *d.path == *path)
     }
 
-    fn wait_parked(&self, count: usize) {
+    pub(crate) fn wait_parked(&self, count: usize) {
         wait_for(&format!("{count} parked databases"), || {
             let databases = self.board.databases();
             databases.iter().filter(|d| d.look(|f| f.parked)).count() == count
         });
     }
 
-    fn stop(self) -> Vec<ReplicateError> {
+    pub(crate) fn stop(self) -> Vec<ReplicateError> {
         self.stop.send(true).unwrap();
         self.thread.join().unwrap()
     }
 }
 
-fn make(path: &Path, value: i64) {
+pub(crate) fn make(path: &Path, value: i64) {
     let db = Connection::open(path).unwrap();
     db.execute_batch("PRAGMA journal_mode=WAL; CREATE TABLE IF NOT EXISTS t(a)").unwrap();
     db.execute("INSERT INTO t VALUES (?1)", [value]).unwrap();
 }
 
-fn config(folder: &Folder, keys: &str) -> String {
+pub(crate) fn config(folder: &Folder, keys: &str) -> String {
     let (dir, store) = (folder.path("data"), folder.path("backup"));
     format!(
         "sync-interval: 0\ndbs:\n  - dir: {}\n    pattern: \"*.db\"\n{keys}    replica: {{url: {}}}\n",
@@ -352,6 +387,13 @@ fn the_control_socket_lists_adds_syncs_waits_removes_and_reloads() {
     assert_eq!(ctl(&["ctl", "remove", "b.db"]).code, 0);
     wait_for("b.db to go", || ctl(&["ctl", "list"]).json()["databases"].as_array().unwrap().len() == 1);
     assert_eq!(ctl(&["sync", "b.db"]).code, 1);
+
+    // The configuration never knew of one that was added, and takes it not away.
+    assert_eq!(ctl(&["ctl", "add", "b.db", "./backup-b.db"]).code, 0);
+    assert_eq!(ctl(&["ctl", "reload"]).json()["removed"], 0);
+    assert_eq!(ctl(&["ctl", "info"]).json()["totals"]["databases"], 2);
+    assert_eq!(ctl(&["ctl", "remove", "b.db"]).code, 0);
+    wait_for("b.db to go again", || ctl(&["ctl", "list"]).json()["databases"].as_array().unwrap().len() == 1);
 
     folder.write("rhyolite.yml", dbs(&["a.db", "b.db"]));
     daemon.signal(Signal::HUP);

@@ -1,0 +1,215 @@
+//! Databases that come, go, move and fail while the process runs.
+
+use std::path::Path;
+use std::time::Duration;
+
+use rhyolite_logic::park::Policy;
+use rhyolite_node::config::file;
+use rhyolite_node::status::State;
+use rusqlite::Connection;
+
+use crate::many::{Running, config, make};
+use crate::program::{Folder, rows, wait_for};
+
+/// Restores from a store and gives the rows.
+fn restored(folder: &Folder, store: &Path) -> Vec<i64> {
+    let out = folder.path("restored.db");
+    let _ = std::fs::remove_file(&out);
+    let outcome = folder.run(&["restore", store.to_str().unwrap(), "-o", out.to_str().unwrap()]);
+    assert_eq!(outcome.code, 0, "{outcome:?}");
+    rows(&out)
+}
+
+fn wait_durable(running: &Running, path: &Path) {
+    wait_for("everything to be durable", || {
+        running.find(path).is_some_and(|d| d.look(|f| f.local.is_some() && f.local == f.durable))
+    });
+}
+
+/// A configuration with other patterns leaves alone what it still means, and a database that moves from a folder to an entry of its own, and
+/// back, is replicated all the while.
+#[test]
+fn what_a_new_configuration_moves_is_not_lost() {
+    let folder = Folder::new();
+    let dir = folder.path("data");
+    std::fs::create_dir_all(&dir).unwrap();
+    let (a, b) = (dir.join("a.db"), dir.join("b.db"));
+    make(&a, 1);
+    make(&b, 1);
+    // Nothing is parked: each has a task that must end before its place is free.
+    let running = Running::start_with(&config(&folder, ""), Policy::default());
+    wait_for("both databases", || running.count() == 2);
+    wait_durable(&running, &a);
+    wait_durable(&running, &b);
+    let before = running.find(&a).unwrap();
+
+    let done = running.reload(&config(&folder, "    exclude: [\"b*\"]\n"));
+    assert_eq!((done.added, done.removed, done.changed), (0, 0, 1));
+    wait_for("b.db to go", || running.count() == 1);
+    assert!(std::sync::Arc::ptr_eq(&running.find(&a).unwrap(), &before), "a.db was left alone");
+    let without = running.reload(&config(&folder, ""));
+    assert_eq!(without.changed, 1);
+    wait_for("b.db to come back", || running.find(&b).is_some());
+    wait_durable(&running, &b);
+
+    let own = folder.path("own");
+    let moved = format!(
+        "{}  - {{path: {}, replica: {{url: {}}}}}\n",
+        config(&folder, "    exclude: [\"a*\"]\n"),
+        a.display(),
+        own.display()
+    );
+    running.reload(&moved);
+    wait_for("a.db under its own entry", || folder.path("own/id.json").exists());
+    make(&a, 2);
+    wait_durable(&running, &a);
+    running.reload(&config(&folder, ""));
+    wait_for("a.db in the folder again", || {
+        running.find(&a).is_some_and(|d| d.look(|f| f.durable.is_some()) && d.store.contains("backup"))
+    });
+    make(&a, 3);
+    wait_durable(&running, &a);
+
+    // Out and in again, before the last upload of the life before can have ended.
+    running.reload(&moved);
+    running.reload(&config(&folder, ""));
+    running.reload(&moved);
+    wait_for("a.db under its own entry again", || running.find(&a).is_some_and(|d| d.store.contains("own")));
+    make(&a, 4);
+    wait_durable(&running, &a);
+    assert!(running.stop().is_empty());
+    assert_eq!(restored(&folder, &own), [1, 2, 3, 4]);
+    assert_eq!(restored(&folder, &folder.path("backup/a.db")), [1, 2, 3]);
+}
+
+/// Each failure is followed by a longer pause, also where the file cannot so much as be looked at.
+#[test]
+fn a_database_that_cannot_be_looked_at_is_tried_at_leisure() {
+    let folder = Folder::new();
+    let dir = folder.path("data");
+    std::fs::create_dir_all(&dir).unwrap();
+    for name in ["a.db", "b.db"] {
+        make(&dir.join(name), 1);
+    }
+    let running = Running::start(&config(&folder, ""));
+    running.wait_parked(2);
+    let status = running.find(&dir.join("a.db")).unwrap();
+    std::fs::rename(dir.join("a.db"), dir.join("a.away")).unwrap();
+    std::os::unix::fs::symlink("a.db", dir.join("a.db")).unwrap();
+    wait_for("the error", || status.look(|f| matches!(f.state, State::Error { .. })));
+    std::thread::sleep(Duration::from_secs(4));
+    let errors = status.look(|f| f.errors);
+    assert!((2..=4).contains(&errors), "{errors} tries within about 4 s");
+    std::fs::remove_file(dir.join("a.db")).unwrap();
+    std::fs::rename(dir.join("a.away"), dir.join("a.db")).unwrap();
+    running.wait_parked(2);
+    make(&dir.join("a.db"), 2);
+    wait_durable(&running, &dir.join("a.db"));
+    assert!(running.stop().is_empty());
+    assert_eq!(restored(&folder, &folder.path("backup/a.db")), [1, 2]);
+}
+
+/// What went wrong on this machine and is well again needs no new commit to be noticed.
+#[test]
+fn a_passing_local_failure_strands_no_commit() {
+    let folder = Folder::new();
+    let dir = folder.path("data");
+    std::fs::create_dir_all(&dir).unwrap();
+    make(&dir.join("a.db"), 1);
+    let meta = dir.join(".a.db-rhyolite");
+    let running = Running::start(&config(&folder, ""));
+    running.wait_parked(1);
+    assert!(meta.is_dir());
+    std::fs::rename(&meta, dir.join("away")).unwrap();
+    std::fs::write(&meta, "no folder").unwrap();
+    make(&dir.join("a.db"), 2);
+    let status = running.find(&dir.join("a.db")).unwrap();
+    wait_for("the error", || status.look(|f| matches!(f.state, State::Error { .. })));
+    std::fs::remove_file(&meta).unwrap();
+    std::fs::rename(dir.join("away"), &meta).unwrap();
+    running.wait_parked(1);
+    assert!(running.stop().is_empty());
+    assert_eq!(restored(&folder, &folder.path("backup/a.db")), [1, 2]);
+}
+
+/// Whoever ends while the store is waited for still tries to upload what is captured.
+#[test]
+fn a_stop_while_the_store_is_waited_for_uploads_what_is_captured() {
+    let folder = Folder::new();
+    let dir = folder.path("data");
+    std::fs::create_dir_all(&dir).unwrap();
+    make(&dir.join("a.db"), 1);
+    let running = Running::start(&config(&folder, "    lease: {enabled: false}\n"));
+    running.wait_parked(1);
+    let (store, away) = (folder.path("backup"), folder.path("away"));
+    std::fs::rename(&store, &away).unwrap();
+    std::os::unix::fs::symlink(&store, &store).unwrap();
+    make(&dir.join("a.db"), 2);
+    let status = running.find(&dir.join("a.db")).unwrap();
+    // The pauses between the tries are longer by then than what follows takes.
+    wait_for("some tries", || status.look(|f| f.errors >= 4));
+    assert!(status.look(|f| f.local != f.durable));
+    std::fs::remove_file(&store).unwrap();
+    std::fs::rename(&away, &store).unwrap();
+    let errors = running.stop();
+    assert!(errors.is_empty(), "{errors:?}");
+    assert_eq!(restored(&folder, &folder.path("backup/a.db")), [1, 2]);
+}
+
+/// What was written right before a database is removed is captured and uploaded, parked or not.
+#[test]
+fn the_last_commit_before_a_removal_is_uploaded() {
+    let folder = Folder::new();
+    let db = folder.path("a.db");
+    make(&db, 0);
+    let yaml = |name: &str| {
+        format!("dbs: [{{path: {0}/{name}, replica: {{url: {0}/store-{name}}}}}]\n", folder.path("").display())
+    };
+    make(&folder.path("other.db"), 0);
+    let running = Running::start(&yaml("other.db"));
+    let entry = file::parse(&yaml("a.db")).unwrap().databases.remove(0);
+    let app = Connection::open(&db).unwrap();
+    for round in 1..=12 {
+        wait_for("its place", || running.add(entry.clone()).is_ok());
+        wait_for("it to be parked", || running.find(&db).is_some_and(|d| d.look(|f| f.parked)));
+        app.execute("INSERT INTO t VALUES (?1)", [round]).unwrap();
+        running.remove(&entry.path).unwrap();
+        wait_for("it to go", || running.find(&db).is_none());
+        let expected: Vec<i64> = (0..=round).collect();
+        assert_eq!(restored(&folder, &folder.path("store-a.db")), expected);
+    }
+    assert!(running.stop().is_empty());
+}
+
+/// All databases of a folder are written under one right. One that goes and comes again must not cost the others theirs.
+#[test]
+fn a_database_that_comes_again_disturbs_no_other_of_its_folder() {
+    let folder = Folder::new();
+    let dir = folder.path("data");
+    std::fs::create_dir_all(&dir).unwrap();
+    let (stays, comes) = (dir.join("stays.db"), dir.join("comes.db"));
+    make(&stays, 1);
+    make(&comes, 1);
+    let running = Running::start_with(&config(&folder, "    watch: true\n"), Policy::default());
+    wait_for("both databases", || running.count() == 2);
+    wait_durable(&running, &stays);
+    wait_durable(&running, &comes);
+    let status = running.find(&stays).unwrap();
+    let (epoch, errors) = status.look(|f| (f.epoch, f.errors));
+    for round in 2..4 {
+        for name in ["comes.db", "comes.db-wal", "comes.db-shm"] {
+            let _ = std::fs::remove_file(dir.join(name));
+        }
+        wait_for("it to go", || running.count() == 1);
+        make(&comes, round);
+        wait_for("it to come", || running.count() == 2);
+        wait_durable(&running, &comes);
+        let now = running.find(&comes).unwrap().look(|f| f.epoch);
+        assert_eq!(now, epoch, "the right is the same");
+    }
+    make(&stays, 2);
+    wait_durable(&running, &stays);
+    assert_eq!(status.look(|f| (f.epoch, f.errors)), (epoch, errors));
+    assert!(running.stop().is_empty());
+    assert_eq!(restored(&folder, &folder.path("backup/comes.db")), [3]);
+}
