@@ -25,6 +25,7 @@ pub mod pins;
 pub mod points;
 pub mod process;
 pub mod progress;
+pub mod pulse;
 pub mod random;
 pub mod replicate;
 pub mod restore;

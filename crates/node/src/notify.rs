@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::units::format_duration;
+use crate::pulse::PATIENCE;
 use crate::status::{State, StatusBoard};
 use crate::time;
 
@@ -50,15 +51,16 @@ impl Notifier {
         self.tell(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={}\n", bound.as_micros()));
     }
 
-    /// Reports without end; drop the future to stop it. It reports as long as this process schedules its tasks and its figures can be
-    /// read: a process that hangs is silent, and the manager's watchdog ends it.
+    /// Reports without end; drop the future to stop it. It says that it lives as long as the supervisor answers and its figures can be read:
+    /// about a process that hangs it is silent, and the manager's watchdog ends it.
     pub async fn keep_reporting(self: Arc<Self>, board: Arc<StatusBoard>) {
         if self.socket.is_none() {
             return std::future::pending().await;
         }
         let interval = self.watchdog.map_or(REPORT_INTERVAL, |watchdog| watchdog / 3);
         loop {
-            let alive = if self.watchdog.is_some() { "WATCHDOG=1\n" } else { "" };
+            let is_there = self.watchdog.is_some() && board.pulse.is_there(interval.min(PATIENCE)).await;
+            let alive = if is_there { "WATCHDOG=1\n" } else { "" };
             self.tell(&format!("{alive}STATUS={}\n", summary(&board)));
             tokio::time::sleep(interval).await;
         }

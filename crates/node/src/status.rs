@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::drill::Drill;
+use crate::pulse::Pulse;
 use crate::time;
 
 /// What a database is doing.
@@ -412,6 +413,8 @@ pub struct StatusBoard {
     changes: Arc<Changes>,
     /// Folders of which nobody knows yet what databases they hold.
     unsearched: AtomicUsize,
+    /// Whether the supervisor answers.
+    pub pulse: Pulse,
 }
 
 impl StatusBoard {
@@ -422,6 +425,7 @@ impl StatusBoard {
             databases: Mutex::default(),
             changes: Arc::default(),
             unsearched: AtomicUsize::new(0),
+            pulse: Pulse::default(),
         })
     }
 

@@ -149,7 +149,13 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<u8, Failure> {
         board.set_unsearched(folders.len());
         let parking = if args.park_eagerly { EAGER } else { Policy::default() };
         let options = SuperviseOptions { databases, folders, stop_timeout, parking };
-        daemon.run(async |stop| ended(supervise::run(options, board, stop, Some(commands)).await)).await
+        daemon
+            .run(async |stop| {
+                // A task of its own: what hangs there does not keep the daemon from ending in time.
+                let supervised = tokio::spawn(supervise::run(options, board, stop, Some(commands))).await;
+                ended(supervised.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())))
+            })
+            .await
     });
     // A store or a disk that hangs must not hold up the end.
     runtime.shutdown_background();

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `/metrics` | Prometheus' text format |
 //! | `/status` | JSON, see [`StatusReport`]; `?db=PATH` for one database |
-//! | `/healthz` | 200 while the process answers |
+//! | `/healthz` | 200 while the process answers and what decides for all databases does, else 503 |
 //! | `/readyz` | 200 when every database has its first snapshot in the store, else 503 and a line for each of the first that have not |
 //!
 //! At most [`CONNECTIONS_MAX`] connections are open; more wait in the operating system's queue. A client that forgets to close
@@ -28,6 +28,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::metrics;
 use super::report::StatusReport;
+use crate::pulse::PATIENCE;
 use crate::status::{State, StatusBoard};
 use crate::time;
 
@@ -62,9 +63,16 @@ pub fn routes(board: Arc<StatusBoard>) -> axum::Router {
     axum::Router::new()
         .route("/metrics", get(metrics_text))
         .route("/status", get(status_json))
-        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/healthz", get(alive))
         .route("/readyz", get(ready))
         .with_state(board)
+}
+
+async fn alive(Shared(board): Shared<Arc<StatusBoard>>) -> Response {
+    if board.pulse.is_there(PATIENCE).await {
+        return "ok\n".into_response();
+    }
+    (StatusCode::SERVICE_UNAVAILABLE, "replication hangs: perhaps a file system does\n").into_response()
 }
 
 async fn metrics_text(Shared(board): Shared<Arc<StatusBoard>>) -> Response {
@@ -196,6 +204,13 @@ mod tests {
         let status = board.add("/a.db".into(), "/m".into(), "./backup".into());
         let server = tokio::spawn(serve(listener, Arc::clone(&board)));
 
+        let supervisor = Arc::clone(&board);
+        let supervisor = tokio::spawn(async move {
+            loop {
+                supervisor.pulse.asked().await;
+                supervisor.pulse.answer();
+            }
+        });
         assert!(request(addr, "/healthz").await.starts_with("HTTP/1.1 200"));
         let waiting = request(addr, "/readyz").await;
         assert!(waiting.starts_with("HTTP/1.1 503") && waiting.ends_with("/a.db is starting\n"), "{waiting}");
@@ -225,5 +240,6 @@ mod tests {
         let taken = bind(addr).await.unwrap_err();
         assert_eq!(taken, format!("cannot listen on {addr}: address already in use"));
         server.abort();
+        supervisor.abort();
     }
 }

@@ -369,11 +369,12 @@ impl Supervisor {
             let memory_due = (self.gave_back + GIVE_BACK_GAP).into();
             tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => {
+                () = is_set(&mut stop) => {
                     let _ = self.ender.send(true);
                 }
                 Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => self.note_ended(ended),
                 Some(noticed) = self.noticed.recv() => self.note(noticed),
+                () = self.board.pulse.asked() => self.board.pulse.answer(),
                 permit = self.waking.turn(to_wake) => self.open_next(true, permit),
                 permit = self.opening.turn(to_open) => self.open_next(false, permit),
                 Some(command) = self.commands.recv(), if !self.folders.is_searching() => self.obey(command).await,
@@ -505,6 +506,7 @@ impl Supervisor {
     /// Stops everything that is awake, and wakes once more what was written at the last moment.
     async fn wind_up(mut self) -> Vec<ReplicateError> {
         let stopping = *self.stop.borrow();
+        self.board.pulse.end();
         if stopping {
             // Those that were written while their history was looked after were waiting for that.
             let interrupted = self.histories.end_all().await;
@@ -551,6 +553,12 @@ impl Supervisor {
         }
         errors
     }
+}
+
+/// Returns when it is true.
+async fn is_set(stop: &mut watch::Receiver<bool>) {
+    // The sender lives as long as the process.
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 impl Source {
