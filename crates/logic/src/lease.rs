@@ -90,6 +90,11 @@ impl Terms {
     fn retry(&self) -> Duration {
         (self.ttl / 30).clamp(Duration::from_millis(20), Duration::from_secs(1))
     }
+
+    /// Pause after the last of so many writes in a row that came to nothing, while we do not have the right.
+    fn pause(&self, vain: u32) -> Duration {
+        self.retry().saturating_mul(1 << vain.min(16)).min(self.ttl / 4)
+    }
 }
 
 /// Rules that the simulator switches off one by one, to see that it finds what they prevent. Everything else uses [`Guards::ALL`].
@@ -245,6 +250,8 @@ pub struct Lease<V> {
     durable: Option<DurablePos>,
     /// When the last write was sent of which the store said that it had worked.
     acknowledged: Option<Monotonic>,
+    /// Writes in a row that came to nothing.
+    vain: u32,
     /// Tries that are left, when it is to be given up.
     releasing: Option<u32>,
     /// A write that gives it up was sent: from then on somebody else may have it at any time.
@@ -266,6 +273,7 @@ impl<V: Clone + Eq> Lease<V> {
             epoch_min: None,
             durable: None,
             acknowledged: None,
+            vain: 0,
             releasing: None,
             given_up: false,
         }
@@ -436,10 +444,20 @@ impl<V: Clone + Eq> Lease<V> {
             Known::Ours { seized, .. } => *seized,
         };
         self.writes.push(OwnWrite { nonce: at.nonce, sent: Some(at.now), seized });
-        let forgotten = self.writes.len().saturating_sub(WRITES_REMEMBERED);
-        self.writes.drain(..forgotten);
+        self.forget_old_writes();
         self.doing = Doing::Writing { id, sent: at.now, record: record.clone() };
         Request::Write { id, expected, record }
+    }
+
+    /// What holds now is never forgotten, however many renewals fail after it: our own lease would pass for another's.
+    fn forget_old_writes(&mut self) {
+        let held = if let Known::Ours { record, .. } = &self.known { Some(record.nonce) } else { None };
+        let mut surplus = self.writes.len().saturating_sub(WRITES_REMEMBERED);
+        self.writes.retain(|write| {
+            let goes = surplus > 0 && Some(write.nonce) != held;
+            surplus -= usize::from(goes);
+            !goes
+        });
     }
 
     /// What a read found: the lease and its version, that there is none, or (`Err`) nothing.
@@ -487,6 +505,7 @@ impl<V: Clone + Eq> Lease<V> {
                     _ => now,
                 };
                 let free = self.free_at(&record, since);
+                self.vain = 0;
                 self.known = Known::Theirs { record, version, since };
                 self.doing = Doing::Resting { until: free.min(now.after(self.terms.look)).max(now) };
             }
@@ -512,11 +531,27 @@ impl<V: Clone + Eq> Lease<V> {
                 let since = if self.guards.right_since_sent { sent } else { now };
                 let seized = self.writes.iter().any(|write| write.nonce == record.nonce && write.seized);
                 self.acknowledged = self.acknowledged.max(Some(sent));
+                self.vain = 0;
                 self.known_ours(record, version, since, seized);
             }
             // Also when refused: an earlier write of ours may have come in late. What is held stays held until its time is over, or until
             // the reading says otherwise.
-            Written::Refused | Written::Unknown => self.doing = Doing::ReadingNext { at: now },
+            Written::Refused | Written::Unknown => {
+                let free = if written == Written::Refused { 2 } else { 1 };
+                self.doing = Doing::ReadingNext { at: now.after(self.pause(free, now)) };
+                self.vain += 1;
+            }
+        }
+    }
+
+    /// How long to wait after a write that came to nothing. The first times not at all: it may have worked, or an earlier one. A store
+    /// that answers reads and takes no write must not be asked without a pause.
+    fn pause(&self, free: u32, now: Monotonic) -> Duration {
+        let is_ours = matches!(&self.known, Known::Ours { until, .. } if now < *until);
+        match self.vain.checked_sub(free) {
+            None => Duration::ZERO,
+            Some(_) if is_ours => self.terms.retry(),
+            Some(vain) => self.terms.pause(vain),
         }
     }
 }

@@ -310,3 +310,44 @@ fn the_record_says_what_the_terms_say() {
     assert_eq!((record.holder.as_str(), record.state), ("host a", LeaseState::Held));
     assert_eq!(LeaseRecord::decode(&record.encode()).unwrap(), record);
 }
+
+/// A bucket that is gone answers reads with "nothing there" and refuses every write.
+#[test]
+fn a_store_that_takes_no_write_is_asked_with_growing_pauses() {
+    let mut holder = Holder::new("a", 1, &[], 0);
+    let mut times = Vec::new();
+    while let Some(Monotonic(now)) = holder.lease.poll_timeout().filter(|at| at.0 < 60_000) {
+        while let Some(request) = holder.poll(now) {
+            match request {
+                Request::Read(id) => holder.lease.handle_read(id, Ok(None), Monotonic(now)),
+                Request::Write { id, .. } => {
+                    times.push(now);
+                    holder.lease.handle_written(id, Written::Unknown, Monotonic(now));
+                }
+            }
+        }
+    }
+    assert_eq!(times[..6], [0, 0, 400, 1200, 2800, 5800]);
+    assert_eq!(times.len(), 5 + 19, "then every 3 s");
+}
+
+/// While the right is there, a renewal that fails is tried again soon enough.
+#[test]
+fn a_renewal_that_fails_is_tried_until_the_right_ends() {
+    let (mut holder, mut place) = (Holder::new("a", 1, &[], 0), Place::default());
+    holder.run(&mut place, 0);
+    let mut tries = 0;
+    while let Some(Monotonic(now)) = holder.lease.poll_timeout().filter(|at| at.0 < 12_000) {
+        while let Some(request) = holder.poll(now) {
+            match request {
+                Request::Read(id) => holder.lease.handle_read(id, Ok(place.held.clone()), Monotonic(now)),
+                Request::Write { id, .. } => {
+                    tries += 1;
+                    holder.lease.handle_written(id, Written::Unknown, Monotonic(now));
+                }
+            }
+        }
+    }
+    assert_eq!(tries, 1 + 8_000 / 400, "at once, then each 400 ms");
+    holder.check(11_999, "ours 1 until 12000");
+}

@@ -540,6 +540,7 @@ impl Supervisor {
         self.leases.release_all(RELEASE_WAIT).await;
         let mut errors = self.lost;
         let count = self.members.len();
+        let is_behind = self.members.values().any(|m| m.status.look(|f| f.pending_since.is_some()));
         for member in self.members.into_values() {
             match member.error {
                 Some(error) => errors.push(error),
@@ -547,7 +548,7 @@ impl Supervisor {
                 None => {}
             }
         }
-        if stopping && errors.is_empty() {
+        if stopping && errors.is_empty() && !is_behind {
             let what = if count == 1 { "1 database".to_owned() } else { format!("{count} databases") };
             tracing::info!("stopped: what was captured of {what} is durable");
         }
