@@ -104,6 +104,7 @@ impl Supervisor {
                     let list = &mut self.folders.list;
                     list.last_mut().expect("just pushed").names.remove(&name);
                     self.remove(id);
+                    done.removed += 1;
                     continue;
                 }
                 self.change(id, Source::Found(Arc::clone(&config), name));

@@ -144,6 +144,10 @@ fn databases_of_a_watched_folder_come_and_go() {
     let (store, out) = (store.to_str().unwrap(), out.to_str().unwrap());
     let restored = folder.run(&["restore", store, "-o", out, "--all", "--json"]).json();
     assert_eq!((&restored["restored"], &restored["failed"]), (&4.into(), &0.into()), "{restored}");
+    // One time for all: each has had its last commit before it.
+    let at = ["--all", "--json", "--at", "2999-01-01T00:00:00Z"];
+    let later = folder.run(&[&["restore", store, "-o", "later"], &at[..]].concat()).json();
+    assert_eq!((&later["restored"], &later["failed"]), (&4.into(), &0.into()), "{later}");
     for (name, expected) in
         [("a.db", vec![1, 7]), ("sub/b.db", vec![2]), ("sub/c.db", vec![5]), ("new/deep/d.db", vec![6])]
     {
