@@ -169,8 +169,16 @@ impl Keeper {
         if let Some(text) = &report.not_deleted {
             self.complain(&format!("delete what is no longer needed: {text}"));
         }
+        if let Some(text) = &report.damaged {
+            self.complain(text);
+        }
         if let Some(txid) = report.snapshot_due {
-            self.complain(&format!("TXID {txid} cannot be restored from the store any more: taking a new snapshot"));
+            let why = if report.damaged.is_some() {
+                "is reached by another way only"
+            } else {
+                "cannot be restored from the store any more"
+            };
+            self.complain(&format!("TXID {txid} {why}: taking a new snapshot"));
             // Without a receiver the capture thread has ended, and this ends with it.
             let _ = self.capture.send(ToCapture::TakeSnapshot);
             self.wake.ring();

@@ -66,6 +66,10 @@ pub(super) fn run(args: &CompactArgs) -> Result<(), Failure> {
 }
 
 fn show_done(args: &CompactArgs, out: &mut Output, subject: &Subject, report: &HistoryReport) -> Result<(), Failure> {
+    if let Some(damage) = &report.damaged {
+        let text = format!("{}: {damage}: what needs it was left as it is (`rhyolite verify` shows more)", subject.url);
+        return Err(Failure::new(super::exit::Status::Damaged, text));
+    }
     if let Some(txid) = report.snapshot_due {
         let text = format!(
             "{}: TXID {txid} cannot be restored, and only a snapshot of the database itself helps: its daemon takes one",

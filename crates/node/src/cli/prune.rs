@@ -96,7 +96,10 @@ async fn prune(args: &PruneArgs, subject: &Subject) -> Result<(Done, Option<Stri
         let steps = preview(&options).await.map_err(failure)?;
         return Ok((due(&steps, garbage), None));
     }
-    let HistoryReport { expired, deleted, not_deleted, .. } = maintain(options).await.map_err(failure)?;
+    let HistoryReport { expired, deleted, not_deleted, damaged, .. } = maintain(options).await.map_err(failure)?;
+    if let Some(damage) = damaged {
+        return Err(Failure::new(Status::Damaged, format!("{}: {damage}", subject.url)));
+    }
     Ok((Done { expired, deleted, garbage, lines: Vec::new() }, not_deleted))
 }
 

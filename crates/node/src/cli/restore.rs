@@ -111,6 +111,8 @@ struct ReportLine {
     proof: &'static str,
     page_size: PageSize,
     page_count: PageCount,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    avoided: Vec<String>,
     pages_reused: u64,
     bytes_fetched: u64,
     requests: u64,
@@ -260,6 +262,9 @@ fn nothing_done(args: &RestoreArgs, text: &str) -> Result<(), Failure> {
 }
 
 fn print(args: &RestoreArgs, report: &RestoreReport) -> Result<(), Failure> {
+    for key in &report.avoided {
+        eprintln!("rhyolite: {key} is damaged: restored without it (`rhyolite verify {}` shows more)", args.store());
+    }
     let mut out = output::Output::new();
     if args.json {
         let report = ReportLine {
@@ -271,6 +276,7 @@ fn print(args: &RestoreArgs, report: &RestoreReport) -> Result<(), Failure> {
             proof: Proof::Database.name(),
             page_size: report.page_size,
             page_count: report.pages,
+            avoided: report.avoided.clone(),
             pages_reused: report.pages_reused,
             bytes_fetched: report.bytes_fetched,
             requests: report.requests,

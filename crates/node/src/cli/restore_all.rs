@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use rhyolite_format::{Checksum, Txid, keys};
 use rhyolite_logic::Target;
-use rhyolite_logic::restore_plan::PlanError;
 use rhyolite_store::{LIST_PAGE, RetryPolicy, Retrying, Store, StoreOptions};
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -17,7 +16,7 @@ use super::store::{self, TargetArgs};
 use crate::config::folder::{FolderConfig, store_below};
 use crate::config::{DatabaseConfig, file};
 use crate::progress::Silent;
-use crate::restore::{Output, RestoreError, RestoreOptions, RestoreReport, restore};
+use crate::restore::{Output, RestoreError, RestoreOptions, restore};
 
 /// Databases that are restored at a time, unless the user says so.
 const JOBS: usize = 4;
@@ -210,7 +209,7 @@ async fn restore_one(
             return line;
         }
     };
-    match restore_at(target, options).await {
+    match restore(RestoreOptions { target, ..options }).await {
         Ok(report) => {
             line.restored = true;
             line.txid = Some(report.pos.txid);
@@ -223,16 +222,6 @@ async fn restore_one(
         }
     }
     line
-}
-
-/// One time is meant for all databases, and some had their last commit before it: those are restored to that.
-async fn restore_at(target: Target, options: RestoreOptions) -> Result<RestoreReport, RestoreError> {
-    match restore(RestoreOptions { target, ..options.clone() }).await {
-        Err(RestoreError::Plan(PlanError::OutOfRange { time, last, .. })) if time > last => {
-            restore(RestoreOptions { target: Target::Latest, ..options }).await
-        }
-        restored => restored,
-    }
 }
 
 fn print(args: &RestoreArgs, summary: &Summary) -> Result<(), Failure> {

@@ -25,6 +25,7 @@ use crate::log_end::{self, Hint};
 use crate::observe::report::{DatabaseReport, ProcessReport};
 use crate::observe::status_file;
 use crate::status::{DiffReason, Figures};
+use crate::supervise::search::databases_in;
 use crate::{fencing, time};
 
 /// Name of the state in a state folder.
@@ -153,7 +154,13 @@ fn wanted(args: &StatusArgs) -> Result<Vec<Wanted>, Failure> {
         let options = d.store_options();
         Wanted { path: d.path, meta_path: d.meta_path, store: Some((d.store, options)) }
     };
-    Ok(config.databases.into_iter().map(wanted).collect())
+    let mut all: Vec<Wanted> = config.databases.into_iter().map(wanted).collect();
+    for folder in &config.folders {
+        let (found, problems) = databases_in(folder);
+        problems.iter().for_each(|problem| eprintln!("rhyolite: {problem}"));
+        all.extend(found.iter().map(|name| wanted(folder.database(name))));
+    }
+    Ok(all)
 }
 
 fn look(wanted: &Wanted, now: Timestamp) -> Result<DatabaseLine, Failure> {

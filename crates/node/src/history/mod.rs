@@ -16,7 +16,7 @@ pub(crate) mod write;
 
 use std::sync::Arc;
 
-use rhyolite_format::manifest::{Manifest, ManifestFile, RetiredSegments};
+use rhyolite_format::manifest::{FileKind, Manifest, ManifestFile, RetiredSegments};
 use rhyolite_format::{Epoch, Nonce, Timestamp, Txid};
 use rhyolite_logic::Target;
 use rhyolite_logic::history_plan::{Duty, Piece, Policy, SnapshotReason, Step, Update, apply, plan};
@@ -76,6 +76,9 @@ pub struct HistoryReport {
     pub snapshot_due: Option<Txid>,
     /// Why objects that are due to be deleted are still there. All else was done.
     pub not_deleted: Option<String>,
+    /// An object that is damaged or missing. What needs it was not done, and nothing was deleted as long as no newer snapshot stands for
+    /// it; until then one is due.
+    pub damaged: Option<String>,
 }
 
 /// Why the history could not be looked after.
@@ -154,6 +157,7 @@ pub async fn maintain(options: HistoryOptions) -> Result<HistoryReport, HistoryE
     let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
     let mut report = HistoryReport::default();
     let mut has_looked_again = false;
+    let mut damage = Damage::default();
     for _ in 0..ROUNDS_MAX {
         let local = options.segments.as_ref();
         let catalog = match Catalog::load_with(&reader, local, None, OnDamage::Refuse).await {
@@ -162,22 +166,77 @@ pub async fn maintain(options: HistoryOptions) -> Result<HistoryReport, HistoryE
                 has_looked_again = true;
                 continue;
             }
+            Err(error) if error.is_about_an_object() => {
+                return damaged_log(&reader, error, report).await;
+            }
             loaded => loaded?,
         };
         check_epoch(&catalog.manifest, options.epoch)?;
-        let steps = due(&options, &catalog, &mut report);
+        let mut steps = due(&options, &catalog, &mut report);
+        damage.leave_out(&mut steps, &catalog, &mut report);
         if steps.is_empty() {
             break;
         }
         let carried_out = Round::new(&options, &reader, &catalog).carry_out_all(&steps, &mut report).await;
-        if let Err(error) = carried_out {
-            let is_outdated = error.may_be_outdated() && has_moved_on(&options, &catalog).await?;
-            if !is_outdated {
-                return Err(error);
-            }
+        let Err((step, error)) = carried_out else { continue };
+        if error.may_be_outdated() && has_moved_on(&options, &catalog).await? {
+            continue;
+        }
+        match error {
+            HistoryError::Read(error) if error.is_about_an_object() => damage.note(step, &error),
+            error => return Err(error),
         }
     }
+    report.damaged = damage.first;
     Ok(report)
+}
+
+/// Nothing can be bundled from a log with a hole. A snapshot makes what comes after it restorable again.
+async fn damaged_log(
+    reader: &Arc<Reader>,
+    error: RestoreError,
+    mut report: HistoryReport,
+) -> Result<HistoryReport, HistoryError> {
+    let catalog = Catalog::load(reader, None, OnDamage::Collect).await?;
+    if catalog.is_led_over_damage() == Some(false) {
+        report.snapshot_due = catalog.log.iter().rev().find_map(|s| s.entries.last()).map(|entry| entry.max_txid);
+    }
+    report.damaged = Some(format!(
+        "{error}: the log is not bundled any more, and restore points behind that are lost until the next snapshot"
+    ));
+    Ok(report)
+}
+
+/// Steps that cannot be done because of what is damaged.
+#[derive(Debug, Default)]
+struct Damage {
+    steps: Vec<Step>,
+    keys: Vec<String>,
+    first: Option<String>,
+}
+
+impl Damage {
+    fn note(&mut self, step: Step, error: &RestoreError) {
+        self.steps.push(step);
+        self.keys.extend(error.key().map(ToOwned::to_owned));
+        self.first.get_or_insert_with(|| error.to_string());
+    }
+
+    /// Leaves out what was tried in vain. What else there is of the history is needed to lead around the damage, until a newer snapshot
+    /// does.
+    fn leave_out(&self, steps: &mut Vec<Step>, catalog: &Catalog, report: &mut HistoryReport) {
+        steps.retain(|step| !self.steps.contains(step));
+        let files = || catalog.manifest.files.iter();
+        let end_of = |key: &String| files().find(|file| file.key == *key).map(|file| file.end().txid);
+        let Some(end) = self.keys.iter().filter_map(end_of).max() else { return };
+        let is_newer = |file: &ManifestFile| {
+            file.kind == FileKind::Snapshot && file.end().txid > end && !self.keys.contains(&file.key)
+        };
+        if !files().any(is_newer) {
+            report.snapshot_due = Some(end);
+            steps.retain(|step| !matches!(step, Step::Expire { .. } | Step::Delete { .. }));
+        }
+    }
 }
 
 /// The steps that are to be carried out here.
@@ -261,14 +320,14 @@ impl<'a> Round<'a> {
     }
 
     /// Does one step after the other, until somebody else has changed what they were planned from.
-    async fn carry_out_all(&self, steps: &[Step], report: &mut HistoryReport) -> Result<(), HistoryError> {
+    async fn carry_out_all(&self, steps: &[Step], report: &mut HistoryReport) -> Result<(), (Step, HistoryError)> {
         for step in steps {
             match (self.carry_out(step, report).await, step) {
                 (Ok(true), _) => {}
                 (Ok(false), _) => break,
                 // Credentials that may not delete are no reason to let the log grow without end.
                 (Err(HistoryError::Write(error)), Step::Delete { .. }) => report.not_deleted = Some(error.to_string()),
-                (Err(error), _) => return Err(error),
+                (Err(error), step) => return Err((step.clone(), error)),
             }
         }
         Ok(())

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rhyolite_format::identity::Identity;
-use rhyolite_format::manifest::Manifest;
+use rhyolite_format::manifest::{FileKind, Manifest, ManifestFile};
 use rhyolite_format::segment::{self, Segment, SegmentHeader, SegmentKind};
 use rhyolite_format::{Epoch, Lineage, Nonce, Seq, Txid, keys};
 use rhyolite_logic::Target;
@@ -79,8 +79,13 @@ impl Catalog {
         until: Option<Txid>,
         on_damage: OnDamage,
     ) -> Result<Self, RestoreError> {
-        let identity = reader.find(keys::ID).await?;
-        let identity = identity.ok_or_else(|| RestoreError::NoDatabase { store: reader.store().describe() })?;
+        let Some(identity) = reader.find(keys::ID).await? else {
+            // A store that has lost it holds a backup all the same.
+            return Err(match reader.find(keys::MANIFEST).await? {
+                Some(_) => RestoreError::Missing { key: keys::ID.to_owned() },
+                None => RestoreError::NoDatabase { store: reader.store().describe() },
+            });
+        };
         let identity = Identity::decode(&identity.bytes).map_err(|e| RestoreError::damaged(keys::ID, e))?;
         let manifest = load_manifest(reader, &identity).await?;
         let (epoch, log, cache, damage) = (manifest.log_epoch, Vec::new(), HashMap::new(), Vec::new());
@@ -134,14 +139,14 @@ impl Catalog {
         }
     }
 
-    /// An error if damage was collected and the target may lie in it or behind it. A time lies before it if a commit before the damage is
-    /// later than that; where the clock ran backwards behind the damage, the plan finds that out.
+    /// An error if damage was collected and the target may lie in it or behind it, with nothing that leads on from there. A time lies before
+    /// it if a commit before the damage is later than that; where the clock ran backwards behind the damage, the plan finds that out.
     pub(crate) fn refuse_beyond_damage(&mut self, target: Target) -> Result<(), RestoreError> {
-        if self.damage.is_empty() {
+        if self.damage.is_empty() || self.is_led_over_damage() == Some(true) {
             return Ok(());
         }
         let damage = self.damage.swap_remove(0);
-        let sound = self.log.iter().position(|segment| segment.size == 0).unwrap_or(self.log.len());
+        let sound = self.log.iter().position(is_lost).unwrap_or(self.log.len());
         let known = points(&self.manifest, &self.log[..sound], &[]).map_err(PlanError::from)?;
         let last = known.last().map(|point| (point.pos.txid, point.time));
         let is_before = match (target, last) {
@@ -150,6 +155,20 @@ impl Catalog {
             (Target::Latest, _) | (_, None) => false,
         };
         if is_before { Ok(()) } else { Err(RestoreError::Hole { damage: Box::new(damage), last }) }
+    }
+
+    /// Whether a snapshot of the manifest leads over all damage to the log: what comes after it can be restored as if nothing were lost. `None`
+    /// when none can: the damage is at the end of the log, as far as anybody knows, or it is not certain what counts after it.
+    ///
+    /// Whether a segment counts depends on the epochs before it, and that of a lost one is not known. It was none that ended another's: who
+    /// writes under a new epoch has put it into the manifest before, and the manifest still has that of the segments that follow.
+    pub(crate) fn is_led_over_damage(&self) -> Option<bool> {
+        let Some(lost) = self.log.iter().rposition(is_lost) else { return Some(true) };
+        let after = &self.log[lost + 1..];
+        let next = after.iter().find_map(|segment| segment.entries.first())?;
+        let is_one_epoch = after.iter().all(|segment| segment.header.epoch == self.manifest.epoch);
+        let snapshots = self.manifest.files.iter().filter(|file| file.kind == FileKind::Snapshot);
+        is_one_epoch.then(|| snapshots.map(ManifestFile::end).any(|end| end.txid.next() >= next.min_txid))
     }
 
     /// Forgets everything before a state, as if the log began there.
@@ -184,6 +203,11 @@ impl Catalog {
         let counts = self.log.last().filter(|last| last.header.epoch == self.epoch);
         counts.and_then(|last| last.entries.last()).is_some_and(|entry| entry.max_txid >= txid)
     }
+}
+
+/// A segment that was missing or damaged has no size.
+fn is_lost(segment: &LogSegment) -> bool {
+    segment.size == 0
 }
 
 /// The manifest; before the first one is written, the log starts with its first segment.

@@ -129,9 +129,17 @@ impl RestoreError {
         Self::Io { action, path: path.to_owned(), source }
     }
 
+    /// The object that is not as it should be, if it says that of one.
+    pub(crate) fn key(&self) -> Option<&str> {
+        match self {
+            Self::Damaged { key, .. } | Self::Missing { key } | Self::Contradiction { key, .. } => Some(key),
+            _ => None,
+        }
+    }
+
     /// Whether it says that one object is not as it should be.
     pub(crate) fn is_about_an_object(&self) -> bool {
-        matches!(self, Self::Damaged { .. } | Self::Missing { .. } | Self::Contradiction { .. })
+        self.key().is_some()
     }
 
     /// Whether trying again may help: the store or the disk has failed, not what they hold.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use rhyolite_format::resume::ResumeHeader;
-use rhyolite_format::{Checksum, Lineage, PageCount, PageNumber, PageSize};
+use rhyolite_format::{Checksum, Lineage, PageCount, PageNumber, PageSize, keys};
 use rhyolite_logic::restore_plan::RestorePlan;
 
 use super::assemble::assemble;
@@ -24,6 +24,8 @@ use super::{Existing, Output, RestoreError, RestoreOptions, blocking, find_plan}
 use crate::progress::Stage;
 use crate::verify::objects::first_damage;
 
+/// So many damaged objects are avoided.
+const AVOIDED_MAX: usize = 16;
 /// Pages of the draft that are looked at together.
 const LOCAL_JOB_BYTES: usize = 1 << 20;
 
@@ -33,6 +35,37 @@ pub(super) struct Filled {
     pub(super) lineage: Lineage,
     pub(super) plan: RestorePlan,
     pub(super) pages_reused: u64,
+    /// Damaged objects that another way led around.
+    pub(super) avoided: Vec<String>,
+}
+
+/// Damaged objects, and what was wrong with the first.
+#[derive(Debug, Default)]
+struct Avoided {
+    keys: Vec<String>,
+    first: Option<RestoreError>,
+}
+
+impl Avoided {
+    /// Takes in what was found wrong. An error when no way can lead around that: the first that was found, as it is what everything else
+    /// follows from.
+    fn take(&mut self, error: RestoreError) -> Result<(), RestoreError> {
+        let key = error.key().filter(|key| may_be_avoided(key) && !self.keys.iter().any(|known| known == key));
+        match key.map(ToOwned::to_owned) {
+            Some(key) if self.keys.len() < AVOIDED_MAX => {
+                tracing::warn!("{error}: looking for a way without it");
+                self.keys.push(key);
+                self.first.get_or_insert(error);
+                Ok(())
+            }
+            _ => Err(self.first.take().unwrap_or(error)),
+        }
+    }
+}
+
+/// The log leads from one segment to the next; the files of the manifest may stand for each other.
+fn may_be_avoided(key: &str) -> bool {
+    keys::parse_segment(key).is_none() && key != keys::ID && key != keys::MANIFEST
 }
 
 /// Pages that need not be fetched, and how to go on from them.
@@ -46,15 +79,22 @@ pub(super) struct Start {
 }
 
 /// Plans and fills the draft. An object that has just been compacted away makes it plan once more; pages from elsewhere that
-/// do not add up make it start anew without them.
+/// do not add up make it start anew without them; a damaged snapshot, merged file or bundle makes it look for a way around that.
 pub(super) async fn fill(
     reader: &Arc<Reader>,
     draft: &Draft,
     options: &RestoreOptions,
 ) -> Result<Filled, RestoreError> {
     let (mut may_plan_again, mut may_reuse) = (true, true);
+    let mut avoided = Avoided::default();
     loop {
-        let (catalog, plan) = find_plan(reader, options.target).await?;
+        let (catalog, plan) = match find_plan(reader, options.target, &avoided.keys).await {
+            Ok(found) => found,
+            Err(error) => {
+                avoided.take(error)?;
+                continue;
+            }
+        };
         let lineage = catalog.identity.lineage;
         let start = if may_reuse { find_start(reader, draft, options, &catalog, &plan).await? } else { None };
         let reuses = start.is_some();
@@ -82,11 +122,12 @@ pub(super) async fn fill(
             Err(RestoreError::Missing { .. }) if may_plan_again => may_plan_again = false,
             Err(RestoreError::WrongChecksum { .. }) if reuses => may_reuse = false,
             Err(wrong @ RestoreError::WrongChecksum { .. }) => {
-                // Something is damaged, and whoever has to mend it wants to know what.
-                first_damage(reader, &plan.steps).await?;
-                return Err(wrong);
+                // Something is damaged, and whoever has to mend it wants to know what. Its pages are to be fetched anew.
+                may_reuse = false;
+                avoided.take(first_damage(reader, &plan.steps).await.err().unwrap_or(wrong))?;
             }
-            result => return result.map(|pages_reused| Filled { lineage, plan, pages_reused }),
+            Err(error) => avoided.take(error)?,
+            Ok(pages_reused) => return Ok(Filled { lineage, plan, pages_reused, avoided: avoided.keys }),
         }
     }
 }

@@ -48,6 +48,7 @@ pub use error::RestoreError;
 pub use page_table::page_table;
 
 use crate::progress::{Progress, Silent, Stage};
+use crate::time;
 use catalog::{Catalog, OnDamage};
 use draft::{Draft, refuse_companions, spool_folder};
 use pool::Bench;
@@ -107,6 +108,8 @@ pub struct RestoreReport {
     pub page_size: PageSize,
     /// Size in pages.
     pub pages: PageCount,
+    /// Damaged objects of the store that another way led around: the result is proved all the same.
+    pub avoided: Vec<String>,
     /// Pages that were taken from an interrupted restore or from the existing file.
     pub pages_reused: u64,
     /// Bytes read from the store.
@@ -165,6 +168,7 @@ pub(crate) async fn restore_prepared(
         time: filled.plan.time,
         page_size: filled.plan.page_size,
         pages: filled.plan.commit,
+        avoided: filled.avoided,
         pages_reused: filled.pages_reused,
         bytes_fetched: reader.bytes(),
         requests: reader.requests(),
@@ -181,14 +185,19 @@ pub(crate) fn refuse_existing(path: &Path, existing: Existing) -> Result<(), Res
     }
 }
 
-/// Reads the catalog and plans. Damage to the log after the target is no hindrance.
-async fn find_plan(reader: &Arc<Reader>, target: Target) -> Result<(Catalog, RestorePlan), RestoreError> {
+/// Reads the catalog and plans, without the files in `avoid`. Damage to the log after the target is no hindrance.
+async fn find_plan(
+    reader: &Arc<Reader>,
+    target: Target,
+    avoid: &[String],
+) -> Result<(Catalog, RestorePlan), RestoreError> {
     let until = match target {
         Target::Txid(txid) => Some(txid),
         Target::Latest | Target::Time(_) | Target::TimeNearest(_) => None,
     };
     let mut catalog = Catalog::load(reader, until, OnDamage::Collect).await?;
     catalog.refuse_beyond_damage(target)?;
+    catalog.manifest.files.retain(|file| !avoid.contains(&file.key));
     let plan = plan_in(reader, &catalog, &mut Vec::new(), target).await?;
     Ok((catalog, plan))
 }
@@ -203,17 +212,21 @@ pub(crate) async fn plan_in(
     plan_steps(reader, catalog, &catalog.manifest, indexes, target).await
 }
 
-/// The same with another manifest than that of the catalog.
+/// The same with another manifest than that of the catalog. At a time that has passed, a database is what its last commit before that has
+/// left, also when nothing came after.
 pub(crate) async fn plan_steps(
     reader: &Reader,
     catalog: &Catalog,
     manifest: &Manifest,
     indexes: &mut Vec<BundleIndex>,
-    target: Target,
+    mut target: Target,
 ) -> Result<RestorePlan, RestoreError> {
     loop {
         match plan(manifest, &catalog.log, indexes, target) {
             Ok(plan) => return Ok(plan),
+            Err(PlanError::OutOfRange { time, last, .. }) if time > last && time <= time::now() => {
+                target = Target::Latest;
+            }
             Err(PlanError::NeedIndex { key }) => indexes.push(catalog.bundle_index(reader, &key).await?),
             Err(e) => return Err(e.into()),
         }

@@ -35,7 +35,7 @@ impl PageSink for ChecksumSink {
 /// Those of a restore to that TXID; also when the store has another checksum for it.
 pub async fn page_table(store: Arc<dyn Store>, pos: Pos) -> Result<PageTable, RestoreError> {
     let reader = Arc::new(Reader::new(store));
-    let (catalog, plan) = find_plan(&reader, Target::Txid(pos.txid)).await?;
+    let (catalog, plan) = find_plan(&reader, Target::Txid(pos.txid), &[]).await?;
     if plan.pos != pos {
         return Err(RestoreError::WrongChecksum { pos, found: plan.pos.checksum });
     }

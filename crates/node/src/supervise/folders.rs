@@ -20,6 +20,8 @@ const RESCAN: Duration = Duration::from_secs(60);
 /// An empty file may become a database: it is looked at again so often, and for so long.
 const EMPTY_AGAIN: Duration = Duration::from_millis(500);
 const EMPTY_PATIENCE: Duration = Duration::from_secs(30);
+/// A folder that cannot be read is tried again so often, watched or not.
+const MISSING_AGAIN: Duration = Duration::from_secs(5);
 /// A search that took long is not begun again before so many times as long.
 const REST_FACTOR: u32 = 10;
 
@@ -39,6 +41,8 @@ pub(super) struct Searched {
     problems: Vec<String>,
     /// Databases that were found while another was still on its way out at their place.
     held_up: HashSet<PathBuf>,
+    /// Databases of other entries that were told of.
+    told: HashSet<Arc<str>>,
 }
 
 /// All folders.
@@ -75,6 +79,7 @@ impl Folders {
             was_searched: false,
             problems: Vec::new(),
             held_up: HashSet::new(),
+            told: HashSet::new(),
         });
     }
 
@@ -165,7 +170,11 @@ impl Supervisor {
         let Some(index) = self.folders.list.iter().position(|s| Arc::ptr_eq(&s.config, &config)) else { return };
         let searched = &mut self.folders.list[index];
         searched.not_before = Instant::now() + took * REST_FACTOR;
-        searched.was_searched = true;
+        // One that is not there yet, or cannot be read, is as good as not searched.
+        searched.was_searched |= !found.is_unread();
+        if found.is_unread() {
+            searched.plan(Instant::now() + MISSING_AGAIN);
+        }
         searched.held_up.clear();
         for problem in found.problems.iter().filter(|p| !searched.problems.contains(p)) {
             tracing::warn!("search {}: {problem}", config.dir.display());
@@ -193,9 +202,18 @@ impl Supervisor {
         for name in new {
             let path = config.dir.join(&*name);
             if let Some(id) = self.by_path.get(&*path) {
-                // It is named by itself, or still on its way out.
-                if self.members.get(id).is_some_and(|m| m.is_leaving) {
-                    self.folders.list[index].held_up.insert(path);
+                // It is named by itself, or still on its way out; or another entry has found it first, and only that one counts.
+                let member = self.members.get(id);
+                let is_leaving = member.is_some_and(|m| m.is_leaving);
+                let is_others = member.is_some_and(|m| matches!(m.source, Source::Found(..)));
+                let searched = &mut self.folders.list[index];
+                if is_leaving {
+                    searched.held_up.insert(path);
+                } else if is_others && searched.told.insert(Arc::clone(&name)) {
+                    tracing::warn!(
+                        "{} belongs to another entry already: it is replicated by that one alone",
+                        path.display()
+                    );
                 }
                 continue;
             }

@@ -57,7 +57,7 @@ mod ends;
 mod folders;
 mod history;
 pub mod reload;
-mod search;
+pub(crate) mod search;
 
 /// Databases that are being opened at a time: at a start, and of those that were written to.
 const OPENING_MAX: usize = 32;

@@ -34,6 +34,11 @@ pub(super) struct Found {
 }
 
 impl Found {
+    /// The folder itself could not be read.
+    pub(super) fn is_unread(&self) -> bool {
+        self.unread.iter().any(String::is_empty)
+    }
+
     /// Whether a database that was not found may be there all the same: a folder that cannot be read says nothing about what is in it.
     pub(super) fn may_hide(&self, name: &str) -> bool {
         let is_below = |folder: &String| {
@@ -41,6 +46,14 @@ impl Found {
         };
         self.unread.iter().any(is_below)
     }
+}
+
+/// The databases in a folder, by their paths relative to it, in order; and what could not be looked at.
+pub(crate) fn databases_in(config: &FolderConfig) -> (Vec<Arc<str>>, Vec<String>) {
+    let found = search(config, &HashSet::new());
+    let mut databases: Vec<_> = found.databases.into_iter().collect();
+    databases.sort();
+    (databases, found.problems)
 }
 
 /// Searches. Those in `known` are taken for databases as long as they exist.

@@ -213,3 +213,22 @@ fn a_database_that_comes_again_disturbs_no_other_of_its_folder() {
     assert!(running.stop().is_empty());
     assert_eq!(restored(&folder, &folder.path("backup/comes.db")), [3]);
 }
+
+/// A folder that is not there yet, as one on a disk that is mounted late, is found when it is; nobody is told before that all is well.
+#[test]
+fn a_folder_that_comes_late_is_searched_then() {
+    let folder = Folder::new();
+    let dir = folder.path("data");
+    let running = Running::start(&config(&folder, ""));
+    wait_for("the search", || running.unsearched() == 1);
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!((running.count(), running.unsearched()), (0, 1));
+    std::fs::create_dir_all(&dir).unwrap();
+    make(&dir.join("a.db"), 1);
+    wait_durable(&running, &dir.join("a.db"));
+    assert_eq!(running.unsearched(), 0);
+    assert!(running.stop().is_empty());
+    folder.write("rhyolite.yml", config(&folder, ""));
+    let status = folder.run(&["status", "--config", "rhyolite.yml", "--json"]).json();
+    assert_eq!(status["databases"][0]["path"], dir.join("a.db").canonicalize().unwrap().to_str().unwrap(), "{status}");
+}

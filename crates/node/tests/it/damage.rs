@@ -270,6 +270,90 @@ async fn what_lies_before_a_hole_is_restored() {
     }
 }
 
+/// What is damaged may be redundant: a restore finds the way around it, proves the result, and says what it left aside.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_file_is_led_around() {
+    let mut sample = Sample::new().await;
+    let newer = sample.history.snapshot(sample.history.last()).await;
+    let mut manifest = sample.manifest();
+    manifest.files.push(newer.clone());
+    sample.put(keys::MANIFEST, &manifest.encode());
+    let (outputs, store) = (Outputs::new(), &sample.history.store);
+    let last = &sample.history.states[&sample.history.last()];
+    let good = sample.get(&newer.key);
+    let half = good[..good.len() / 2].to_vec();
+    for bytes in [None, Some(half), Some(flipped(good.clone(), good.len() / 2)), Some(flipped(good.clone(), 3))] {
+        match &bytes {
+            Some(bytes) => sample.put(&newer.key, bytes),
+            None => sample.remove(&newer.key),
+        }
+        let (report, image) = outputs.restore(store, Target::Latest).await.unwrap();
+        assert!(image == last.image && report.pos == last.pos);
+        assert_eq!(report.avoided, std::slice::from_ref(&newer.key));
+        sample.check_found(&newer.key, "").await;
+    }
+    // With everything else gone too there is no way, and the first that was found is named.
+    let kept: Vec<_> = sample.manifest().files.iter().map(|file| (file.key.clone(), sample.get(&file.key))).collect();
+    kept.iter().filter(|(key, _)| *key != newer.key).for_each(|(key, _)| sample.remove(key));
+    let error = outputs.restore(store, Target::Latest).await.unwrap_err();
+    assert!(error.to_string().contains(&newer.key), "{error}");
+    // Where nothing is damaged, nothing is avoided.
+    kept.iter().for_each(|(key, bytes)| sample.put(key, bytes));
+    sample.put(&newer.key, &good);
+    assert!(outputs.restore(store, Target::Latest).await.unwrap().0.avoided.is_empty());
+}
+
+/// The daemon goes on with what it can do, keeps what may still be needed, and asks for a snapshot, which ends the damage for all that
+/// comes after it.
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_is_ended_by_a_snapshot() {
+    let outputs = Outputs::new();
+    let options = |sample: &Sample, age: i64| HistoryOptions {
+        store: Arc::clone(&sample.history.store),
+        policy: policy(),
+        duty: Duty::All,
+        epoch: epoch(),
+        now: Timestamp(sample.end + age),
+        segments: None,
+    };
+    // In a file of the manifest.
+    let mut sample = Sample::new().await;
+    sample.write(6).await;
+    let mut manifest = sample.manifest();
+    manifest.files.push(sample.history.snapshot(sample.history.last()).await);
+    sample.put(keys::MANIFEST, &manifest.encode());
+    let damaged = manifest.files.last().unwrap().clone();
+    sample.put(&damaged.key, b"what is no file of ours");
+    sample.write(6).await;
+    let report = maintain(options(&sample, 200_000)).await.unwrap();
+    assert!(report.damaged.as_ref().is_some_and(|text| text.contains(&damaged.key)), "{report:?}");
+    assert!(report.snapshot_due.is_some() && report.bundled > 0, "the log is bundled all the same: {report:?}");
+    assert_eq!(report.expired, 0, "what may lead around it is kept");
+    let mut manifest = sample.manifest();
+    manifest.files.push(sample.history.snapshot(sample.history.last()).await);
+    sample.put(keys::MANIFEST, &manifest.encode());
+    let report = maintain(options(&sample, 200_000)).await.unwrap();
+    assert_eq!(report.snapshot_due, None, "{report:?}");
+    // In the log.
+    let mut sample = Sample::new().await;
+    sample.remove(&sample.live(1));
+    let report = maintain(options(&sample, 8_000)).await.unwrap();
+    assert!(report.damaged.is_some() && report.snapshot_due.is_some(), "{report:?}");
+    let refused = outputs.restore(&sample.history.store, Target::Latest).await.unwrap_err();
+    assert!(matches!(refused, RestoreError::Hole { .. }), "{refused}");
+    let mut manifest = sample.manifest();
+    manifest.files.push(sample.history.snapshot(sample.history.last()).await);
+    sample.put(keys::MANIFEST, &manifest.encode());
+    sample.write(2).await;
+    let report = maintain(options(&sample, 8_000)).await.unwrap();
+    assert!(report.damaged.is_some() && report.snapshot_due.is_none(), "{report:?}");
+    for target in [Target::Latest, Target::Txid(sample.history.last())] {
+        let (report, image) = outputs.restore(&sample.history.store, target).await.unwrap();
+        assert_eq!(report.pos.txid, sample.history.last());
+        assert!(image == sample.history.states[&sample.history.last()].image);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn truncated() {
     let sample = Sample::new().await;

@@ -204,11 +204,15 @@ async fn times_select_restore_points() {
     let outputs = Outputs::new();
     let at = |txid: u64, offset: i64| Timestamp(START + TICK * txid as i64 + offset);
     let last = history.last().get();
-    for (time, wanted) in [(at(1, 0), 1), (at(5, 0), 5), (at(5, TICK - 1), 5), (at(last, 0), last)] {
+    let now = rhyolite_node::time::now();
+    let known =
+        [(at(1, 0), 1), (at(5, 0), 5), (at(5, TICK - 1), 5), (at(last, 0), last), (at(last, 1), last), (now, last)];
+    for (time, wanted) in known {
         let (report, _) = outputs.restore(&history.store, Target::Time(time)).await.unwrap();
         assert_eq!(report.pos.txid.get(), wanted);
     }
-    for (time, nearest) in [(at(1, -1), 1), (at(last, 1), last)] {
+    let future = Timestamp(now.0 + 3_600_000);
+    for (time, nearest) in [(at(1, -1), 1), (future, last)] {
         let refused = outputs.restore(&history.store, Target::Time(time)).await.unwrap_err();
         assert!(matches!(refused, RestoreError::Plan(PlanError::OutOfRange { .. })), "{refused}");
         let (report, _) = outputs.restore(&history.store, Target::TimeNearest(time)).await.unwrap();

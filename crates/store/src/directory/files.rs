@@ -183,12 +183,17 @@ impl Folder {
     }
 
     fn not_found(&self, operation: Operation, key: &str) -> StoreError {
-        let reason = match self.root.metadata() {
-            Ok(m) if m.is_dir() => "there is no such object".to_owned(),
-            Ok(_) => format!("{} is not a folder", self.root.display()),
-            Err(_) => format!("the folder {} does not exist", self.root.display()),
+        let root = self.root.display();
+        let (kind, reason) = match self.root.metadata() {
+            Ok(m) if m.is_dir() => (StoreErrorKind::NotFound, "there is no such object".to_owned()),
+            // Nothing was ever stored there, and nothing can be: whoever takes that for an empty store would begin without a backup.
+            Ok(_) => (StoreErrorKind::Invalid, format!("{root} is not a folder")),
+            Err(e) if e.kind() == ErrorKind::NotADirectory => {
+                (StoreErrorKind::Invalid, format!("{root} lies below a file"))
+            }
+            Err(_) => (StoreErrorKind::NotFound, format!("the folder {root} does not exist")),
         };
-        self.error(StoreErrorKind::NotFound, operation, key, reason)
+        self.error(kind, operation, key, reason)
     }
 
     /// Puts an error of the operating system into the caller's terms. For what fails before a name was given.
