@@ -183,6 +183,9 @@ impl Mirror {
             Role::Shared if shared.is_some() => FopenFlags::empty(),
             Role::Shared | Role::Plain => FopenFlags::FOPEN_KEEP_CACHE,
         };
+        // Nothing is to be said of a close. A process that is killed closes its files before the kernel takes its mounts' connections
+        // away: where it has opened files of its own mount, as we have, it would wait for its own answer for ever.
+        let flags = flags | FopenFlags::FOPEN_NOFLUSH;
         let handle = self.handle();
         let open = Open { file, node, role, base, _backing: shared.clone() };
         lock(&self.files).insert(handle, Arc::new(open));
@@ -610,7 +613,8 @@ impl Filesystem for Mirror {
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+        // A kernel that does not know `FOPEN_NOFLUSH` asks no more after this.
+        reply.error(Errno::ENOSYS);
     }
 
     fn release(

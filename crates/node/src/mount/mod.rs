@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::capture::commits::CommitLines;
@@ -26,6 +27,7 @@ use crate::capture::commits::CommitLines;
 mod database;
 mod fs;
 mod nodes;
+mod stale;
 
 /// Threads that serve the kernel. None of them ever waits for another.
 const THREADS: usize = 4;
@@ -45,7 +47,7 @@ impl Mounted {
     /// # Errors
     /// One line: a folder is missing or lies within the other, FUSE is not there, or we may not mount.
     pub fn mount(behind: &Path, at: &Path, lines: Arc<CommitLines>) -> Result<Self, String> {
-        clear_stale(at)?;
+        stale::clear(at)?;
         let error = |path: &Path, e: &io::Error| format!("{}: {}", path.display(), crate::config::io_text(e));
         let real = |path: &Path| path.canonicalize().map_err(|e| error(path, &e));
         let (behind, at) = (real(behind)?, real(at)?);
@@ -79,25 +81,13 @@ impl Drop for Mounted {
     fn drop(&mut self) {
         let Some(session) = self.session.take() else { return };
         if let Err(error) = unmount(&self.at, UnmountFlags::empty()) {
-            tracing::warn!(
-                "{} is still in use ({}): files that are open there can no longer be used",
-                self.at.display(),
-                crate::config::io_text(&error.into())
-            );
-            // Without a privilege of our own fusermount does it, when the session goes.
-            let _ = unmount(&self.at, UnmountFlags::DETACH);
+            if error == Errno::BUSY {
+                tracing::warn!("{} is still in use: files that are open there can no longer be used", self.at.display());
+            }
+            if let Err(error) = stale::detach(&self.at) {
+                tracing::warn!("unmount {}: {}", self.at.display(), crate::config::io_text(&error));
+            }
         }
         drop(session);
     }
-}
-
-/// Takes away what a process that was killed has left: a mount that nobody serves.
-fn clear_stale(at: &Path) -> Result<(), String> {
-    let dead = matches!(std::fs::metadata(at), Err(error) if error.raw_os_error() == Some(libc::ENOTCONN));
-    if !dead {
-        return Ok(());
-    }
-    tracing::warn!("{}: taking away the mount of a process that has died", at.display());
-    unmount(at, UnmountFlags::DETACH)
-        .map_err(|error| format!("{}: take away a dead mount: {}", at.display(), crate::config::io_text(&error.into())))
 }
