@@ -386,6 +386,9 @@ impl Filesystem for Mirror {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
         let can = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(2).is_ok();
         self.can_pass_through.store(can, Ordering::Relaxed);
+        if !can {
+            tracing::warn!("the kernel does not pass WAL files through: commits in WAL mode are slower");
+        }
         // The kernel takes less where it must.
         let _ = config.set_max_write(WRITE_BYTES_MAX);
         Ok(())

@@ -26,6 +26,7 @@ use crate::capture::commits::CommitLines;
 
 mod database;
 mod fs;
+mod leftover;
 mod nodes;
 mod stale;
 
@@ -53,6 +54,12 @@ impl Mounted {
         let (behind, at) = (real(behind)?, real(at)?);
         if behind.starts_with(&at) || at.starts_with(&behind) {
             return Err(format!("{} and {} must not lie within each other", behind.display(), at.display()));
+        }
+        if let Some(file) = leftover::in_use(&behind).map_err(|e| error(&behind, &e))? {
+            return Err(format!(
+                "{} is in use: stop the processes that still have it open from an earlier mount, or that use the folder itself",
+                file.display()
+            ));
         }
         let root = File::open(&behind).map_err(|e| error(&behind, &e))?;
         let mirror = fs::Mirror::new(root, lines).map_err(|e| error(&behind, &e))?;
@@ -82,7 +89,10 @@ impl Drop for Mounted {
         let Some(session) = self.session.take() else { return };
         if let Err(error) = unmount(&self.at, UnmountFlags::empty()) {
             if error == Errno::BUSY {
-                tracing::warn!("{} is still in use: files that are open there can no longer be used", self.at.display());
+                tracing::warn!(
+                    "{} is still in use: files that are open there can no longer be used",
+                    self.at.display()
+                );
             }
             if let Err(error) = stale::detach(&self.at) {
                 tracing::warn!("unmount {}: {}", self.at.display(), crate::config::io_text(&error));

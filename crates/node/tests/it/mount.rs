@@ -8,10 +8,15 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rusqlite::Connection;
+use rustix::fs::statfs;
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
 
-use crate::program::{Folder, Running, wait_for};
+use crate::program::{Folder, Outcome, Running, wait_for};
+
+/// What statfs(2) says of FUSE.
+const FUSE_MAGIC: rustix::fs::FsWord = 0x6573_5546;
 
 /// A mounted folder: `data` behind, `db` in front, `backup` as store.
 struct Mount {
@@ -60,18 +65,16 @@ impl Mount {
     }
 
     fn start(&mut self, more: &[&str]) -> Result<(), String> {
-        let mut program = self.folder.start(&Self::arguments(more));
-        let (device, path) = (fs::metadata(self.folder.path("data")).unwrap().dev(), self.folder.path("db"));
+        // Dropped after the mount is taken away, whatever happens here.
+        let program = self.program.insert(self.folder.start(&Self::arguments(more)));
+        let path = self.folder.path("db");
         let mut has_ended = false;
         wait_for("the mount", || {
             has_ended = program.has_ended();
-            has_ended || fs::metadata(&path).is_ok_and(|meta| meta.dev() != device)
+            // A dead mount does not answer; of the folder itself the kernel may still know enough.
+            has_ended || statfs(&path).is_ok_and(|there| there.f_type == FUSE_MAGIC)
         });
-        if has_ended {
-            return Err(program.wait().stderr);
-        }
-        self.program = Some(program);
-        Ok(())
+        if has_ended { Err(self.ended().stderr) } else { Ok(()) }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -143,10 +146,20 @@ impl Mount {
         }
     }
 
+    /// Waits for the end of the daemon. It is dropped after the mount is taken away, should the wait be in vain.
+    fn ended(&mut self) -> Outcome {
+        let program = self.program.as_mut().unwrap();
+        wait_for("the daemon to end", || program.has_ended());
+        self.program.take().unwrap().wait()
+    }
+
+    fn signal(&mut self, signal: Signal) -> Outcome {
+        self.program.as_ref().unwrap().signal(signal);
+        self.ended()
+    }
+
     fn stop(&mut self) {
-        let program = self.program.take().unwrap();
-        program.signal(Signal::TERM);
-        let ended = program.wait();
+        let ended = self.signal(Signal::TERM);
         assert_eq!(ended.code, 0, "{ended:?}");
         let (behind, front) = (self.folder.path("data"), self.folder.path("db"));
         let device = |path: &Path| fs::metadata(path).unwrap().dev();
@@ -273,15 +286,21 @@ fn a_killed_daemon_is_followed_by_one_that_takes_its_mount_away_and_goes_on() {
     modes.iter().for_each(|mode| drop(mount.open(&format!("{mode}.db"), mode)));
     for round in 0..4 {
         let mut writers: Vec<_> = modes.iter().map(|mode| writer(&mount.path(&format!("{mode}.db")), mode)).collect();
+        let survivor = Connection::open(mount.path("wal.db")).unwrap();
+        survivor.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
         std::thread::sleep(Duration::from_millis(300 + 100 * round));
-        let program = mount.program.take().unwrap();
-        program.signal(Signal::KILL);
-        program.wait();
-        assert_eq!(fs::metadata(mount.folder.path("db")).unwrap_err().raw_os_error(), Some(107), "a dead mount");
+        let killed = mount.signal(Signal::KILL);
+        // Attributes may still be known to the kernel; this is asked each time.
+        assert_eq!(statfs(mount.folder.path("db")).err(), Some(Errno::NOTCONN), "a dead mount");
         for writer in &mut writers {
             let _ = writer.kill();
             writer.wait().unwrap();
         }
+        if !killed.stderr.contains("does not pass WAL files through") {
+            let refused = mount.start(&[]).unwrap_err();
+            assert!(refused.contains("is in use: stop the processes"), "{refused}");
+        }
+        drop(survivor);
         mount.start(&[]).unwrap();
         for mode in modes {
             let name = format!("{mode}.db");
@@ -313,9 +332,7 @@ fn a_write_without_a_journal_is_refused_and_the_database_stays_whole() {
     insert(&db, 0..1);
     mount.wait_captured("a.db");
     drop(db);
-    let program = mount.program.take().unwrap();
-    program.signal(Signal::TERM);
-    let ended = program.wait();
+    let ended = mount.signal(Signal::TERM);
     assert!(ended.code == 0 && ended.stderr.contains("journal_mode MEMORY and OFF are not supported"), "{ended:?}");
 }
 
