@@ -6,9 +6,14 @@
 //!
 //! Invariant: a commit that ends while [`Listening`] lives is in the queue before the application goes on, or the queue is cut. Whoever
 //! finds it cut compares all pages, under a SHARED lock, with which no commit is under way.
+//!
+//! Who adds commits may have a table of descriptors of its own, in which the number of a [`Wake`] means another file: a thread
+//! of this module rings for it.
 
 use std::collections::{HashMap, VecDeque};
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -53,14 +58,31 @@ impl Commit {
 }
 
 /// The lines of all databases, by the inode of their files.
-#[derive(Debug, Default)]
-pub struct CommitLines(Mutex<HashMap<u64, Arc<CommitLine>>>);
+#[derive(Debug)]
+pub struct CommitLines {
+    lines: Mutex<HashMap<u64, Arc<CommitLine>>>,
+    bell: Sender<Wake>,
+}
 
 impl CommitLines {
+    /// None yet.
+    ///
+    /// # Errors
+    /// There can be no thread.
+    pub fn new() -> io::Result<Self> {
+        let (bell, asked) = mpsc::channel::<Wake>();
+        // It ends with the last line.
+        std::thread::Builder::new()
+            .name("commits".to_owned())
+            .spawn(move || asked.iter().for_each(|wake| wake.ring()))?;
+        Ok(Self { lines: Mutex::default(), bell })
+    }
+
     /// The line of the file with this inode.
     pub fn of(&self, inode: u64) -> Arc<CommitLine> {
-        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(lines.entry(inode).or_default())
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || Arc::new(CommitLine::new(self.bell.clone()));
+        Arc::clone(lines.entry(inode).or_insert_with(made))
     }
 }
 
@@ -70,16 +92,23 @@ struct Queue {
     bytes: usize,
     is_cut: bool,
     wake: Option<Wake>,
+    /// It was rung for since the last look, so at most once more waits to be rung.
+    is_called: bool,
 }
 
 /// Commits of one database that are still to be recorded.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct CommitLine {
     is_listening: AtomicBool,
     queue: Mutex<Queue>,
+    bell: Sender<Wake>,
 }
 
 impl CommitLine {
+    fn new(bell: Sender<Wake>) -> Self {
+        Self { is_listening: AtomicBool::new(false), queue: Mutex::default(), bell }
+    }
+
     /// Whether somebody records them.
     pub fn is_listening(&self) -> bool {
         self.is_listening.load(Ordering::SeqCst)
@@ -109,8 +138,12 @@ impl CommitLine {
             return;
         }
         change(&mut queue);
-        if let Some(wake) = &queue.wake {
-            wake.ring();
+        if !queue.is_called
+            && let Some(wake) = queue.wake.clone()
+        {
+            queue.is_called = true;
+            let sent = self.bell.send(wake);
+            assert!(sent.is_ok(), "the thread that rings lives as long as a line");
         }
     }
 
@@ -154,6 +187,7 @@ impl Listening {
     pub(super) fn take(&self) -> Taken {
         let mut queue = self.0.lock();
         queue.bytes = 0;
+        queue.is_called = false;
         let commits = std::mem::take(&mut queue.commits);
         if std::mem::take(&mut queue.is_cut) { Taken::Cut } else { Taken::Commits(commits) }
     }
@@ -192,7 +226,7 @@ mod tests {
 
     #[test]
     fn only_while_somebody_listens_and_never_more_than_fits() {
-        let lines = CommitLines::default();
+        let lines = CommitLines::new().unwrap();
         let line = lines.of(7);
         line.push(commit(10));
         let listening = lines.of(7).listen(Wake::new().unwrap());

@@ -79,7 +79,7 @@ pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
     config.folders = vec![folder(args, args.at.clone())?];
     check_inputs(&config)?;
     logging::start(config.logging);
-    let lines = Arc::new(CommitLines::default());
+    let lines = Arc::new(CommitLines::new().map_err(|e| Failure::failed(format!("start a thread: {e}")))?);
     let mounted = Mounted::mount(&args.dir, &args.at, Arc::clone(&lines)).map_err(Failure::failed)?;
     config.folders = vec![folder(args, mounted.at().to_owned())?];
     let ended = run_daemon(config, None, never_park(), Some(lines));

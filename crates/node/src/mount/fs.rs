@@ -114,7 +114,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn proc_path(node: &Node) -> String {
-    format!("/proc/self/fd/{}", node.fd.as_raw_fd())
+    format!("/proc/thread-self/fd/{}", node.fd.as_raw_fd())
 }
 
 impl Mirror {
@@ -183,8 +183,7 @@ impl Mirror {
             Role::Shared if shared.is_some() => FopenFlags::empty(),
             Role::Shared | Role::Plain => FopenFlags::FOPEN_KEEP_CACHE,
         };
-        // Nothing is to be said of a close. A process that is killed closes its files before the kernel takes its mounts' connections
-        // away: where it has opened files of its own mount, as we have, it would wait for its own answer for ever.
+        // Nothing is to be said of a close.
         let flags = flags | FopenFlags::FOPEN_NOFLUSH;
         let handle = self.handle();
         let open = Open { file, node, role, base, _backing: shared.clone() };

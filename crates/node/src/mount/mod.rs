@@ -17,6 +17,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::{self, JoinHandle};
 
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 use rustix::io::Errno;
@@ -38,7 +40,9 @@ const NAME: &str = "rhyolite";
 /// A folder that is mounted until this is dropped.
 #[derive(Debug)]
 pub struct Mounted {
-    session: Option<BackgroundSession>,
+    /// Dropped to unmount.
+    stop: Option<Sender<()>>,
+    server: Option<JoinHandle<()>>,
     at: PathBuf,
 }
 
@@ -61,21 +65,13 @@ impl Mounted {
                 file.display()
             ));
         }
-        let root = File::open(&behind).map_err(|e| error(&behind, &e))?;
-        let mirror = fs::Mirror::new(root, lines).map_err(|e| error(&behind, &e))?;
-        let mut config = Config::default();
-        config.n_threads = Some(THREADS);
-        config.mount_options = vec![
-            MountOption::FSName(NAME.to_owned()),
-            MountOption::Subtype(NAME.to_owned()),
-            MountOption::DefaultPermissions,
-        ];
-        if rustix::process::geteuid().is_root() {
-            config.acl = SessionACL::All;
-        }
-        let session = fuser::spawn_mount(mirror, &at, &config).map_err(|e| format!("mount at {}", error(&at, &e)))?;
-        tracing::info!("{} is mounted at {}", behind.display(), at.display());
-        Ok(Self { session: Some(session), at })
+        let (ready, is_ready) = mpsc::channel();
+        let (stop, is_stopped) = mpsc::channel();
+        let place = at.clone();
+        let serve = move || serve(&behind, &place, lines, &ready, &is_stopped);
+        let server = thread::Builder::new().name("mount".to_owned()).spawn(serve).map_err(|e| error(&at, &e))?;
+        is_ready.recv().map_err(|_| format!("mount at {}: the thread has ended", at.display()))??;
+        Ok(Self { stop: Some(stop), server: Some(server), at })
     }
 
     /// The folder that it is mounted at, without symbolic links.
@@ -86,18 +82,70 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let Some(session) = self.session.take() else { return };
-        if let Err(error) = unmount(&self.at, UnmountFlags::empty()) {
-            if error == Errno::BUSY {
-                tracing::warn!(
-                    "{} is still in use: files that are open there can no longer be used",
-                    self.at.display()
-                );
-            }
-            if let Err(error) = stale::detach(&self.at) {
-                tracing::warn!("unmount {}: {}", self.at.display(), crate::config::io_text(&error));
-            }
+        drop(self.stop.take());
+        if let Some(server) = self.server.take() {
+            server.join().expect("a thread that serves a mount does not panic");
         }
-        drop(session);
     }
+}
+
+/// Mounts, says so, and unmounts when told to. It runs on a thread of its own.
+///
+/// When a process is killed, the kernel ends its mounts' connections when their descriptors are closed, which is when the last
+/// thread that shares them has ended. Our capture threads use files on the mount: one that waits for an answer cannot end before
+/// the connection does. So those who answer have a table of descriptors of their own, which goes with them.
+fn serve(
+    behind: &Path,
+    at: &Path,
+    lines: Arc<CommitLines>,
+    ready: &Sender<Result<(), String>>,
+    is_stopped: &Receiver<()>,
+) {
+    if let Err(error) = own_descriptors() {
+        tracing::warn!("a process that is killed may leave a mount that answers nobody: {error}");
+    }
+    let session = match start_session(behind, at, lines) {
+        Ok(session) => session,
+        Err(error) => return drop(ready.send(Err(error))),
+    };
+    tracing::info!("{} is mounted at {}", behind.display(), at.display());
+    let _ = ready.send(Ok(()));
+    // Nothing is ever sent: it ends when the other side goes.
+    let _ = is_stopped.recv();
+    if let Err(error) = unmount(at, UnmountFlags::empty()) {
+        if error == Errno::BUSY {
+            tracing::warn!("{} is still in use: files that are open there can no longer be used", at.display());
+        }
+        if let Err(error) = stale::detach(at) {
+            tracing::warn!("unmount {}: {}", at.display(), crate::config::io_text(&error));
+        }
+    }
+    drop(session);
+}
+
+/// Gives this thread, and those that it starts, a table of descriptors of their own.
+fn own_descriptors() -> io::Result<()> {
+    // SAFETY: this thread holds no descriptor yet. What it opens from here on is used and closed by it and the threads that it
+    // starts, and never handed to others; what others hold is never handed to it (`capture::commits` rings for it).
+    match unsafe { libc::unshare(libc::CLONE_FILES) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn start_session(behind: &Path, at: &Path, lines: Arc<CommitLines>) -> Result<BackgroundSession, String> {
+    let error = |path: &Path, e: &io::Error| format!("{}: {}", path.display(), crate::config::io_text(e));
+    let root = File::open(behind).map_err(|e| error(behind, &e))?;
+    let mirror = fs::Mirror::new(root, lines).map_err(|e| error(behind, &e))?;
+    let mut config = Config::default();
+    config.n_threads = Some(THREADS);
+    config.mount_options = vec![
+        MountOption::FSName(NAME.to_owned()),
+        MountOption::Subtype(NAME.to_owned()),
+        MountOption::DefaultPermissions,
+    ];
+    if rustix::process::geteuid().is_root() {
+        config.acl = SessionACL::All;
+    }
+    fuser::spawn_mount(mirror, at, &config).map_err(|e| format!("mount at {}", error(at, &e)))
 }

@@ -43,8 +43,9 @@ pub(super) struct Place {
 impl Node {
     /// Opens the file itself.
     pub(super) fn open(&self, flags: OFlags) -> io::Result<File> {
-        // A name that leads to a descriptor's file, whatever it is called and whether it still has a name.
-        let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
+        // A name that leads to a descriptor's file, whatever it is called and whether it still has a name. The descriptor is in this
+        // thread's table, not in that of the process.
+        let path = format!("/proc/thread-self/fd/{}", self.fd.as_raw_fd());
         Ok(File::from(open(path, flags | OFlags::CLOEXEC, Mode::empty())?))
     }
 

@@ -5,7 +5,8 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
 use rustix::fs::statfs;
@@ -18,21 +19,41 @@ use crate::program::{Folder, Outcome, Running, wait_for};
 /// What statfs(2) says of FUSE.
 const FUSE_MAGIC: rustix::fs::FsWord = 0x6573_5546;
 
+/// Longest life of a mount. After it every wait in the kernel ends with an error, and the test with it.
+const LIFE: Duration = Duration::from_secs(110);
+
 /// A mounted folder: `data` behind, `db` in front, `backup` as store.
 struct Mount {
-    folder: Folder,
     program: Option<Running>,
+    /// Dropped when the mount is not needed any more.
+    _alive: Sender<()>,
+    folder: Folder,
 }
 
 impl Drop for Mount {
     /// Also after a panic nothing of the mount is left, and nothing waits for it.
     fn drop(&mut self) {
         let at = self.folder.path("db");
-        // Aborts the connection: without that a daemon that waits for itself could not be killed.
-        let _ = unmount(&at, UnmountFlags::FORCE | UnmountFlags::DETACH);
+        take_away(&at);
         drop(self.program.take());
         while unmount(&at, UnmountFlags::DETACH).is_ok() {}
     }
+}
+
+/// Ends the connection, which nobody may serve, and then the mount.
+fn take_away(at: &Path) {
+    let _ = unmount(at, UnmountFlags::FORCE | UnmountFlags::DETACH);
+}
+
+/// Takes a mount away that outlives its test. A database that is closed on the way out of a failed test may wait for it.
+fn watch_over(at: PathBuf) -> Sender<()> {
+    let (alive, is_alive) = mpsc::channel();
+    std::thread::spawn(move || {
+        if is_alive.recv_timeout(LIFE) == Err(RecvTimeoutError::Timeout) {
+            take_away(&at);
+        }
+    });
+    alive
 }
 
 /// Mounting failed for want of permission.
@@ -47,7 +68,7 @@ impl Mount {
         let folder = Folder::new();
         fs::create_dir(folder.path("data")).unwrap();
         fs::create_dir(folder.path("db")).unwrap();
-        let mut mount = Self { folder, program: None };
+        let mut mount = Self { program: None, _alive: watch_over(folder.path("db")), folder };
         let has_fuse = Path::new("/dev/fuse").exists();
         if let Err(text) = mount.start(&[]) {
             let may_skip = std::env::var_os("RHYOLITE_REQUIRE_FUSE").is_none() && (!has_fuse || not_permitted(&text));
@@ -149,7 +170,14 @@ impl Mount {
     /// Waits for the end of the daemon. It is dropped after the mount is taken away, should the wait be in vain.
     fn ended(&mut self) -> Outcome {
         let program = self.program.as_mut().unwrap();
-        wait_for("the daemon to end", || program.has_ended());
+        let deadline = Instant::now() + Duration::from_secs(40);
+        while !program.has_ended() {
+            if Instant::now() > deadline {
+                take_away(&self.folder.path("db"));
+                panic!("waited in vain for the daemon to end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
         self.program.take().unwrap().wait()
     }
 
