@@ -8,7 +8,7 @@ use clap::Args;
 use rhyolite_logic::park::Policy;
 
 use super::exit::Failure;
-use super::replicate::{check_inputs, run_daemon};
+use super::replicate::{Signals, check_inputs, run_daemon};
 use crate::capture::commits::CommitLines;
 use crate::config::folder::FolderConfig;
 use crate::config::settings::{self, Settings};
@@ -19,8 +19,8 @@ use crate::observe::logging;
 
 /// Mount a folder, and replicate every database that is used there, in every journal mode.
 ///
-/// The application opens its databases below the mount as it would in any folder, with stock SQLite. In WAL mode a commit costs what it costs
-/// without the mount; in the modes with a rollback journal each commit becomes a restore point of its own, which it cannot be without
+/// The application opens its databases below the mount as it would in any folder, with stock SQLite. In WAL mode a commit costs little
+/// more than without the mount; in the modes with a rollback journal each commit becomes a restore point of its own, which it cannot be without
 /// one. Databases may be created, removed and replaced, in folders below too. Each is written to STORE with its path relative to the
 /// mount, as an entry with `dir` of a configuration file does it: `rhyolite restore STORE/app.db -o copy.db`, or `restore STORE --all`.
 ///
@@ -80,9 +80,11 @@ pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
     check_inputs(&config)?;
     logging::start(config.logging);
     let lines = Arc::new(CommitLines::new().map_err(|e| Failure::failed(format!("start a thread: {e}")))?);
+    // A signal must not end the process between the mount and its end.
+    let signals = Signals::listen(&config)?;
     let mounted = Mounted::mount(&args.dir, &args.at, Arc::clone(&lines)).map_err(Failure::failed)?;
     config.folders = vec![folder(args, mounted.at().to_owned())?];
-    let ended = run_daemon(config, None, never_park(), Some(lines));
+    let ended = run_daemon(config, signals, None, never_park(), Some(lines));
     drop(mounted);
     ended
 }

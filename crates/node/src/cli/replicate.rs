@@ -22,7 +22,7 @@ use crate::daemon::Daemon;
 use crate::exec::{self, RunningChild};
 use crate::observe::logging;
 use crate::replicate::ReplicateError;
-use crate::signals;
+use crate::signals::{self, StopRequest};
 use crate::status::StatusBoard;
 use crate::supervise::{self, SuperviseOptions};
 
@@ -112,21 +112,36 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<u8, Failure> {
         tracing::warn!(key = %note.key, what = note.kind.name(), "litestream.yml: {}", note.text);
     }
     let parking = if args.park_eagerly { EAGER } else { Policy::default() };
-    run_daemon(config, reload(args), parking, None)
+    let signals = Signals::listen(&config)?;
+    run_daemon(config, signals, reload(args), parking, None)
+}
+
+/// Signals are received from here on: what the process has begun by then is ended in order.
+pub(super) struct Signals {
+    stop: StopRequest,
+    child: RunningChild,
+}
+
+impl Signals {
+    pub(super) fn listen(config: &Config) -> Result<Self, Failure> {
+        let child = RunningChild::default();
+        let steps = if config.exec.is_some() { 2 } else { 1 };
+        let bound = config.shutdown_sync_timeout * steps + UPLOAD_MARGIN + HARD_STOP_MARGIN;
+        let stop = signals::listen(bound, Status::NotDurable, child.clone());
+        let stop = stop.map_err(|e| Failure::failed(format!("cannot receive signals: {}", io_text(&e))))?;
+        Ok(Self { stop, child })
+    }
 }
 
 /// Replicates what `config` says until it is time to stop.
 pub(super) fn run_daemon(
     config: Config,
+    signals: Signals,
     reload: Option<Reload>,
     parking: Policy,
     commits: Option<Arc<CommitLines>>,
 ) -> Result<u8, Failure> {
-    let child = RunningChild::default();
-    let steps = if config.exec.is_some() { 2 } else { 1 };
-    let bound = config.shutdown_sync_timeout * steps + UPLOAD_MARGIN + HARD_STOP_MARGIN;
-    let stop = signals::listen(bound, Status::NotDurable, child.clone());
-    let stop = stop.map_err(|e| Failure::failed(format!("cannot receive signals: {}", io_text(&e))))?;
+    let Signals { stop, child } = signals;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .max_blocking_threads(BLOCKING_THREADS_MAX)

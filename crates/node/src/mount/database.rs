@@ -99,6 +99,18 @@ impl Database {
         Verdict::Allowed
     }
 
+    /// Asks whether the file, which is `file`, may be cut to this length. What SQLite cuts off after a commit, its header counts no more.
+    pub(super) fn may_cut(&self, file: &File, bytes: u64) -> io::Result<Verdict> {
+        let state = self.lock();
+        if state.has_journal || self.line().is_none() {
+            return Ok(Verdict::Allowed);
+        }
+        let Some(header) = read_header(file)? else { return Ok(Verdict::Allowed) };
+        let there = file.metadata()?.len();
+        let counted = u64::from(header.page_count(there).get()) * u64::from(header.page_size.get());
+        Ok(if bytes < counted.min(there) { Verdict::Unjournaled } else { Verdict::Allowed })
+    }
+
     /// The file has got another length: after a commit that left fewer pages, this is no change of the database.
     pub(super) fn note_truncated(&self, open: impl FnOnce() -> io::Result<File>) {
         let state = self.lock();

@@ -260,12 +260,7 @@ impl Mirror {
         if open.role == Role::Plain
             && open.node.database.note_write(&open.file, offset, data.len() as u64) == Verdict::Unjournaled
         {
-            let name = open.node.place().name;
-            tracing::error!(
-                database = %Path::new(&name).display(),
-                "refused a write without a journal: journal_mode MEMORY and OFF are not supported"
-            );
-            return Err(io::Error::from_raw_os_error(libc::EIO));
+            return Err(refuse_unjournaled(&open.node));
         }
         open.file.write_all_at(data, offset)?;
         if offset == 0
@@ -279,11 +274,18 @@ impl Mirror {
 
     /// Sets a length. What it means for a database is noted after it was done.
     fn truncate(&self, node: &Node, size: u64, handle: Option<FileHandle>) -> io::Result<()> {
-        match handle.and_then(|handle| self.open_file(handle).ok()) {
-            Some(open) => open.file.set_len(size)?,
-            None => node.open(OFlags::RDWR)?.set_len(size)?,
-        }
         let place = node.place();
+        let cut = |file: &File| -> io::Result<()> {
+            let is_plain = Role::of(&place.name) == Role::Plain;
+            if is_plain && node.database.may_cut(file, size)? == Verdict::Unjournaled {
+                return Err(refuse_unjournaled(node));
+            }
+            file.set_len(size)
+        };
+        match handle.and_then(|handle| self.open_file(handle).ok()) {
+            Some(open) => cut(&open.file)?,
+            None => cut(&node.open(OFlags::RDWR)?)?,
+        }
         match Role::of(&place.name) {
             Role::Journal if size == 0 => {
                 if let Some(base) = self.base(INodeNo(place.parent), &place.name) {
@@ -333,6 +335,15 @@ struct Entered {
     handle: FileHandle,
     flags: FopenFlags,
     backing: Option<Arc<BackingId>>,
+}
+
+/// It could not be taken back, and its end would not be seen.
+fn refuse_unjournaled(node: &Node) -> io::Error {
+    tracing::error!(
+        database = %Path::new(&node.place().name).display(),
+        "refused a write without a journal: journal_mode MEMORY and OFF are not supported, nor is a copy over a database"
+    );
+    io::Error::from_raw_os_error(libc::EIO)
 }
 
 /// State folders are made by us alone.

@@ -355,6 +355,8 @@ fn a_write_without_a_journal_is_refused_and_the_database_stays_whole() {
         let error = other.execute("INSERT INTO t(b) VALUES (1)", []).unwrap_err();
         assert!(error.to_string().contains("disk I/O error"), "{error}");
     }
+    // As `cp` over the database does it: it is not even emptied.
+    assert_eq!(fs::File::create(mount.path("a.db")).unwrap_err().raw_os_error(), Some(5));
     let count: i64 = db.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
     assert_eq!(count, 5);
     insert(&db, 0..1);
