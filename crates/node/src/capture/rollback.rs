@@ -161,16 +161,21 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
                 return Ok(SessionEnd::Parked(mark));
             }
         }
-        if active.elapsed() < IDLE_AFTER || thread.has_unsent() {
-            thread.wait(NAP);
-        } else if watch.is_none() {
-            watch = FileWatch::new(&thread.config.path).ok();
-            if watch.is_none() {
-                thread.wait(NAP_UNWATCHED);
-            }
-        } else {
-            thread.wait_for_files(watch.as_ref(), thread.config.monitor_interval);
+        nap(thread, &mut watch, active.elapsed() < IDLE_AFTER);
+    }
+}
+
+/// Waits for the next look. The file of an idle database is watched.
+fn nap(thread: &CaptureThread, watch: &mut Option<FileWatch>, is_active: bool) {
+    if is_active || thread.has_unsent() {
+        thread.wait(NAP);
+    } else if watch.is_none() {
+        *watch = FileWatch::new(&thread.config.path).ok();
+        if watch.is_none() {
+            thread.wait(NAP_UNWATCHED);
         }
+    } else {
+        thread.wait_for_files(watch.as_ref(), thread.config.monitor_interval);
     }
 }
 
