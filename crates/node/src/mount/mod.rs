@@ -34,6 +34,8 @@ mod stale;
 
 /// Threads that serve the kernel. None of them ever waits for another.
 const THREADS: usize = 4;
+/// How the kernel is reached.
+const DEVICE: &str = "/dev/fuse";
 /// What the mount is called in the system's list.
 const NAME: &str = "rhyolite";
 
@@ -147,5 +149,12 @@ fn start_session(behind: &Path, at: &Path, lines: Arc<CommitLines>) -> Result<Ba
     if rustix::process::geteuid().is_root() {
         config.acl = SessionACL::All;
     }
-    fuser::spawn_mount(mirror, at, &config).map_err(|e| format!("mount at {}", error(at, &e)))
+    fuser::spawn_mount(mirror, at, &config).map_err(|e| match e.kind() {
+        _ if !Path::new(DEVICE).exists() => format!("mount at {}: there is no {DEVICE}", at.display()),
+        // Both folders are there.
+        io::ErrorKind::NotFound => {
+            format!("mount at {}: not permitted without fusermount3, which is not there", at.display())
+        }
+        _ => format!("mount at {}", error(at, &e)),
+    })
 }
