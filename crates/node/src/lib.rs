@@ -18,6 +18,8 @@ pub mod lease;
 pub use rhyolite_writer::log_end;
 pub mod manifest_swap;
 mod memory;
+#[cfg(target_os = "linux")]
+pub mod mount;
 pub mod notify;
 pub mod observe;
 pub mod park;

@@ -29,6 +29,7 @@ use rhyolite_store::{Counted, Paced, RetryPolicy, Retrying, Store, StoreError, S
 use rhyolite_writer::lease_keeper::LeaseHandle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use crate::capture::commits::CommitLines;
 use crate::capture::local_log::{SealedSegment, Writer};
 use crate::capture::restamp;
 use crate::capture::restart::{self, LocalStart};
@@ -117,6 +118,8 @@ pub(crate) type Below = (Arc<dyn Store>, String);
 #[derive(Clone, Debug)]
 pub(crate) struct Commons {
     pub(crate) stop: watch::Receiver<bool>,
+    /// Where commits in rollback mode come from, if somebody sees them.
+    pub(crate) commits: Option<Arc<CommitLines>>,
     /// How long the last uploads may take after `stop`.
     pub(crate) stop_timeout: Duration,
     pub(crate) parking: Arc<Parking>,

@@ -8,16 +8,22 @@
 //!   [`GIVE_WAY_MAX`] comparisons in a row came to nothing, one keeps its lock to the end; after it the application has
 //!   [`REST_FACTOR`] times as long for itself.
 //! - Nothing is exchanged with the store under the lock. A snapshot is written to a file of the state folder first.
+//!
+//! On a mount nothing of this is needed once the log shows what the database holds: each commit comes as it ends ([`super::commits`]), and
+//! all pages are compared only when something else has changed the file.
 
 use std::cell::Cell;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use rhyolite_format::ltx::Packing;
 use rhyolite_format::sqlite::header::DatabaseHeader;
 use rhyolite_format::state::parked::DatabaseMark;
+use rhyolite_format::{Checksum, PageNumber};
 
+use super::commits::{Commit, Listening, Taken, WriteMark as Mark};
 use super::handle::{Handle, HandleError};
-use super::recorder::RecordError;
+use super::recorder::{RecordError, WalRange};
 use super::session::{IDLE_AFTER, NAP_UNWATCHED, Need, PARK_GAP, SessionEnd, read_header};
 use super::thread::{CaptureThread, Stop};
 use super::view::View;
@@ -37,22 +43,11 @@ const NAP: Duration = Duration::from_millis(20);
 /// Kept out for longer than this, the status says why.
 const KEPT_OUT_SILENTLY: Duration = Duration::from_secs(1);
 
-/// What tells that the file was written: file change counter and size for a commit, and the time of the last write for what no
-/// commit tells. A rollback leaves other bytes in free pages, which the journal does not hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Mark {
-    change_counter: u32,
-    bytes: u64,
-    written: Option<SystemTime>,
-}
-
-impl Mark {
-    fn read(handle: &Handle, path: &Path) -> Result<(Self, DatabaseHeader), SessionEnd> {
-        let header = read_header(handle)?;
-        let bytes = handle.database_bytes()?;
-        let written = std::fs::metadata(path).and_then(|m| m.modified()).ok();
-        Ok((Self { change_counter: header.change_counter, bytes, written }, header))
-    }
+fn read_mark(handle: &Handle, path: &Path) -> Result<(Mark, DatabaseHeader), SessionEnd> {
+    let header = read_header(handle)?;
+    let bytes = handle.database_bytes()?;
+    let written = std::fs::metadata(path).and_then(|m| m.modified()).ok();
+    Ok((Mark { change_counter: header.change_counter, bytes, written }, header))
 }
 
 /// Gives the application its turns while a comparison holds the lock.
@@ -83,7 +78,7 @@ impl Turns<'_> {
         if self.handle.has_moved()? {
             return Err(HandleError::Changed);
         }
-        match Mark::read(self.handle, self.path) {
+        match read_mark(self.handle, self.path) {
             Ok((mark, _)) if mark == self.mark => Ok(()),
             _ => Err(HandleError::Changed),
         }
@@ -99,16 +94,22 @@ struct Follower<'a> {
     given_way: u32,
     /// No look before this.
     rest_until: Instant,
+    /// Commits that come one by one.
+    commits: Option<Listening>,
 }
 
 /// Follows a database in rollback mode until something makes a new session necessary.
 pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<SessionEnd, SessionEnd> {
     let name = thread.config.path.display().to_string();
-    tracing::warn!(
-        database = name,
-        "in rollback mode: commits between two looks are folded into one; WAL mode captures each"
-    );
-    let mut follower = Follower { handle, seen: None, given_way: 0, rest_until: Instant::now() };
+    // Before the first look: a commit after it is in the line, and one before it is in what the look sees.
+    let commits = thread.listen_to_commits();
+    if commits.is_none() {
+        tracing::warn!(
+            database = name,
+            "in rollback mode: commits between two looks are folded into one; WAL mode captures each"
+        );
+    }
+    let mut follower = Follower { handle, seen: None, given_way: 0, rest_until: Instant::now(), commits };
     let mut watch = None;
     let mut active = Instant::now();
     let mut kept_out = None;
@@ -160,21 +161,60 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
                 return Ok(SessionEnd::Parked(mark));
             }
         }
-        if active.elapsed() < IDLE_AFTER || thread.has_unsent() {
-            thread.wait(NAP);
-        } else if watch.is_none() {
-            watch = FileWatch::new(&thread.config.path).ok();
-            if watch.is_none() {
-                thread.wait(NAP_UNWATCHED);
-            }
-        } else {
-            thread.wait_for_files(watch.as_ref(), thread.config.monitor_interval);
+        nap(thread, &mut watch, active.elapsed() < IDLE_AFTER);
+    }
+}
+
+/// Waits for the next look. The file of an idle database is watched.
+fn nap(thread: &CaptureThread, watch: &mut Option<FileWatch>, is_active: bool) {
+    if is_active || thread.has_unsent() {
+        thread.wait(NAP);
+    } else if watch.is_none() {
+        *watch = FileWatch::new(&thread.config.path).ok();
+        if watch.is_none() {
+            thread.wait(NAP_UNWATCHED);
         }
+    } else {
+        thread.wait_for_files(watch.as_ref(), thread.config.monitor_interval);
     }
 }
 
 fn moved() -> SessionEnd {
     SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned())
+}
+
+/// Records one commit. `false` when it does not lead on from what is recorded.
+fn record(thread: &mut CaptureThread, commit: &Commit) -> Result<bool, RecordError> {
+    let recorder = thread.recorder();
+    let table = recorder.table();
+    if table.page_size() != commit.page_size {
+        return Ok(false);
+    }
+    let (lock_page, count) = (commit.page_size.lock_page(), commit.page_count);
+    let counts = |page: PageNumber| page.get() <= count.get() && page != lock_page;
+    let is_new = |(page, data): &&(PageNumber, Box<[u8]>)| {
+        counts(*page) && table.get(*page) != Some(Checksum::of_page(*page, data))
+    };
+    let changed: Vec<_> = commit.pages.iter().filter(is_new).collect();
+    // Pages that the file has grown by without a write.
+    let grown = (table.page_count().get() + 1..=count.get()).filter(|page| *page != lock_page.get()).count();
+    let written = changed.iter().filter(|(page, _)| page.get() > table.page_count().get()).count();
+    if written < grown {
+        return Ok(false);
+    }
+    if changed.is_empty() && count == table.page_count() {
+        return Ok(true);
+    }
+    recorder.packing = Packing::Lz4;
+    let mut tx = recorder.begin(count, WalRange::default(), commit.time)?;
+    for (page, data) in changed {
+        if let Err(error) = recorder.page(&mut tx, *page, data) {
+            recorder.abandon(tx)?;
+            return Err(error);
+        }
+    }
+    recorder.finish(tx)?;
+    Ok(true)
 }
 
 /// What one look found.
@@ -192,13 +232,15 @@ enum Looked {
 impl Follower<'_> {
     /// One look; the last one does not rest before.
     fn look(&mut self, thread: &mut CaptureThread, is_last: bool) -> Result<Looked, SessionEnd> {
+        let taken = self.take_commits(thread)?;
+        let nothing = if taken { Looked::Captured } else { Looked::Nothing };
         if self.seen.is_some() && !is_last && Instant::now() < self.rest_until {
-            return Ok(Looked::Nothing);
+            return Ok(nothing);
         }
         // Without a lock this may be torn, and then differs. The writer of a commit changes the counter last, so it may also
         // be the one before: a later look sees the other.
-        if self.seen.is_some() && Mark::read(self.handle, &thread.config.path).ok().map(|(mark, _)| mark) == self.seen {
-            return Ok(Looked::Nothing);
+        if self.seen.is_some() && read_mark(self.handle, &thread.config.path).ok().map(|(mark, _)| mark) == self.seen {
+            return Ok(nothing);
         }
         self.handle.begin_read()?;
         let hold = self.given_way >= GIVE_WAY_MAX;
@@ -224,7 +266,7 @@ impl Follower<'_> {
         thread.settled_mark()?;
         self.handle.begin_read().ok()?;
         let same = !self.handle.has_moved().unwrap_or(true)
-            && Mark::read(self.handle, &thread.config.path).ok().map(|(mark, _)| mark) == self.seen;
+            && read_mark(self.handle, &thread.config.path).ok().map(|(mark, _)| mark) == self.seen;
         let mark = thread.settled_mark().filter(|_| same);
         self.handle.end_read();
         mark
@@ -237,12 +279,14 @@ impl Follower<'_> {
         if self.handle.has_moved()? {
             return Ok(Looked::Moved);
         }
-        let (mark, header) = Mark::read(self.handle, &path)?;
+        // Under the lock no commit is under way: what is not in the line by now was there when the lock was got.
+        let taken = self.take_commits(thread)?;
+        let (mark, header) = read_mark(self.handle, &path)?;
         if header.is_wal() {
             return Ok(Looked::OtherMode);
         }
         if self.seen == Some(mark) {
-            return Ok(Looked::Nothing);
+            return Ok(if taken { Looked::Captured } else { Looked::Nothing });
         }
         if self.seen.is_some() {
             thread.doubt(DiffReason::RollbackMode);
@@ -251,6 +295,44 @@ impl Follower<'_> {
         let view = View::of_file(self.handle, header.page_size, header.page_count(mark.bytes), turns);
         thread.establish(&view)?;
         self.seen = Some(mark);
+        if let Some(commits) = &self.commits {
+            // They ended before this look, which has seen what they did.
+            let _ = commits.take();
+        }
         Ok(Looked::Captured)
+    }
+
+    /// Records the commits that have ended since. `true` when there were some.
+    fn take_commits(&mut self, thread: &mut CaptureThread) -> Result<bool, SessionEnd> {
+        let Some(listening) = self.commits.as_ref().filter(|_| self.seen.is_some()) else { return Ok(false) };
+        let commits = match listening.take() {
+            Taken::Commits(commits) if commits.is_empty() => return Ok(false),
+            Taken::Commits(commits) => commits,
+            Taken::Cut => {
+                self.forget_mark();
+                return Ok(false);
+            }
+        };
+        let mut recorded = Ok(true);
+        for commit in &commits {
+            recorded = record(thread, commit);
+            match &recorded {
+                Ok(true) => self.seen = Some(commit.mark),
+                _ => break,
+            }
+        }
+        // What was recorded before an error is whole and stays.
+        thread.recorder().flush().map_err(RecordError::Log)?;
+        thread.publish();
+        if !recorded? {
+            self.forget_mark();
+        }
+        thread.save_state(None).map_err(RecordError::Log)?;
+        Ok(true)
+    }
+
+    /// The next look compares all pages.
+    fn forget_mark(&mut self) {
+        self.seen = self.seen.map(|mark| Mark { bytes: u64::MAX, ..mark });
     }
 }

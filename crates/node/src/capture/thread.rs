@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +20,7 @@ use rhyolite_logic::tail::{self, Captured, Live};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
+use super::commits::{CommitLines, Listening};
 use super::handle::Handle;
 use super::local_log::{LocalLog, SealedSegment, Writer};
 use super::recorder::{RecordError, Recorder};
@@ -211,6 +212,8 @@ pub struct Channels {
     pub tables: TableSource,
     /// When the database is parked; `None` for one that never is.
     pub parking: Option<Arc<Parking>>,
+    /// Where commits in rollback mode come from, if somebody sees them.
+    pub commits: Option<Arc<CommitLines>>,
     /// The right to be among the few that are being opened: given back once the database is.
     pub opening: Option<OwnedSemaphorePermit>,
 }
@@ -433,6 +436,13 @@ impl CaptureThread {
     /// The database is open, or nobody knows when it will be: others may be opened.
     pub(super) fn note_opened(&mut self) {
         self.channels.opening = None;
+    }
+
+    /// Listens to the commits of the file that the database is, where somebody sees them.
+    pub(super) fn listen_to_commits(&self) -> Option<Listening> {
+        let lines = self.channels.commits.as_ref()?;
+        let inode = std::fs::metadata(&self.config.path).ok()?.ino();
+        Some(lines.of(inode).listen(self.channels.wake.clone()))
     }
 
     /// Whether the database may be parked at all.

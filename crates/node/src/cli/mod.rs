@@ -26,6 +26,8 @@ mod import;
 mod info;
 mod log;
 mod ltx;
+#[cfg(target_os = "linux")]
+mod mount;
 pub mod output;
 mod pin;
 mod plan;
@@ -57,6 +59,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Replicate(Box<replicate::ReplicateArgs>),
+    #[cfg(target_os = "linux")]
+    Mount(Box<mount::MountArgs>),
     Restore(restore::RestoreArgs),
     Status(status::StatusArgs),
     Log(log::LogArgs),
@@ -125,6 +129,8 @@ fn double_dash(command: &clap::Command) -> impl Fn(OsString) -> OsString + use<>
 fn run(cli: Cli) -> Result<u8, Failure> {
     match cli.command {
         Command::Replicate(args) => return replicate::run(&args),
+        #[cfg(target_os = "linux")]
+        Command::Mount(args) => return mount::run(&args),
         Command::Restore(args) => restore::run(&args)?,
         Command::Status(args) => status::run(&args)?,
         Command::Log(args) => log::run(&args)?,

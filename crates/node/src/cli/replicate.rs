@@ -11,6 +11,7 @@ use rhyolite_logic::park::Policy;
 use tokio::sync::mpsc;
 
 use super::exit::{Failure, Status};
+use crate::capture::commits::CommitLines;
 use crate::config::settings::{self, Settings};
 use crate::config::units::parse_duration;
 use crate::config::{
@@ -21,7 +22,7 @@ use crate::daemon::Daemon;
 use crate::exec::{self, RunningChild};
 use crate::observe::logging;
 use crate::replicate::ReplicateError;
-use crate::signals;
+use crate::signals::{self, StopRequest};
 use crate::status::StatusBoard;
 use crate::supervise::{self, SuperviseOptions};
 
@@ -42,8 +43,6 @@ const MEMORY: &str = "memory:";
 /// Parks after every commit. The grain is that of file systems which keep times by the tick of the system's clock.
 const EAGER: Policy =
     Policy { grain: Duration::from_millis(40), after: Duration::ZERO, after_min: Duration::ZERO, bytes_max: 256 << 20 };
-/// Who may use a control socket that was asked for by a flag.
-const SOCKET_MODE: u32 = 0o600;
 
 /// Replicate databases to their stores until told to stop.
 ///
@@ -112,11 +111,37 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<u8, Failure> {
     for note in &config.notes {
         tracing::warn!(key = %note.key, what = note.kind.name(), "litestream.yml: {}", note.text);
     }
-    let child = RunningChild::default();
-    let steps = if config.exec.is_some() { 2 } else { 1 };
-    let bound = config.shutdown_sync_timeout * steps + UPLOAD_MARGIN + HARD_STOP_MARGIN;
-    let stop = signals::listen(bound, Status::NotDurable, child.clone());
-    let stop = stop.map_err(|e| Failure::failed(format!("cannot receive signals: {}", io_text(&e))))?;
+    let parking = if args.park_eagerly { EAGER } else { Policy::default() };
+    let signals = Signals::listen(&config)?;
+    run_daemon(config, signals, reload(args), parking, None)
+}
+
+/// Signals are received from here on: what the process has begun by then is ended in order.
+pub(super) struct Signals {
+    stop: StopRequest,
+    child: RunningChild,
+}
+
+impl Signals {
+    pub(super) fn listen(config: &Config) -> Result<Self, Failure> {
+        let child = RunningChild::default();
+        let steps = if config.exec.is_some() { 2 } else { 1 };
+        let bound = config.shutdown_sync_timeout * steps + UPLOAD_MARGIN + HARD_STOP_MARGIN;
+        let stop = signals::listen(bound, Status::NotDurable, child.clone());
+        let stop = stop.map_err(|e| Failure::failed(format!("cannot receive signals: {}", io_text(&e))))?;
+        Ok(Self { stop, child })
+    }
+}
+
+/// Replicates what `config` says until it is time to stop.
+pub(super) fn run_daemon(
+    config: Config,
+    signals: Signals,
+    reload: Option<Reload>,
+    parking: Policy,
+    commits: Option<Arc<CommitLines>>,
+) -> Result<u8, Failure> {
+    let Signals { stop, child } = signals;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKER_THREADS)
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -132,7 +157,7 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<u8, Failure> {
         let stop_timeout = config.shutdown_sync_timeout;
         let upload_timeout = stop_timeout + UPLOAD_MARGIN;
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
-        let controller = Controller { board: board.clone(), commands: sender, reload: reload(args) };
+        let controller = Controller { board: board.clone(), commands: sender, reload };
         let socket = config.socket;
         let daemon = Daemon {
             board: board.clone(),
@@ -147,8 +172,7 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<u8, Failure> {
         let Config { databases, folders, .. } = config;
         // Before anybody can ask whether all are ready.
         board.set_unsearched(folders.len());
-        let parking = if args.park_eagerly { EAGER } else { Policy::default() };
-        let options = SuperviseOptions { databases, folders, stop_timeout, parking };
+        let options = SuperviseOptions { databases, folders, stop_timeout, parking, commits };
         daemon
             .run(async |stop| {
                 // A task of its own: what hangs there does not keep the daemon from ending in time.
@@ -209,7 +233,7 @@ fn resolve(args: &ReplicateArgs) -> Result<Config, Failure> {
     config.exec = args.exec.clone().or(config.exec);
     config.addr = args.addr.or(config.addr);
     if let Some(path) = &args.socket {
-        config.socket = Some(SocketConfig { path: path.clone(), permissions: SOCKET_MODE });
+        config.socket = Some(SocketConfig::private(path.clone()));
     }
     config.logging.level = args.log_level.unwrap_or(config.logging.level);
     config.logging.format = args.log_format.unwrap_or(config.logging.format);
@@ -252,7 +276,7 @@ fn from_file(args: &ReplicateArgs) -> Result<Config, Failure> {
 /// closing a database file here drops no locks.
 ///
 /// Among several databases a sick one must not keep the others from being replicated: it is left to their status.
-fn check_inputs(config: &Config) -> Result<(), Failure> {
+pub(super) fn check_inputs(config: &Config) -> Result<(), Failure> {
     if let ([database], []) = (&config.databases[..], &config.folders[..]) {
         check_database(&database.path)?;
     }

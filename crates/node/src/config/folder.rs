@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use rhyolite_logic::pick::Pick;
+use rhyolite_logic::pick::{Pattern, Pick};
 
 use super::{DatabaseConfig, default_meta_path};
 
@@ -23,10 +23,35 @@ pub struct FolderConfig {
     pub template: DatabaseConfig,
 }
 
+/// The lease of a folder's databases is remembered in a state folder of its own, as if a database with this name were there.
+const LEASE_NAME: &str = "lease";
+/// What SQLite puts beside a database, and what no search need open.
+const BESIDE: [&str; 3] = ["*-wal", "*-shm", "*-journal"];
+
 impl FolderConfig {
     /// Whether a database at `path`, relative to the folder, is one of those that are meant.
     pub fn takes(&self, path: &str) -> bool {
         (self.recursive || !path.contains('/')) && self.pick.takes(path)
+    }
+
+    /// All databases in a folder and those below it, as they come and go, with their state folders in the same tree below `meta_path`.
+    pub fn everything(dir: PathBuf, meta_path: PathBuf, store: String) -> Self {
+        let pattern = |text| Pattern::new(text).expect("it is one");
+        Self {
+            pick: Pick { include: vec![pattern("*")], exclude: BESIDE.map(pattern).to_vec() },
+            recursive: true,
+            watch: true,
+            meta_path: Some(meta_path),
+            template: DatabaseConfig::new(dir.clone(), store),
+            dir,
+        }
+    }
+
+    /// One lease for all: ten thousand would have to be renewed, each with requests of its own.
+    pub fn share_lease(&mut self) {
+        let lease = &mut self.template.lease;
+        lease.store.get_or_insert_with(|| self.template.store.clone());
+        lease.meta_path = Some(default_meta_path(&self.meta_path.as_ref().unwrap_or(&self.dir).join(LEASE_NAME)));
     }
 
     /// The configuration of the database at `path`, relative to the folder.

@@ -57,6 +57,13 @@ pub struct SocketConfig {
     pub permissions: u32,
 }
 
+impl SocketConfig {
+    /// One that was asked for by a flag: only for who runs the process.
+    pub fn private(path: PathBuf) -> Self {
+        Self { path, permissions: 0o600 }
+    }
+}
+
 /// Where the control socket is unless the configuration says so.
 pub const DEFAULT_SOCKET: &str = "/var/run/rhyolite.sock";
 

@@ -37,7 +37,9 @@ impl Replication {
         let (uploader_gone, is_uploader_gone) = watch::channel(false);
         let tables = table_source(Arc::clone(&store), is_uploader_gone);
         let parking = (!self.is_last).then(|| Arc::clone(&self.commons.parking));
-        let channels = Channels { out, messages, wake: wake.clone(), tables, parking, opening: self.opening.take() };
+        let commits = self.commons.commits.clone();
+        let channels =
+            Channels { out, messages, wake: wake.clone(), tables, parking, commits, opening: self.opening.take() };
         let (config, status) = (self.config.clone(), Arc::clone(&self.status));
         let thread = CaptureThread::new(config, status, writer, next_seq, start, channels);
         let thread = thread.map_err(|e| self.local_error("write", &e))?;

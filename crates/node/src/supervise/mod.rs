@@ -35,6 +35,7 @@ use rhyolite_logic::park;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{self, JoinSet};
 
+use crate::capture::commits::CommitLines;
 use crate::capture::restart;
 use crate::capture::thread::Parking;
 use crate::config::DatabaseConfig;
@@ -82,6 +83,8 @@ pub struct SuperviseOptions {
     pub stop_timeout: Duration,
     /// When databases are parked.
     pub parking: park::Policy,
+    /// Where commits in rollback mode come from, if somebody sees them.
+    pub commits: Option<Arc<CommitLines>>,
 }
 
 /// Replicates until `stop` turns true, then uploads what is left. Ends earlier when there is nothing left to hope for: every
@@ -105,6 +108,7 @@ pub async fn run(
         asked_to_stop: stop,
         ender,
         stop: ending,
+        commits: options.commits,
         stop_timeout: options.stop_timeout,
         watcher,
         noticed,
@@ -224,6 +228,7 @@ struct Supervisor {
     /// Turns `stop` true: because of that, or because another process has a lease without which this one is not to run.
     ender: watch::Sender<bool>,
     stop: watch::Receiver<bool>,
+    commits: Option<Arc<CommitLines>>,
     stop_timeout: Duration,
     watcher: Arc<Watcher>,
     noticed: mpsc::UnboundedReceiver<Noticed>,
@@ -468,6 +473,7 @@ impl Supervisor {
         let member = self.members.get(&id).ok_or("it is gone")?;
         let commons = Commons {
             stop: control.stopped(),
+            commits: self.commits.clone(),
             stop_timeout: self.stop_timeout,
             parking: Arc::clone(&self.parking),
             uploads: Arc::clone(&self.uploads),

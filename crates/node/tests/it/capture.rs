@@ -77,6 +77,7 @@ impl Rig {
             folders: Vec::new(),
             stop_timeout: Duration::from_secs(20),
             parking: self.parking,
+            commits: None,
         };
         let shown = Arc::clone(&board);
         let thread = std::thread::spawn(move || {

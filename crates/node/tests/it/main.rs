@@ -15,6 +15,8 @@ mod lease;
 mod litefs;
 mod litestream;
 mod many;
+#[cfg(target_os = "linux")]
+mod mount;
 mod operating;
 mod parked;
 mod pins;

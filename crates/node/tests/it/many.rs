@@ -42,6 +42,7 @@ impl Running {
             folders: config.folders,
             stop_timeout: Duration::from_secs(20),
             parking,
+            commits: None,
         };
         let board = StatusBoard::new();
         let shown = Arc::clone(&board);

@@ -5,12 +5,9 @@ use std::path::{Path, PathBuf};
 use rhyolite_logic::pick::{Pattern, Pick, is_pattern};
 
 use super::{DatabaseFile, absolute, apply_settings};
+use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
 use crate::config::settings::Settings;
-use crate::config::{DatabaseConfig, default_meta_path};
-
-/// The lease of a folder's databases is remembered in a state folder of its own, as if a database with this name were there.
-const LEASE_NAME: &str = "lease";
 
 /// The folder that an entry stands for; `None` when it names one database.
 pub(super) fn resolve(file: &DatabaseFile, defaults: &Settings) -> Result<Option<FolderConfig>, String> {
@@ -51,11 +48,9 @@ pub(super) fn resolve(file: &DatabaseFile, defaults: &Settings) -> Result<Option
     apply_settings(file, defaults, &mut template).map_err(|m| format!("{name}: {m}"))?;
     let meta_path: Option<PathBuf> = file.meta_dir.as_deref().map(absolute).transpose()?;
     let watch = file.watch.unwrap_or(false);
-    // One lease for all: ten thousand would have to be renewed, each with requests of its own.
-    let lease = &mut template.lease;
-    lease.store.get_or_insert_with(|| template.store.clone());
-    lease.meta_path = Some(default_meta_path(&meta_path.as_ref().unwrap_or(&path).join(LEASE_NAME)));
-    Ok(Some(FolderConfig { dir: path, pick: Pick { include, exclude }, recursive, watch, meta_path, template }))
+    let mut folder = FolderConfig { dir: path, pick: Pick { include, exclude }, recursive, watch, meta_path, template };
+    folder.share_lease();
+    Ok(Some(folder))
 }
 
 /// Keys for many databases would have no effect on one.

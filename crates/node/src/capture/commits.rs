@@ -1,0 +1,249 @@
+//! Commits of databases in rollback mode, one by one, from whoever sees every write to them.
+//!
+//! The mount ([`crate::mount`]) knows which pages a transaction has written, and when it ends: SQLite finalises the journal while it
+//! still holds the EXCLUSIVE lock. At that moment it copies the pages and puts them here. The capture thread records them in this
+//! order.
+//!
+//! Invariant: a commit that ends while [`Listening`] lives is in the queue before the application goes on, or the queue is cut. Whoever
+//! finds it cut compares all pages, under a SHARED lock, with which no commit is under way.
+//!
+//! Who adds commits may have a table of descriptors of its own, in which the number of a [`Wake`] means another file: a thread
+//! of this module rings for it.
+
+use std::collections::{HashMap, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use rhyolite_format::{PageCount, PageNumber, PageSize, Timestamp};
+
+use super::watch::Wake;
+
+/// Bytes of pages that wait at most. A larger transaction, or a longer line, is found by comparing all pages.
+pub const QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// What tells that a file was written: file change counter and size for a commit, and the time of the last write for what no
+/// commit tells. A rollback leaves other bytes in free pages, which the journal does not hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteMark {
+    /// The counter of the database header.
+    pub change_counter: u32,
+    /// Size of the file.
+    pub bytes: u64,
+    /// When it was last written.
+    pub written: Option<SystemTime>,
+}
+
+/// What one transaction has left in the file.
+#[derive(Debug)]
+pub struct Commit {
+    /// Page size of the database.
+    pub page_size: PageSize,
+    /// Its size, by its header.
+    pub page_count: PageCount,
+    /// What the file looks like after it.
+    pub mark: WriteMark,
+    /// When it ended.
+    pub time: Timestamp,
+    /// Every page that was written, ascending; some may hold what they held before.
+    pub pages: Vec<(PageNumber, Box<[u8]>)>,
+}
+
+impl Commit {
+    fn bytes(&self) -> usize {
+        self.pages.iter().map(|(_, data)| data.len()).sum()
+    }
+}
+
+/// The lines of all databases, by the inode of their files.
+#[derive(Debug)]
+pub struct CommitLines {
+    lines: Mutex<HashMap<u64, Arc<CommitLine>>>,
+    bell: Sender<Wake>,
+}
+
+impl CommitLines {
+    /// None yet.
+    ///
+    /// # Errors
+    /// There can be no thread.
+    pub fn new() -> io::Result<Self> {
+        let (bell, asked) = mpsc::channel::<Wake>();
+        // It ends with the last line.
+        std::thread::Builder::new()
+            .name("commits".to_owned())
+            .spawn(move || asked.iter().for_each(|wake| wake.ring()))?;
+        Ok(Self { lines: Mutex::default(), bell })
+    }
+
+    /// The line of the file with this inode.
+    pub fn of(&self, inode: u64) -> Arc<CommitLine> {
+        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = || Arc::new(CommitLine::new(self.bell.clone()));
+        Arc::clone(lines.entry(inode).or_insert_with(made))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    commits: VecDeque<Commit>,
+    bytes: usize,
+    is_cut: bool,
+    wake: Option<Wake>,
+    /// It was rung for since the last look, so at most once more waits to be rung.
+    is_called: bool,
+}
+
+/// Commits of one database that are still to be recorded.
+#[derive(Debug)]
+pub struct CommitLine {
+    is_listening: AtomicBool,
+    queue: Mutex<Queue>,
+    bell: Sender<Wake>,
+}
+
+impl CommitLine {
+    fn new(bell: Sender<Wake>) -> Self {
+        Self { is_listening: AtomicBool::new(false), queue: Mutex::default(), bell }
+    }
+
+    /// Whether somebody records them.
+    pub fn is_listening(&self) -> bool {
+        self.is_listening.load(Ordering::SeqCst)
+    }
+
+    /// Adds a commit.
+    pub fn push(&self, commit: Commit) {
+        self.change(|queue| {
+            queue.bytes += commit.bytes();
+            if queue.bytes > QUEUE_BYTES_MAX {
+                queue.cut();
+            } else if !queue.is_cut {
+                queue.commits.push_back(commit);
+            }
+        });
+    }
+
+    /// Something was written that cannot be told.
+    pub fn cut(&self) {
+        self.change(Queue::cut);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Queue)) {
+        let mut queue = self.lock();
+        // Asked under the lock: whoever stops listening empties the queue after that.
+        if !self.is_listening() {
+            return;
+        }
+        change(&mut queue);
+        if !queue.is_called
+            && let Some(wake) = queue.wake.clone()
+        {
+            queue.is_called = true;
+            let sent = self.bell.send(wake);
+            assert!(sent.is_ok(), "the thread that rings lives as long as a line");
+        }
+    }
+
+    /// Listens until the result is dropped. Only one may at a time.
+    pub(super) fn listen(self: Arc<Self>, wake: Wake) -> Listening {
+        let mut queue = self.lock();
+        *queue = Queue { wake: Some(wake), ..Queue::default() };
+        self.is_listening.store(true, Ordering::SeqCst);
+        drop(queue);
+        Listening(self)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Queue {
+    fn cut(&mut self) {
+        self.commits.clear();
+        self.bytes = 0;
+        self.is_cut = true;
+    }
+}
+
+/// What was taken from a line.
+#[derive(Debug)]
+pub(super) enum Taken {
+    /// All there is, in order.
+    Commits(VecDeque<Commit>),
+    /// There were more than could be kept.
+    Cut,
+}
+
+/// The one who records the commits of a line.
+#[derive(Debug)]
+pub(super) struct Listening(Arc<CommitLine>);
+
+impl Listening {
+    /// Takes what there is.
+    pub(super) fn take(&self) -> Taken {
+        let mut queue = self.0.lock();
+        queue.bytes = 0;
+        queue.is_called = false;
+        let commits = std::mem::take(&mut queue.commits);
+        if std::mem::take(&mut queue.is_cut) { Taken::Cut } else { Taken::Commits(commits) }
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let mut queue = self.0.lock();
+        self.0.is_listening.store(false, Ordering::SeqCst);
+        *queue = Queue::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn commit(bytes: usize) -> Commit {
+        let page = PageNumber::new(1).unwrap();
+        Commit {
+            page_size: PageSize::new(4096).unwrap(),
+            page_count: PageCount(1),
+            mark: WriteMark { change_counter: 1, bytes: 4096, written: None },
+            time: Timestamp(0),
+            pages: vec![(page, vec![0; bytes].into())],
+        }
+    }
+
+    #[track_caller]
+    fn taken(listening: &Listening) -> Option<usize> {
+        match listening.take() {
+            Taken::Commits(commits) => Some(commits.len()),
+            Taken::Cut => None,
+        }
+    }
+
+    #[test]
+    fn only_while_somebody_listens_and_never_more_than_fits() {
+        let lines = CommitLines::new().unwrap();
+        let line = lines.of(7);
+        line.push(commit(10));
+        let listening = lines.of(7).listen(Wake::new().unwrap());
+        assert_eq!(taken(&listening), Some(0), "from before");
+        line.push(commit(10));
+        line.push(commit(10));
+        assert_eq!(taken(&listening), Some(2));
+        line.push(commit(QUEUE_BYTES_MAX));
+        line.push(commit(1));
+        assert_eq!(taken(&listening), None);
+        line.push(commit(1));
+        line.cut();
+        line.push(commit(1));
+        assert_eq!(taken(&listening), None, "what comes after a cut is of no use either");
+        assert_eq!(taken(&listening), Some(0));
+        drop(listening);
+        line.push(commit(1));
+        assert!(!line.is_listening());
+    }
+}

@@ -1,0 +1,100 @@
+//! `mount`: a folder in which every database is captured, in every journal mode.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::Args;
+use rhyolite_logic::park::Policy;
+
+use super::exit::Failure;
+use super::replicate::{Signals, check_inputs, run_daemon};
+use crate::capture::commits::CommitLines;
+use crate::config::folder::FolderConfig;
+use crate::config::settings::{self, Settings};
+use crate::config::units::parse_duration;
+use crate::config::{Config, LogFormat, LogLevel, SocketConfig, parse_addr};
+use crate::mount::Mounted;
+use crate::observe::logging;
+
+/// Mount a folder, and replicate every database that is used there, in every journal mode.
+///
+/// The application opens its databases below the mount as it would in any folder, with stock SQLite. In WAL mode a commit costs little
+/// more than without the mount; in the modes with a rollback journal each commit becomes a restore point of its own, which it cannot be without
+/// one. Databases may be created, removed and replaced, in folders below too. Each is written to STORE with its path relative to the
+/// mount, as an entry with `dir` of a configuration file does it: `rhyolite restore STORE/app.db -o copy.db`, or `restore STORE --all`.
+///
+/// It needs FUSE (/dev/fuse), as root or with fusermount3. Databases must be used through the mount only, never in the folder behind it.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "SIGINT or SIGTERM uploads what is left and unmounts.\n\njournal_mode MEMORY and OFF cannot be captured: their writes are \
+refused once a database is replicated.\n\nExit statuses: 0 stopped and everything is durable; 6 stopped before that; with --exec, that of the \
+application.\n\nExamples:\n  rhyolite mount ./data --at ./db --store s3://bucket/prod\n  rhyolite mount ./data --at ./db \
+--store ./backup --exec \"./app --database ./db/app.db\""
+)]
+pub(super) struct MountArgs {
+    /// Folder that holds the files
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Where it is mounted: an empty folder
+    #[arg(long, value_name = "FOLDER")]
+    at: PathBuf,
+    /// Store below which every database gets a prefix: its path
+    #[arg(long, value_name = "STORE")]
+    store: String,
+    /// Run this command once the folder is mounted, and stop when it ends; its exit status becomes that of rhyolite
+    #[arg(long, value_name = "COMMAND")]
+    exec: Option<String>,
+    /// Serve /metrics, /status, /healthz and /readyz at IP:PORT; :PORT listens everywhere
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
+    addr: Option<std::net::SocketAddr>,
+    /// Make a control socket at this path, for `rhyolite ctl`, `sync` and `wait`
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Least severity that is logged (info)
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<LogLevel>,
+    /// Form of the log (text)
+    #[arg(long, value_name = "FORM")]
+    log_format: Option<LogFormat>,
+    /// How long the application of --exec, and then the last upload, may take at the end (30s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    shutdown_sync_timeout: Option<Duration>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+/// Awake as long as the mount is there: a parked database sees its next commit too late to tell it from the one after.
+fn never_park() -> Policy {
+    Policy { bytes_max: 0, ..Policy::default() }
+}
+
+pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
+    let mut config = Config { exec: args.exec.clone(), addr: args.addr, ..Config::default() };
+    config.socket = args.socket.clone().map(SocketConfig::private);
+    config.logging.level = args.log_level.unwrap_or(config.logging.level);
+    config.logging.format = args.log_format.unwrap_or(config.logging.format);
+    config.shutdown_sync_timeout = args.shutdown_sync_timeout.unwrap_or(config.shutdown_sync_timeout);
+    // Whatever is wrong with the settings is said before anything is mounted.
+    config.folders = vec![folder(args, args.at.clone())?];
+    check_inputs(&config)?;
+    logging::start(config.logging);
+    let lines = Arc::new(CommitLines::new().map_err(|e| Failure::failed(format!("start a thread: {e}")))?);
+    // A signal must not end the process between the mount and its end.
+    let signals = Signals::listen(&config)?;
+    let mounted = Mounted::mount(&args.dir, &args.at, Arc::clone(&lines)).map_err(Failure::failed)?;
+    config.folders = vec![folder(args, mounted.at().to_owned())?];
+    let ended = run_daemon(config, signals, None, never_park(), Some(lines));
+    drop(mounted);
+    ended
+}
+
+/// The databases below the mount; their state folders lie behind it.
+fn folder(args: &MountArgs, at: PathBuf) -> Result<FolderConfig, Failure> {
+    let behind = std::path::absolute(&args.dir).map_err(|e| Failure::io("use", &args.dir, &e))?;
+    let mut folder = FolderConfig::everything(at, behind, args.store.clone());
+    args.settings.apply(&mut folder.template);
+    settings::validate(&folder.template).map_err(Failure::usage)?;
+    folder.share_lease();
+    Ok(folder)
+}

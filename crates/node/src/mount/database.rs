@@ -1,0 +1,190 @@
+//! What the mount knows of one database: which pages the transaction under way has written, and when it ends.
+//!
+//! A transaction in rollback mode writes the journal's header, then pages of the database, then finalises the journal: it is unlinked,
+//! truncated, or its header is zeroed. That is the commit, or the end of a rollback; SQLite still holds the EXCLUSIVE lock. Pages that are
+//! reused from the freelist stand in no journal, so what counts are the writes to the database file.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use rhyolite_format::sqlite::header::{DATABASE_HEADER_SIZE, DatabaseHeader};
+use rhyolite_format::{PageNumber, PageSize};
+
+use crate::capture::commits::{Commit, CommitLine, QUEUE_BYTES_MAX, WriteMark};
+use crate::time;
+
+/// First bytes of a rollback journal that is to be played back (SQLite's file format, "The Rollback Journal").
+const JOURNAL_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+/// Writes are noted by pieces of this size: the smallest page.
+const PIECE: u64 = 512;
+/// So many pieces of one transaction are noted; a larger one is found by comparing all pages.
+const PIECES_MAX: usize = 1 << 20;
+
+/// A database, or a file that may become one.
+#[derive(Debug, Default)]
+pub(super) struct Database {
+    state: Mutex<State>,
+    line: OnceLock<Arc<CommitLine>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// The journal has a header by which it would be played back.
+    has_journal: bool,
+    /// Pieces that were written since the last journal was finalised.
+    written: BTreeSet<u64>,
+    /// There were too many.
+    is_cut: bool,
+}
+
+/// What is done with a write to the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It is done.
+    Allowed,
+    /// It is refused: it could not be taken back, and its end would not be seen.
+    Unjournaled,
+}
+
+impl Database {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its commits go here.
+    pub(super) fn attach(&self, line: impl FnOnce() -> Arc<CommitLine>) {
+        self.line.get_or_init(line);
+    }
+
+    fn line(&self) -> Option<&Arc<CommitLine>> {
+        self.line.get().filter(|line| line.is_listening())
+    }
+
+    /// The journal begins with these bytes, and was not written just now.
+    pub(super) fn note_journal(&self, start: &[u8]) {
+        self.lock().has_journal = start.starts_with(&JOURNAL_MAGIC);
+    }
+
+    /// The journal's header was written. Before its first sync it has no magic number, and neither after it was zeroed: only that is an end.
+    pub(super) fn note_journal_header(&self, start: &[u8], open: impl FnOnce() -> io::Result<File>) {
+        let mut state = self.lock();
+        if start.starts_with(&JOURNAL_MAGIC) {
+            state.has_journal = true;
+        } else if state.has_journal {
+            drop(state);
+            self.finalise(open);
+        }
+    }
+
+    /// Notes a write that is about to be made, to a file that is `file`.
+    pub(super) fn note_write(&self, file: &File, offset: u64, len: u64) -> Verdict {
+        let mut state = self.lock();
+        if !state.has_journal {
+            // In WAL mode it is a checkpoint. Where nobody records commits the next look finds everything.
+            if self.line().is_some() && !is_wal(file) {
+                return Verdict::Unjournaled;
+            }
+            return Verdict::Allowed;
+        }
+        if len > 0 && !state.is_cut {
+            state.written.extend(offset / PIECE..=(offset + len - 1) / PIECE);
+            if state.written.len() > PIECES_MAX {
+                state.written = BTreeSet::new();
+                state.is_cut = true;
+            }
+        }
+        Verdict::Allowed
+    }
+
+    /// Asks whether the file, which is `file`, may be cut to this length. What SQLite cuts off after a commit, its header counts no more.
+    pub(super) fn may_cut(&self, file: &File, bytes: u64) -> io::Result<Verdict> {
+        let state = self.lock();
+        if state.has_journal || self.line().is_none() {
+            return Ok(Verdict::Allowed);
+        }
+        let Some(header) = read_header(file)? else { return Ok(Verdict::Allowed) };
+        let there = file.metadata()?.len();
+        let counted = u64::from(header.page_count(there).get()) * u64::from(header.page_size.get());
+        Ok(if bytes < counted.min(there) { Verdict::Unjournaled } else { Verdict::Allowed })
+    }
+
+    /// The file has got another length: after a commit that left fewer pages, this is no change of the database.
+    pub(super) fn note_truncated(&self, open: impl FnOnce() -> io::Result<File>) {
+        let state = self.lock();
+        if !state.has_journal
+            && let Some(line) = self.line()
+        {
+            match open() {
+                Ok(file) => put(line, &file, &BTreeSet::new()),
+                Err(_) => line.cut(),
+            }
+        }
+    }
+
+    /// The journal was finalised: what was written is a transaction, or was taken back.
+    pub(super) fn finalise(&self, open: impl FnOnce() -> io::Result<File>) {
+        let mut state = self.lock();
+        state.has_journal = false;
+        let (written, is_cut) = (std::mem::take(&mut state.written), std::mem::take(&mut state.is_cut));
+        let Some(line) = self.line() else { return };
+        if is_cut {
+            line.cut();
+        } else if !written.is_empty() {
+            match open() {
+                Ok(file) => put(line, &file, &written),
+                Err(_) => line.cut(),
+            }
+        }
+    }
+}
+
+/// Puts what lies in the file into the line. What cannot be read is found by comparing.
+fn put(line: &CommitLine, file: &File, written: &BTreeSet<u64>) {
+    match read_commit(file, written) {
+        Ok(Some(commit)) => line.push(commit),
+        Ok(None) | Err(_) => line.cut(),
+    }
+}
+
+/// `None` when it is too large, or no database.
+fn read_commit(file: &File, written: &BTreeSet<u64>) -> io::Result<Option<Commit>> {
+    let Some(header) = read_header(file)? else { return Ok(None) };
+    let meta = file.metadata()?;
+    let page_size = header.page_size;
+    let page_count = header.page_count(meta.len());
+    let per_page = u64::from(page_size.get()) / PIECE;
+    let numbers: BTreeSet<u64> = written.iter().map(|piece| piece / per_page + 1).collect();
+    if numbers.len().saturating_mul(page_size.bytes()) > QUEUE_BYTES_MAX {
+        return Ok(None);
+    }
+    let mut pages = Vec::with_capacity(numbers.len());
+    for number in numbers.into_iter().filter(|number| *number <= u64::from(page_count.get())) {
+        let page = u32::try_from(number).ok().and_then(PageNumber::new).expect("not above the page count");
+        pages.push((page, read_page(file, page, page_size)?));
+    }
+    let written = meta.modified().ok();
+    let mark = WriteMark { change_counter: header.change_counter, bytes: meta.len(), written };
+    Ok(Some(Commit { page_size, page_count, mark, time: time::now(), pages }))
+}
+
+fn read_page(file: &File, page: PageNumber, page_size: PageSize) -> io::Result<Box<[u8]>> {
+    let mut data = vec![0; page_size.bytes()].into_boxed_slice();
+    file.read_exact_at(&mut data, u64::from(page.get() - 1) * u64::from(page_size.get()))?;
+    Ok(data)
+}
+
+fn read_header(file: &File) -> io::Result<Option<DatabaseHeader>> {
+    let mut bytes = [0; DATABASE_HEADER_SIZE];
+    match file.read_exact_at(&mut bytes, 0) {
+        Ok(()) => Ok(DatabaseHeader::decode(&bytes).ok()),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_wal(file: &File) -> bool {
+    matches!(read_header(file), Ok(Some(header)) if header.is_wal())
+}

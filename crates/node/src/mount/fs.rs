@@ -1,0 +1,716 @@
+//! The folder behind the mount as a file system: everything is passed on, and what concerns databases is noted on the way.
+//!
+//! | file | how it is opened | what is seen |
+//! | --- | --- | --- |
+//! | `-wal`, `-shm` | kernel passthrough, where the kernel has it and we may; otherwise as any other | open, truncate, unlink, fsync |
+//! | `-journal` | direct I/O | every write, truncate, unlink |
+//! | any other | cached by the kernel | every write and truncate |
+//!
+//! POSIX locks are not negotiated: the kernel keeps them. No handler waits for anything but the file system behind it.
+
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType as Kind, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+
+use super::database::Verdict;
+use super::nodes::{Node, Nodes, is_hidden, kind};
+use crate::capture::commits::CommitLines;
+
+/// How long the kernel may believe what it was told: every change comes through it.
+const TTL: Duration = Duration::from_secs(3600);
+/// Bytes of one write at most.
+const WRITE_BYTES_MAX: u32 = 1 << 20;
+/// Bytes of a journal's start that are looked at.
+const JOURNAL_START: usize = 8;
+
+/// What the kernel is told of a name that nothing has: the inode number 0.
+const ABSENT: FileAttr = FileAttr {
+    ino: INodeNo(0),
+    size: 0,
+    blocks: 0,
+    atime: SystemTime::UNIX_EPOCH,
+    mtime: SystemTime::UNIX_EPOCH,
+    ctime: SystemTime::UNIX_EPOCH,
+    crtime: SystemTime::UNIX_EPOCH,
+    kind: FileType::RegularFile,
+    perm: 0,
+    nlink: 0,
+    uid: 0,
+    gid: 0,
+    rdev: 0,
+    blksize: 0,
+    flags: 0,
+};
+
+/// What a name says about a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Shared,
+    Journal,
+    Plain,
+}
+
+impl Role {
+    fn of(name: &OsStr) -> Self {
+        let name = name.as_bytes();
+        match () {
+            () if name.ends_with(b"-wal") || name.ends_with(b"-shm") => Self::Shared,
+            () if name.ends_with(b"-journal") => Self::Journal,
+            () => Self::Plain,
+        }
+    }
+}
+
+/// The database of a journal, by its name.
+fn base_of(journal: &OsStr) -> Option<&OsStr> {
+    journal.as_bytes().strip_suffix(b"-journal").filter(|base| !base.is_empty()).map(OsStr::from_bytes)
+}
+
+/// An open file.
+#[derive(Debug)]
+struct Open {
+    file: File,
+    node: Arc<Node>,
+    role: Role,
+    /// The database whose journal this is.
+    base: Option<Arc<Node>>,
+    /// Keeps the kernel's way to the file.
+    _backing: Option<Arc<BackingId>>,
+}
+
+/// An entry of an open folder.
+type Listed = (u64, FileType, Vec<u8>);
+
+/// The file system.
+#[derive(Debug)]
+pub(super) struct Mirror {
+    nodes: Nodes,
+    lines: Arc<CommitLines>,
+    files: Mutex<HashMap<u64, Arc<Open>>>,
+    folders: Mutex<HashMap<u64, Arc<Vec<Listed>>>>,
+    backings: Mutex<HashMap<u64, std::sync::Weak<BackingId>>>,
+    next_handle: AtomicU64,
+    can_pass_through: AtomicBool,
+    is_root: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn proc_path(node: &Node) -> String {
+    format!("/proc/thread-self/fd/{}", node.fd.as_raw_fd())
+}
+
+impl Mirror {
+    /// Mirrors `root`.
+    pub(super) fn new(root: File, lines: Arc<CommitLines>) -> io::Result<Self> {
+        Ok(Self {
+            nodes: Nodes::new(root)?,
+            lines,
+            files: Mutex::default(),
+            folders: Mutex::default(),
+            backings: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+            can_pass_through: AtomicBool::new(false),
+            is_root: rustix::process::geteuid().is_root(),
+        })
+    }
+
+    fn handle(&self) -> u64 {
+        self.next_handle.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn open_file(&self, handle: FileHandle) -> io::Result<Arc<Open>> {
+        let found = lock(&self.files).get(&handle.0).cloned();
+        found.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
+    }
+
+    fn look_up(&self, parent: INodeNo, name: &OsStr) -> io::Result<(Arc<Node>, FileAttr)> {
+        let (node, attributes) = self.nodes.look_up(parent, name)?;
+        if attributes.kind == FileType::RegularFile && Role::of(name) == Role::Journal {
+            self.look_at_journal(parent, name, &node);
+        }
+        Ok((node, attributes))
+    }
+
+    fn is_ours(&self, parent: INodeNo, name: &OsStr) -> bool {
+        is_hidden(name) || self.nodes.get(parent).is_ok_and(|folder| folder.is_ours)
+    }
+
+    /// A journal may be there from before the mount.
+    fn look_at_journal(&self, parent: INodeNo, name: &OsStr, node: &Node) {
+        let mut start = [0; JOURNAL_START];
+        let Some(base) = self.base(parent, name) else { return };
+        if node.open(OFlags::RDONLY).and_then(|file| file.read_exact_at(&mut start, 0)).is_ok() {
+            base.database.note_journal(&start);
+        }
+    }
+
+    /// The database of a journal, if the kernel knows it.
+    fn base(&self, parent: INodeNo, journal: &OsStr) -> Option<Arc<Node>> {
+        let folder = self.nodes.get(parent).ok()?;
+        self.nodes.sibling(&folder, base_of(journal)?)
+    }
+
+    /// Takes in an open file, and says how the kernel is to use it.
+    fn enter(&self, file: File, node: Arc<Node>, backing: impl FnOnce(&File) -> io::Result<BackingId>) -> Entered {
+        let place = node.place();
+        let role = Role::of(&place.name);
+        let base = (role == Role::Journal).then(|| self.base(INodeNo(place.parent), &place.name)).flatten();
+        if role == Role::Plain {
+            node.database.attach(|| self.lines.of(node.inode));
+        }
+        let shared = (role == Role::Shared).then(|| self.backing(&node, &file, backing)).flatten();
+        let flags = match role {
+            _ if node.is_ours => FopenFlags::FOPEN_DIRECT_IO,
+            Role::Journal => FopenFlags::FOPEN_DIRECT_IO,
+            Role::Shared if shared.is_some() => FopenFlags::empty(),
+            Role::Shared | Role::Plain => FopenFlags::FOPEN_KEEP_CACHE,
+        };
+        // Nothing is to be said of a close.
+        let flags = flags | FopenFlags::FOPEN_NOFLUSH;
+        let handle = self.handle();
+        let open = Open { file, node, role, base, _backing: shared.clone() };
+        lock(&self.files).insert(handle, Arc::new(open));
+        Entered { handle: FileHandle(handle), flags, backing: shared }
+    }
+
+    /// The kernel's way to a file: one for all who have it open.
+    fn backing(
+        &self,
+        node: &Node,
+        file: &File,
+        make: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Option<Arc<BackingId>> {
+        if !self.can_pass_through.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut backings = lock(&self.backings);
+        if let Some(there) = backings.get(&node.inode).and_then(std::sync::Weak::upgrade) {
+            return Some(there);
+        }
+        match make(file) {
+            Ok(made) => {
+                let made = Arc::new(made);
+                backings.retain(|_, backing| backing.strong_count() > 0);
+                backings.insert(node.inode, Arc::downgrade(&made));
+                Some(made)
+            }
+            Err(error) => {
+                self.can_pass_through.store(false, Ordering::Relaxed);
+                tracing::warn!("the kernel does not pass WAL files through ({error}): commits in WAL mode are slower");
+                None
+            }
+        }
+    }
+
+    /// Opened for reading and writing where that is possible: others may share it.
+    fn open_node(&self, node: &Node, flags: OpenFlags) -> io::Result<File> {
+        let wanted = OFlags::from_bits_truncate(flags.0 as u32);
+        let more = wanted & OFlags::TRUNC;
+        match node.open(OFlags::RDWR | more) {
+            Err(error) if wanted & OFlags::ACCMODE == OFlags::RDONLY && error.raw_os_error() != Some(libc::ENOENT) => {
+                node.open(OFlags::RDONLY | more)
+            }
+            opened => opened,
+        }
+    }
+
+    fn create_file(&self, request: &Request, place: (INodeNo, &OsStr), mode: Mode, flags: i32) -> io::Result<Made> {
+        let (parent, name) = place;
+        refuse_state_folder(name)?;
+        let folder = self.nodes.get(parent)?;
+        let more = OFlags::from_bits_truncate(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
+        let file = File::from(rustix::fs::openat(&folder.fd, name, flags, mode)?);
+        if self.is_root {
+            rustix::fs::fchown(&file, Some(Uid::from_raw(request.uid())), Some(Gid::from_raw(request.gid())))?;
+        }
+        let (node, attributes) = self.nodes.look_up(parent, name)?;
+        Ok(Made { file, node, attributes })
+    }
+
+    /// Gives what was made to who asked for it, and tells the kernel of it.
+    fn made(&self, request: &Request, parent: INodeNo, name: &OsStr) -> io::Result<FileAttr> {
+        let folder = self.nodes.get(parent)?;
+        if self.is_root {
+            let (uid, gid) = (Uid::from_raw(request.uid()), Gid::from_raw(request.gid()));
+            rustix::fs::chownat(&folder.fd, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        self.nodes.look_up(parent, name).map(|(_, attributes)| attributes)
+    }
+
+    fn write_file(&self, open: &Open, offset: u64, data: &[u8]) -> io::Result<()> {
+        if open.role == Role::Plain
+            && open.node.database.note_write(&open.file, offset, data.len() as u64) == Verdict::Unjournaled
+        {
+            return Err(refuse_unjournaled(&open.node));
+        }
+        open.file.write_all_at(data, offset)?;
+        if offset == 0
+            && data.len() >= JOURNAL_START
+            && let Some(base) = &open.base
+        {
+            base.database.note_journal_header(data, || base.open(OFlags::RDONLY));
+        }
+        Ok(())
+    }
+
+    /// Sets a length. What it means for a database is noted after it was done.
+    fn truncate(&self, node: &Node, size: u64, handle: Option<FileHandle>) -> io::Result<()> {
+        let place = node.place();
+        let cut = |file: &File| -> io::Result<()> {
+            let is_plain = Role::of(&place.name) == Role::Plain;
+            if is_plain && node.database.may_cut(file, size)? == Verdict::Unjournaled {
+                return Err(refuse_unjournaled(node));
+            }
+            file.set_len(size)
+        };
+        match handle.and_then(|handle| self.open_file(handle).ok()) {
+            Some(open) => cut(&open.file)?,
+            None => cut(&node.open(OFlags::RDWR)?)?,
+        }
+        match Role::of(&place.name) {
+            Role::Journal if size == 0 => {
+                if let Some(base) = self.base(INodeNo(place.parent), &place.name) {
+                    base.database.finalise(|| base.open(OFlags::RDONLY));
+                }
+            }
+            Role::Plain => node.database.note_truncated(|| node.open(OFlags::RDONLY)),
+            Role::Journal | Role::Shared => {}
+        }
+        Ok(())
+    }
+
+    fn remove(&self, parent: INodeNo, name: &OsStr, flags: AtFlags) -> io::Result<()> {
+        let folder = self.nodes.get(parent)?;
+        let base = (Role::of(name) == Role::Journal).then(|| self.base(parent, name)).flatten();
+        rustix::fs::unlinkat(&folder.fd, name, flags)?;
+        if let Some(base) = base {
+            base.database.finalise(|| base.open(OFlags::RDONLY));
+        }
+        Ok(())
+    }
+
+    fn list(&self, inode: INodeNo) -> io::Result<Vec<Listed>> {
+        let node = self.nodes.get(inode)?;
+        let folder = node.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut listed = Vec::new();
+        for entry in rustix::fs::Dir::read_from(folder)? {
+            let entry = entry?;
+            let name = entry.file_name().to_bytes().to_vec();
+            if !is_hidden(OsStr::from_bytes(&name)) {
+                listed.push((entry.ino(), kind(entry.file_type()), name));
+            }
+        }
+        Ok(listed)
+    }
+}
+
+/// A file that was just made.
+struct Made {
+    file: File,
+    node: Arc<Node>,
+    attributes: FileAttr,
+}
+
+/// How the kernel is to use an open file.
+struct Entered {
+    handle: FileHandle,
+    flags: FopenFlags,
+    backing: Option<Arc<BackingId>>,
+}
+
+/// It could not be taken back, and its end would not be seen.
+fn refuse_unjournaled(node: &Node) -> io::Error {
+    tracing::error!(
+        database = %Path::new(&node.place().name).display(),
+        "refused a write without a journal: journal_mode MEMORY and OFF are not supported, nor is a copy over a database"
+    );
+    io::Error::from_raw_os_error(libc::EIO)
+}
+
+/// State folders are made by us alone.
+fn refuse_state_folder(name: &OsStr) -> io::Result<()> {
+    if is_hidden(name) { Err(io::Error::from_raw_os_error(libc::EACCES)) } else { Ok(()) }
+}
+
+/// How long the kernel may believe what it is told of a file.
+fn ttl(node: &Node) -> &'static Duration {
+    if node.is_ours { &Duration::ZERO } else { &TTL }
+}
+
+fn timestamp(time: Option<TimeOrNow>) -> Timespec {
+    let nanoseconds = |nanoseconds| Timespec { tv_sec: 0, tv_nsec: nanoseconds };
+    match time {
+        None => nanoseconds(rustix::fs::UTIME_OMIT),
+        Some(TimeOrNow::Now) => nanoseconds(rustix::fs::UTIME_NOW),
+        Some(TimeOrNow::SpecificTime(time)) => match time.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(since) => Timespec {
+                tv_sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(since.subsec_nanos()),
+            },
+            Err(before) => {
+                let before = before.duration();
+                let whole = i64::try_from(before.as_secs()).unwrap_or(i64::MAX - 1);
+                match i64::from(before.subsec_nanos()) {
+                    0 => Timespec { tv_sec: -whole, tv_nsec: 0 },
+                    rest => Timespec { tv_sec: -whole - 1, tv_nsec: 1_000_000_000 - rest },
+                }
+            }
+        },
+    }
+}
+
+fn mode(bits: u32, umask: u32) -> Mode {
+    Mode::from_bits_truncate(bits & !umask & 0o7777)
+}
+
+/// Answers with what came of it.
+macro_rules! answer {
+    ($reply:ident, $done:expr, $value:pat => $good:expr) => {
+        match $done {
+            Ok($value) => $good,
+            Err(error) => $reply.error(Errno::from(io::Error::from(error))),
+        }
+    };
+}
+
+impl Filesystem for Mirror {
+    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let can = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(2).is_ok();
+        self.can_pass_through.store(can, Ordering::Relaxed);
+        if !can {
+            tracing::warn!("the kernel does not pass WAL files through: commits in WAL mode are slower");
+        }
+        // The kernel takes less where it must.
+        let _ = config.set_max_write(WRITE_BYTES_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.look_up(parent, name) {
+            Ok((node, attributes)) => reply.entry(ttl(&node), &attributes, Generation(0)),
+            // The kernel remembers that too: SQLite asks for a journal at every transaction.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && !self.is_ours(parent, name) => {
+                reply.entry(&TTL, &ABSENT, Generation(0))
+            }
+            Err(error) => reply.error(Errno::from(error)),
+        }
+    }
+
+    fn forget(&self, _: &Request, inode: INodeNo, lookups: u64) {
+        self.nodes.forget(inode, lookups);
+    }
+
+    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let found = self.nodes.get(inode).and_then(|node| Ok((self.nodes.attributes(&node)?, node)));
+        answer!(reply, found, (attributes, node) => reply.attr(ttl(&node), &attributes));
+    }
+
+    fn setattr(
+        &self,
+        _: &Request,
+        inode: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _: Option<SystemTime>,
+        handle: Option<FileHandle>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<SystemTime>,
+        _: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = || -> io::Result<FileAttr> {
+            let node = self.nodes.get(inode)?;
+            if uid.is_some() || gid.is_some() {
+                let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
+                rustix::fs::chownat(&node.fd, "", uid, gid, AtFlags::EMPTY_PATH)?;
+            }
+            if let Some(mode) = mode {
+                rustix::fs::chmod(proc_path(&node), Mode::from_bits_truncate(mode & 0o7777))?;
+            }
+            if let Some(size) = size {
+                self.truncate(&node, size, handle)?;
+            }
+            if atime.is_some() || mtime.is_some() {
+                let times = Timestamps { last_access: timestamp(atime), last_modification: timestamp(mtime) };
+                rustix::fs::utimensat(CWD, proc_path(&node), &times, AtFlags::empty())?;
+            }
+            self.nodes.attributes(&node)
+        };
+        answer!(reply, set(), attributes => reply.attr(&TTL, &attributes));
+    }
+
+    fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
+        let read = || -> io::Result<_> { Ok(rustix::fs::readlinkat(&self.nodes.get(inode)?.fd, "", Vec::new())?) };
+        answer!(reply, read(), target => reply.data(target.to_bytes()));
+    }
+
+    fn mknod(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        bits: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let make = || -> io::Result<FileAttr> {
+            refuse_state_folder(name)?;
+            let folder = self.nodes.get(parent)?;
+            let kind = Kind::from_raw_mode(bits);
+            rustix::fs::mknodat(&folder.fd, name, kind, mode(bits, umask), u64::from(rdev))?;
+            self.made(request, parent, name)
+        };
+        answer!(reply, make(), attributes => reply.entry(&TTL, &attributes, Generation(0)));
+    }
+
+    fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, bits: u32, umask: u32, reply: ReplyEntry) {
+        let make = || -> io::Result<FileAttr> {
+            refuse_state_folder(name)?;
+            rustix::fs::mkdirat(&self.nodes.get(parent)?.fd, name, mode(bits, umask))?;
+            self.made(request, parent, name)
+        };
+        answer!(reply, make(), attributes => reply.entry(&TTL, &attributes, Generation(0)));
+    }
+
+    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        answer!(reply, self.remove(parent, name, AtFlags::empty()), () => reply.ok());
+    }
+
+    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        answer!(reply, self.remove(parent, name, AtFlags::REMOVEDIR), () => reply.ok());
+    }
+
+    fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let make = || -> io::Result<FileAttr> {
+            refuse_state_folder(name)?;
+            rustix::fs::symlinkat(target, &self.nodes.get(parent)?.fd, name)?;
+            self.made(request, parent, name)
+        };
+        answer!(reply, make(), attributes => reply.entry(&TTL, &attributes, Generation(0)));
+    }
+
+    fn rename(
+        &self,
+        _: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        new_parent: INodeNo,
+        new_name: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let rename = || -> io::Result<()> {
+            refuse_state_folder(new_name)?;
+            let (from, to) = (self.nodes.get(parent)?, self.nodes.get(new_parent)?);
+            let flags = rustix::fs::RenameFlags::from_bits_truncate(flags.bits());
+            rustix::fs::renameat_with(&from.fd, name, &to.fd, new_name, flags)?;
+            self.nodes.note_moved(&from, parent, name);
+            self.nodes.note_moved(&to, new_parent, new_name);
+            Ok(())
+        };
+        answer!(reply, rename(), () => reply.ok());
+    }
+
+    fn link(&self, _: &Request, inode: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        let link = || -> io::Result<FileAttr> {
+            refuse_state_folder(new_name)?;
+            let (node, folder) = (self.nodes.get(inode)?, self.nodes.get(new_parent)?);
+            rustix::fs::linkat(CWD, proc_path(&node), &folder.fd, new_name, AtFlags::SYMLINK_FOLLOW)?;
+            self.nodes.look_up(new_parent, new_name).map(|(_, attributes)| attributes)
+        };
+        answer!(reply, link(), attributes => reply.entry(&TTL, &attributes, Generation(0)));
+    }
+
+    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let opened = self.nodes.get(inode).and_then(|node| Ok((self.open_node(&node, flags)?, node)));
+        answer!(reply, opened, (file, node) => {
+            let entered = self.enter(file, node, |file| reply.open_backing(file));
+            match &entered.backing {
+                Some(backing) => reply.opened_passthrough(entered.handle, entered.flags, backing),
+                None => reply.opened(entered.handle, entered.flags),
+            }
+        });
+    }
+
+    fn create(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        bits: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let made = self.create_file(request, (parent, name), mode(bits, umask), flags);
+        answer!(reply, made, Made { file, node, attributes } => {
+            let entered = self.enter(file, node, |file| reply.open_backing(file));
+            let generation = Generation(0);
+            match &entered.backing {
+                Some(backing) => {
+                    reply.created_passthrough(&TTL, &attributes, generation, entered.handle, entered.flags, backing);
+                }
+                None => reply.created(&TTL, &attributes, generation, entered.handle, entered.flags),
+            }
+        });
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let read = || -> io::Result<Vec<u8>> {
+            let open = self.open_file(handle)?;
+            let mut data = vec![0; size as usize];
+            let mut filled = 0;
+            while filled < data.len() {
+                match open.file.read_at(&mut data[filled..], offset + filled as u64) {
+                    Ok(0) => break,
+                    Ok(n) => filled += n,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            data.truncate(filled);
+            Ok(data)
+        };
+        answer!(reply, read(), data => reply.data(&data));
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let written = self.open_file(handle).and_then(|open| self.write_file(&open, offset, data));
+        answer!(reply, written, () => reply.written(u32::try_from(data.len()).expect("bounded by the session")));
+    }
+
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        // A kernel that does not know `FOPEN_NOFLUSH` asks no more after this.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn release(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        _: bool,
+        reply: ReplyEmpty,
+    ) {
+        let closed = lock(&self.files).remove(&handle.0);
+        drop(closed);
+        reply.ok();
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        let synced = self.open_file(handle).and_then(|open| match datasync {
+            true => open.file.sync_data(),
+            false => open.file.sync_all(),
+        });
+        answer!(reply, synced, () => reply.ok());
+    }
+
+    fn fsyncdir(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        let synced = self.nodes.get(inode).and_then(|node| node.open(OFlags::RDONLY | OFlags::DIRECTORY)?.sync_all());
+        answer!(reply, synced, () => reply.ok());
+    }
+
+    fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        answer!(reply, self.list(inode), listed => {
+            let handle = self.handle();
+            lock(&self.folders).insert(handle, Arc::new(listed));
+            reply.opened(FileHandle(handle), FopenFlags::empty());
+        });
+    }
+
+    fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let Some(listed) = lock(&self.folders).get(&handle.0).cloned() else {
+            return reply.error(Errno::EBADF);
+        };
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        for (index, (inode, kind, name)) in listed.iter().enumerate().skip(start) {
+            if reply.add(INodeNo(*inode), index as u64 + 1, *kind, OsStr::from_bytes(name)) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        lock(&self.folders).remove(&handle.0);
+        reply.ok();
+    }
+
+    fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {
+        let found = || -> io::Result<_> { Ok(rustix::fs::fstatvfs(self.nodes.get(inode)?.fd.as_fd())?) };
+        answer!(reply, found(), s => {
+            let short = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+            let (size, fragment, name) = (short(s.f_bsize), short(s.f_frsize), short(s.f_namemax));
+            reply.statfs(s.f_blocks, s.f_bfree, s.f_bavail, s.f_files, s.f_ffree, size, name, fragment);
+        });
+    }
+
+    fn fallocate(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let allocate = || -> io::Result<()> {
+            let open = self.open_file(handle)?;
+            rustix::fs::fallocate(&open.file, FallocateFlags::from_bits_retain(mode as u32), offset, length)?;
+            if open.role == Role::Plain {
+                open.node.database.note_truncated(|| open.node.open(OFlags::RDONLY));
+            }
+            Ok(())
+        };
+        answer!(reply, allocate(), () => reply.ok());
+    }
+}

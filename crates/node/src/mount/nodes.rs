@@ -1,0 +1,195 @@
+//! The files and folders that the kernel knows, each as an `O_PATH` descriptor of the folder behind the mount.
+//!
+//! A descriptor leads to its file whatever its name is by now, and keeps its inode number from being given to another. The number
+//! of a file on the mount is that of the file behind it.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use fuser::{FileAttr, FileType, INodeNo};
+use rhyolite_logic::pick::is_state_folder;
+use rustix::fs::{AtFlags, FileType as Kind, Mode, OFlags, Stat, fstat, open, openat, statat};
+
+use super::database::Database;
+
+/// One file or folder.
+#[derive(Debug)]
+pub(super) struct Node {
+    /// Opened with `O_PATH`.
+    pub(super) fd: OwnedFd,
+    /// Number of the inode.
+    pub(super) inode: u64,
+    /// It is a state folder of ours, or lies in one: it changes behind the kernel's back.
+    pub(super) is_ours: bool,
+    /// What is known of it as a database.
+    pub(super) database: Arc<Database>,
+    place: Mutex<Place>,
+}
+
+/// Where the kernel has found it last.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    /// The folder.
+    pub(super) parent: u64,
+    /// The name.
+    pub(super) name: OsString,
+}
+
+impl Node {
+    /// Opens the file itself.
+    pub(super) fn open(&self, flags: OFlags) -> io::Result<File> {
+        // A name that leads to a descriptor's file, whatever it is called and whether it still has a name. The descriptor is in this
+        // thread's table, not in that of the process.
+        let path = format!("/proc/thread-self/fd/{}", self.fd.as_raw_fd());
+        Ok(File::from(open(path, flags | OFlags::CLOEXEC, Mode::empty())?))
+    }
+
+    /// Where it was found last.
+    pub(super) fn place(&self) -> Place {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+#[derive(Debug)]
+struct Known {
+    node: Arc<Node>,
+    /// How often the kernel was told of it.
+    lookups: u64,
+}
+
+/// All nodes.
+#[derive(Debug)]
+pub(super) struct Nodes {
+    root: Arc<Node>,
+    device: u64,
+    known: Mutex<HashMap<u64, Known>>,
+}
+
+impl Nodes {
+    /// Those of a folder; only itself at first.
+    pub(super) fn new(root: File) -> io::Result<Self> {
+        let stat = fstat(&root)?;
+        let place = Mutex::new(Place { parent: INodeNo::ROOT.0, name: OsString::new() });
+        let database = Arc::default();
+        let root = Arc::new(Node { fd: root.into(), inode: INodeNo::ROOT.0, is_ours: false, database, place });
+        Ok(Self { root, device: stat.st_dev, known: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node of this number.
+    pub(super) fn get(&self, inode: INodeNo) -> io::Result<Arc<Node>> {
+        if inode == INodeNo::ROOT {
+            return Ok(Arc::clone(&self.root));
+        }
+        let known = self.lock().get(&inode.0).map(|known| Arc::clone(&known.node));
+        known.ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))
+    }
+
+    /// Finds a name in a folder, and counts that the kernel is told.
+    pub(super) fn look_up(&self, parent: INodeNo, name: &OsStr) -> io::Result<(Arc<Node>, FileAttr)> {
+        let folder = self.get(parent)?;
+        let fd = openat(&folder.fd, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        let stat = fstat(&fd)?;
+        if stat.st_dev != self.device {
+            // Its inode numbers would mean other files.
+            return Err(io::Error::from_raw_os_error(libc::EXDEV));
+        }
+        let place = Place { parent: parent.0, name: name.to_owned() };
+        let is_ours = folder.is_ours || is_hidden(name);
+        let mut known = self.lock();
+        let entry = known.entry(stat.st_ino).or_insert_with(|| {
+            let (database, place) = (Arc::default(), Mutex::new(place.clone()));
+            Known { node: Arc::new(Node { fd, inode: stat.st_ino, is_ours, database, place }), lookups: 0 }
+        });
+        entry.lookups += 1;
+        *entry.node.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
+        Ok((Arc::clone(&entry.node), attributes(&stat)))
+    }
+
+    /// The kernel has forgotten so many lookups.
+    pub(super) fn forget(&self, inode: INodeNo, lookups: u64) {
+        let mut known = self.lock();
+        if let Some(entry) = known.get_mut(&inode.0) {
+            entry.lookups = entry.lookups.saturating_sub(lookups);
+            if entry.lookups == 0 {
+                known.remove(&inode.0);
+            }
+        }
+    }
+
+    /// The node of a name that the kernel knows; nothing is counted.
+    pub(super) fn sibling(&self, folder: &Node, name: &OsStr) -> Option<Arc<Node>> {
+        let stat = statat(&folder.fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+        self.lock().get(&stat.st_ino).map(|known| Arc::clone(&known.node))
+    }
+
+    /// What lies under a name now got it by a rename.
+    pub(super) fn note_moved(&self, folder: &Node, parent: INodeNo, name: &OsStr) {
+        if let Some(node) = self.sibling(folder, name) {
+            let place = Place { parent: parent.0, name: name.to_owned() };
+            *node.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
+        }
+    }
+
+    /// What a node looks like now.
+    pub(super) fn attributes(&self, node: &Node) -> io::Result<FileAttr> {
+        let mut attributes = attributes(&fstat(node.fd.as_fd())?);
+        attributes.ino = INodeNo(node.inode);
+        Ok(attributes)
+    }
+}
+
+/// State folders lie behind the mount, and are not listed in front of it.
+pub(super) fn is_hidden(name: &OsStr) -> bool {
+    name.to_str().is_some_and(is_state_folder)
+}
+
+fn time(seconds: i64, nanoseconds: i64) -> SystemTime {
+    let nanoseconds = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(0));
+    match u64::try_from(seconds) {
+        Ok(seconds) => SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + nanoseconds,
+        Err(_) => SystemTime::UNIX_EPOCH - Duration::from_secs(seconds.unsigned_abs()) + nanoseconds,
+    }
+}
+
+/// What FUSE calls the type of a file.
+pub(super) fn kind(kind: Kind) -> FileType {
+    match kind {
+        Kind::Directory => FileType::Directory,
+        Kind::Symlink => FileType::Symlink,
+        Kind::Fifo => FileType::NamedPipe,
+        Kind::Socket => FileType::Socket,
+        Kind::CharacterDevice => FileType::CharDevice,
+        Kind::BlockDevice => FileType::BlockDevice,
+        _ => FileType::RegularFile,
+    }
+}
+
+#[expect(clippy::unnecessary_cast, reason = "the widths of these fields differ between architectures")]
+fn attributes(stat: &Stat) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(stat.st_ino),
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        blocks: u64::try_from(stat.st_blocks).unwrap_or(0),
+        atime: time(stat.st_atime as i64, stat.st_atime_nsec as i64),
+        mtime: time(stat.st_mtime as i64, stat.st_mtime_nsec as i64),
+        ctime: time(stat.st_ctime as i64, stat.st_ctime_nsec as i64),
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: kind(Kind::from_raw_mode(stat.st_mode)),
+        perm: (stat.st_mode & 0o7777) as u16,
+        nlink: u32::try_from(stat.st_nlink).unwrap_or(u32::MAX),
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        rdev: u32::try_from(stat.st_rdev).unwrap_or(0),
+        blksize: u32::try_from(stat.st_blksize).unwrap_or(4096),
+        flags: 0,
+    }
+}

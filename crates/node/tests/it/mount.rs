@@ -1,0 +1,430 @@
+//! The mount, with the real program and real SQLite connections of another process: this one.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use rustix::fs::statfs;
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::Signal;
+
+use crate::program::{Folder, Outcome, Running, wait_for};
+
+/// What statfs(2) says of FUSE.
+const FUSE_MAGIC: rustix::fs::FsWord = 0x6573_5546;
+
+/// Longest life of a mount. After it every wait in the kernel ends with an error, and the test with it.
+const LIFE: Duration = Duration::from_secs(110);
+
+/// A mounted folder: `data` behind, `db` in front, `backup` as store.
+struct Mount {
+    program: Option<Running>,
+    /// Dropped when the mount is not needed any more.
+    _alive: Sender<()>,
+    folder: Folder,
+}
+
+impl Drop for Mount {
+    /// Also after a panic nothing of the mount is left, and nothing waits for it.
+    fn drop(&mut self) {
+        let at = self.folder.path("db");
+        take_away(&at);
+        drop(self.program.take());
+        while unmount(&at, UnmountFlags::DETACH).is_ok() {}
+    }
+}
+
+/// Ends the connection, which nobody may serve, and then the mount.
+fn take_away(at: &Path) {
+    let _ = unmount(at, UnmountFlags::FORCE | UnmountFlags::DETACH);
+}
+
+/// Takes a mount away that outlives its test. A database that is closed on the way out of a failed test may wait for it.
+fn watch_over(at: PathBuf) -> Sender<()> {
+    let (alive, is_alive) = mpsc::channel();
+    std::thread::spawn(move || {
+        if is_alive.recv_timeout(LIFE) == Err(RecvTimeoutError::Timeout) {
+            take_away(&at);
+        }
+    });
+    alive
+}
+
+/// Mounting failed for want of permission.
+fn not_permitted(stderr: &str) -> bool {
+    let stderr = stderr.to_lowercase();
+    stderr.contains("mount at") && ["not permitted", "permission denied"].iter().any(|text| stderr.contains(text))
+}
+
+impl Mount {
+    /// `None` where there is no FUSE, or where mounting is not allowed; `RHYOLITE_REQUIRE_FUSE` makes an error of that.
+    fn new() -> Option<Self> {
+        let folder = Folder::new();
+        fs::create_dir(folder.path("data")).unwrap();
+        fs::create_dir(folder.path("db")).unwrap();
+        let mut mount = Self { program: None, _alive: watch_over(folder.path("db")), folder };
+        let has_fuse = Path::new("/dev/fuse").exists();
+        if let Err(text) = mount.start(&[]) {
+            let may_skip = std::env::var_os("RHYOLITE_REQUIRE_FUSE").is_none() && (!has_fuse || not_permitted(&text));
+            assert!(may_skip, "{text}");
+            eprintln!("not tested, for want of FUSE: {text}");
+            return None;
+        }
+        Some(mount)
+    }
+
+    fn arguments<'a>(more: &[&'a str]) -> Vec<&'a str> {
+        let usual =
+            ["mount", "data", "--at", "db", "--store", "./backup", "--sync-interval", "0", "--log-level", "warn"];
+        [&usual[..], more].concat()
+    }
+
+    fn start(&mut self, more: &[&str]) -> Result<(), String> {
+        // Dropped after the mount is taken away, whatever happens here.
+        let program = self.program.insert(self.folder.start(&Self::arguments(more)));
+        let path = self.folder.path("db");
+        let mut has_ended = false;
+        wait_for("the mount", || {
+            has_ended = program.has_ended();
+            // A dead mount does not answer; of the folder itself the kernel may still know enough.
+            has_ended || statfs(&path).is_ok_and(|there| there.f_type == FUSE_MAGIC)
+        });
+        if has_ended { Err(self.ended().stderr) } else { Ok(()) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path("db").join(name)
+    }
+
+    /// A connection in a journal mode, to a database whose first snapshot is in the store.
+    fn open(&self, name: &str, mode: &str) -> Connection {
+        let db = Connection::open(self.path(name)).unwrap();
+        db.busy_timeout(Duration::from_secs(20)).unwrap();
+        db.pragma_update(None, "journal_mode", mode).unwrap();
+        db.execute_batch("CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, b)").unwrap();
+        self.folder.wait_durable(&format!("db/{name}"), 1);
+        self.wait_captured(name);
+        db
+    }
+
+    /// Waits until the end of the backup is the database.
+    fn wait_captured(&self, name: &str) {
+        wait_for("the backup to catch up", || self.restored(name, &[]).is_some_and(|copy| copy == self.logical(name)));
+    }
+
+    /// What readers see, as a file.
+    fn logical(&self, name: &str) -> Vec<u8> {
+        let image = self.folder.path("image.db");
+        let _ = fs::remove_file(&image);
+        for suffix in ["", "-wal"] {
+            let from = self.folder.path("data").join(format!("{name}{suffix}"));
+            if from.exists() {
+                fs::copy(from, self.folder.path(&format!("image.db{suffix}"))).unwrap();
+            }
+        }
+        // A copy of the WAL is recovered, and checkpointed when it is closed.
+        let db = Connection::open(&image).unwrap();
+        db.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+        db.close().unwrap();
+        let bytes = fs::read(&image).unwrap();
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = fs::remove_file(self.folder.path(&format!("image.db{suffix}")));
+        }
+        bytes
+    }
+
+    fn restored(&self, name: &str, more: &[&str]) -> Option<Vec<u8>> {
+        let _ = fs::remove_file(self.folder.path("copy.db"));
+        let store = format!("./backup/{name}");
+        let restored = self.folder.run(&[&["restore", &store, "-o", "copy.db"], more].concat());
+        (restored.code == 0).then(|| fs::read(self.folder.path("copy.db")).unwrap())
+    }
+
+    /// TXIDs of all restore points.
+    fn points(&self, name: &str) -> Vec<u64> {
+        let log = self.folder.run(&["log", &format!("./backup/{name}"), "--json"]);
+        assert_eq!(log.code, 0, "{log:?}");
+        let txid = |line| {
+            let point: serde_json::Value = serde_json::from_str(line).unwrap();
+            u64::from_str_radix(point["txid"].as_str().unwrap(), 16).unwrap()
+        };
+        log.stdout.lines().map(txid).collect()
+    }
+
+    /// Restores every point after `first` and compares what is in it with `rows`.
+    fn check_rows(&self, name: &str, first: u64, rows: &[i64]) {
+        for (txid, expected) in (first..).zip(rows) {
+            self.restored(name, &["--txid", &txid.to_string()]).unwrap_or_else(|| panic!("{name}: no TXID {txid}"));
+            let db = Connection::open(self.folder.path("copy.db")).unwrap();
+            let found: i64 = db.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+            assert_eq!(found, *expected, "{name} at TXID {txid}");
+        }
+    }
+
+    /// Waits for the end of the daemon. It is dropped after the mount is taken away, should the wait be in vain.
+    fn ended(&mut self) -> Outcome {
+        let program = self.program.as_mut().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(40);
+        while !program.has_ended() {
+            if Instant::now() > deadline {
+                take_away(&self.folder.path("db"));
+                panic!("waited in vain for the daemon to end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.program.take().unwrap().wait()
+    }
+
+    fn signal(&mut self, signal: Signal) -> Outcome {
+        self.program.as_ref().unwrap().signal(signal);
+        self.ended()
+    }
+
+    fn stop(&mut self) {
+        let ended = self.signal(Signal::TERM);
+        assert_eq!(ended.code, 0, "{ended:?}");
+        let (behind, front) = (self.folder.path("data"), self.folder.path("db"));
+        let device = |path: &Path| fs::metadata(path).unwrap().dev();
+        assert_eq!(device(&behind), device(&front), "unmounted");
+    }
+}
+
+fn insert(db: &Connection, rows: std::ops::Range<i64>) {
+    for row in rows {
+        db.execute("INSERT INTO t(b) VALUES (hex(randomblob(?1)))", [40 + row % 7 * 300]).unwrap();
+    }
+}
+
+#[test]
+fn every_commit_in_every_journal_mode_is_a_restore_point() {
+    let Some(mut mount) = Mount::new() else { return };
+    for (mode, exclusive) in [
+        ("wal", false),
+        ("delete", false),
+        ("truncate", false),
+        ("persist", false),
+        ("delete", true),
+        ("persist", true),
+    ] {
+        let name = format!("{mode}{exclusive}.db");
+        let db = mount.open(&name, mode);
+        if exclusive {
+            db.pragma_update(None, "locking_mode", "exclusive").unwrap();
+        }
+        let before = *mount.points(&name).last().unwrap();
+        insert(&db, 0..25);
+        mount.wait_captured(&name);
+        let points = mount.points(&name);
+        assert_eq!(points, (points[0]..=before + 25).collect::<Vec<_>>(), "{name}");
+        mount.check_rows(&name, before, &(0..=25).collect::<Vec<_>>());
+        db.close().unwrap();
+        assert_eq!(mount.folder.run(&["verify", &format!("./backup/{name}"), "--every-point"]).code, 0);
+    }
+    mount.stop();
+}
+
+#[test]
+fn what_a_database_may_go_through_in_rollback_mode() {
+    let Some(mut mount) = Mount::new() else { return };
+    let db = mount.open("a.db", "delete");
+    db.execute_batch("PRAGMA cache_size = 5; PRAGMA auto_vacuum = 1; VACUUM").unwrap();
+    insert(&db, 0..400);
+    // Spilled, and taken back: free pages may hold other bytes.
+    db.execute_batch("BEGIN; DELETE FROM t WHERE a % 3 = 0; UPDATE t SET b = hex(randomblob(900)); ROLLBACK").unwrap();
+    db.execute_batch(
+        "BEGIN; SAVEPOINT s; DELETE FROM t WHERE a > 300; ROLLBACK TO s; DELETE FROM t WHERE a < 100; COMMIT",
+    )
+    .unwrap();
+    db.execute_batch("DELETE FROM t WHERE a % 2 = 0").unwrap();
+    mount.wait_captured("a.db");
+    db.execute_batch("VACUUM").unwrap();
+    mount.wait_captured("a.db");
+    // Into the WAL and back, and with other pages.
+    for batch in ["PRAGMA journal_mode = truncate", "PRAGMA page_size = 1024; VACUUM"] {
+        db.execute_batch(batch).unwrap();
+        insert(&db, 0..10);
+        mount.wait_captured("a.db");
+    }
+    // One transaction of many pages.
+    db.execute_batch(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) INSERT INTO t(b) SELECT hex(randomblob(100)) FROM n",
+    )
+    .unwrap();
+    mount.wait_captured("a.db");
+    assert_eq!(mount.folder.run(&["verify", "./backup/a.db", "--every-point"]).code, 0);
+    drop(db);
+    mount.stop();
+    assert_eq!(mount.restored("a.db", &[]).unwrap(), fs::read(mount.folder.path("data/a.db")).unwrap());
+}
+
+/// A writer of its own, which can be killed in the middle of a transaction.
+fn writer(path: &Path, mode: &str) -> std::process::Child {
+    let script = "
+import sqlite3, sys
+c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=20)
+c.execute('pragma journal_mode=' + sys.argv[2])
+c.execute('pragma cache_size=5')
+n = 0
+while True:
+    c.execute('begin')
+    for _ in range(n % 40):
+        c.execute('insert into t(b) values(hex(randomblob(300)))')
+    if n % 5 == 0: c.execute('delete from t where a % 7 = 0')
+    c.execute('rollback' if n % 11 == 3 else 'commit')
+    n += 1
+";
+    let mut command = Command::new("python3");
+    command.args(["-c", script]).arg(path).arg(mode).stdin(Stdio::null()).stderr(Stdio::null());
+    command.spawn().unwrap()
+}
+
+#[test]
+fn killed_writers_leave_hot_journals_that_are_played_back_and_captured() {
+    let Some(mut mount) = Mount::new() else { return };
+    for mode in ["delete", "persist", "wal"] {
+        let name = format!("{mode}.db");
+        drop(mount.open(&name, mode));
+        for round in 0..6 {
+            let mut child = writer(&mount.path(&name), mode);
+            std::thread::sleep(Duration::from_millis(150 + 37 * round));
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let db = Connection::open(mount.path(&name)).unwrap();
+            db.busy_timeout(Duration::from_secs(20)).unwrap();
+            let sound: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+            assert_eq!(sound, "ok");
+            insert(&db, 0..1);
+            mount.wait_captured(&name);
+        }
+        assert_eq!(mount.folder.run(&["verify", &format!("./backup/{name}"), "--every-point"]).code, 0);
+    }
+    mount.stop();
+}
+
+#[test]
+fn a_killed_daemon_is_followed_by_one_that_takes_its_mount_away_and_goes_on() {
+    let Some(mut mount) = Mount::new() else { return };
+    let modes = ["wal", "delete"];
+    modes.iter().for_each(|mode| drop(mount.open(&format!("{mode}.db"), mode)));
+    for round in 0..4 {
+        let mut writers: Vec<_> = modes.iter().map(|mode| writer(&mount.path(&format!("{mode}.db")), mode)).collect();
+        let survivor = Connection::open(mount.path("wal.db")).unwrap();
+        survivor.query_row("SELECT count(*) FROM t", [], |_| Ok(())).unwrap();
+        std::thread::sleep(Duration::from_millis(300 + 100 * round));
+        let killed = mount.signal(Signal::KILL);
+        // Attributes may still be known to the kernel; this is asked each time.
+        assert_eq!(statfs(mount.folder.path("db")).err(), Some(Errno::NOTCONN), "a dead mount");
+        for writer in &mut writers {
+            let _ = writer.kill();
+            writer.wait().unwrap();
+        }
+        if !killed.stderr.contains("does not pass WAL files through") {
+            let refused = mount.start(&[]).unwrap_err();
+            assert!(refused.contains("is in use: stop the processes"), "{refused}");
+        }
+        drop(survivor);
+        mount.start(&[]).unwrap();
+        for mode in modes {
+            let name = format!("{mode}.db");
+            let db = Connection::open(mount.path(&name)).unwrap();
+            db.busy_timeout(Duration::from_secs(20)).unwrap();
+            let sound: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+            assert_eq!(sound, "ok");
+            insert(&db, 0..1);
+            mount.wait_captured(&name);
+        }
+    }
+    mount.stop();
+}
+
+#[test]
+fn a_write_without_a_journal_is_refused_and_the_database_stays_whole() {
+    let Some(mut mount) = Mount::new() else { return };
+    let db = mount.open("a.db", "delete");
+    insert(&db, 0..5);
+    mount.wait_captured("a.db");
+    for mode in ["memory", "off"] {
+        let other = Connection::open(mount.path("a.db")).unwrap();
+        other.pragma_update(None, "journal_mode", mode).unwrap();
+        let error = other.execute("INSERT INTO t(b) VALUES (1)", []).unwrap_err();
+        assert!(error.to_string().contains("disk I/O error"), "{error}");
+    }
+    // As `cp` over the database does it: it is not even emptied.
+    assert_eq!(fs::File::create(mount.path("a.db")).unwrap_err().raw_os_error(), Some(5));
+    let count: i64 = db.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 5);
+    insert(&db, 0..1);
+    mount.wait_captured("a.db");
+    drop(db);
+    let ended = mount.signal(Signal::TERM);
+    assert!(ended.code == 0 && ended.stderr.contains("journal_mode MEMORY and OFF are not supported"), "{ended:?}");
+}
+
+#[test]
+fn everything_else_works_as_in_a_folder() {
+    let Some(mut mount) = Mount::new() else { return };
+    let drop_in = mount.open("a.db", "wal");
+    fs::create_dir_all(mount.path("x/y")).unwrap();
+    fs::write(mount.path("x/y/file"), b"hello").unwrap();
+    let mut file = fs::OpenOptions::new().append(true).open(mount.path("x/y/file")).unwrap();
+    file.write_all(b" world").unwrap();
+    file.set_len(7).unwrap();
+    drop(file);
+    assert_eq!(fs::read(mount.folder.path("data/x/y/file")).unwrap(), b"hello w");
+    fs::set_permissions(mount.path("x/y/file"), fs::Permissions::from_mode(0o640)).unwrap();
+    assert_eq!(fs::metadata(mount.folder.path("data/x/y/file")).unwrap().mode() & 0o777, 0o640);
+    symlink("y/file", mount.path("x/link")).unwrap();
+    assert_eq!(fs::read_link(mount.path("x/link")).unwrap(), Path::new("y/file"));
+    assert_eq!(fs::read(mount.path("x/link")).unwrap(), b"hello w");
+    fs::hard_link(mount.path("x/y/file"), mount.path("x/hard")).unwrap();
+    assert_eq!(fs::metadata(mount.path("x/hard")).unwrap().nlink(), 2);
+    let inode = fs::metadata(mount.path("x/hard")).unwrap().ino();
+    fs::rename(mount.path("x/hard"), mount.path("x/y/moved")).unwrap();
+    assert_eq!(fs::metadata(mount.path("x/y/moved")).unwrap().ino(), inode);
+    // An open file outlives its name.
+    let mut open = fs::File::open(mount.path("x/y/moved")).unwrap();
+    fs::remove_file(mount.path("x/y/moved")).unwrap();
+    let mut text = String::new();
+    open.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "hello w");
+    assert_eq!(fs::remove_dir(mount.path("x")).unwrap_err().raw_os_error(), Some(39), "not empty");
+    let mut names: Vec<_> =
+        fs::read_dir(mount.path("")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["a.db", "a.db-shm", "a.db-wal", "x"], "state folders are not listed");
+    assert!(mount.folder.path("data/.a.db-rhyolite").is_dir());
+    assert_eq!(fs::create_dir(mount.path(".b.db-rhyolite")).unwrap_err().raw_os_error(), Some(13));
+    // A database in a folder, one that moves, and one that goes.
+    let inner = mount.open("x/inner.db", "delete");
+    insert(&inner, 0..3);
+    mount.wait_captured("x/inner.db");
+    drop((inner, drop_in));
+    mount.stop();
+}
+
+#[test]
+fn the_application_is_started_in_the_mount_and_its_status_passed_on() {
+    let Some(mut mount) = Mount::new() else { return };
+    mount.stop();
+    let script = "import sqlite3; c = sqlite3.connect('db/app.db'); c.execute('create table t(a)'); c.execute('insert into t values (7)'); c.commit()";
+    mount.folder.write("app.py", format!("{script}\nimport sys, time; time.sleep(1); sys.exit(7)"));
+    let ended = mount.folder.run(&Mount::arguments(&["--exec", "python3 app.py"]));
+    assert_eq!(ended.code, 7, "{ended:?}");
+    mount.restored("app.db", &[]).unwrap();
+    let db = Connection::open(mount.folder.path("copy.db")).unwrap();
+    assert_eq!(db.query_row("SELECT a FROM t", [], |row| row.get::<_, i64>(0)).unwrap(), 7);
+    for (arguments, text) in [
+        (["mount", "data", "--at", "data", "--store", "./backup"], "must not lie within each other"),
+        (["mount", "no", "--at", "db", "--store", "./backup"], "no:"),
+        (["mount", "data", "--at", "no", "--store", "./backup"], "no:"),
+    ] {
+        let refused = mount.folder.run(&arguments);
+        assert_eq!((refused.code, refused.stderr.contains(text)), (1, true), "{refused:?}");
+    }
+}
