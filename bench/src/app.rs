@@ -23,6 +23,8 @@ struct Plan {
     rows: u64,
     body_bytes: u64,
     synchronous: String,
+    /// To stay in this mode: others than WAL are not kept in the file.
+    journal: Option<String>,
     autocheckpoint: u32,
     pause_us: u64,
     times: Option<PathBuf>,
@@ -36,6 +38,7 @@ pub(crate) fn run(mut args: Args) -> Outcome {
         transactions: args.option_or("--transactions", u64::MAX)?,
         rows: args.option_or("--rows", 1)?,
         body_bytes: args.option_or("--body", 100)?,
+        journal: args.option("--journal")?,
         synchronous: args.option_or("--synchronous", "NORMAL".to_owned())?,
         autocheckpoint: args.option_or("--autocheckpoint", 1000)?,
         pause_us: args.option_or("--pause-us", 0)?,
@@ -51,6 +54,9 @@ pub(crate) fn run(mut args: Args) -> Outcome {
 fn write(plan: &Plan) -> Outcome {
     let conn = Connection::open(&plan.db).context("open")?;
     conn.busy_timeout(Duration::from_secs(30)).context("busy timeout")?;
+    if let Some(mode) = &plan.journal {
+        conn.pragma_update_and_check(None, "journal_mode", mode, |_| Ok(())).context("journal mode")?;
+    }
     conn.pragma_update(None, "synchronous", &plan.synchronous).context("synchronous")?;
     conn.pragma_update_and_check(None, "wal_autocheckpoint", plan.autocheckpoint, |_| Ok(())).context("checkpoint")?;
     let mut begin = conn.prepare("BEGIN IMMEDIATE").context("prepare")?;

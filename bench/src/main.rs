@@ -13,6 +13,7 @@ mod idle;
 mod lab;
 mod many;
 mod measure;
+mod mount;
 mod restart;
 mod restore;
 mod table;
@@ -40,6 +41,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("many", many::run),
     ("restart", restart::run),
     ("history", history::run),
+    ("mount", mount::run),
 ];
 
 fn main() -> ExitCode {

@@ -23,7 +23,7 @@ const FUSE_MAGIC: rustix::fs::FsWord = 0x6573_5546;
 const LIFE: Duration = Duration::from_secs(110);
 
 /// A mounted folder: `data` behind, `db` in front, `backup` as store.
-struct Mount {
+pub(crate) struct Mount {
     program: Option<Running>,
     /// Dropped when the mount is not needed any more.
     _alive: Sender<()>,
@@ -64,7 +64,7 @@ fn not_permitted(stderr: &str) -> bool {
 
 impl Mount {
     /// `None` where there is no FUSE, or where mounting is not allowed; `RHYOLITE_REQUIRE_FUSE` makes an error of that.
-    fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         let folder = Folder::new();
         fs::create_dir(folder.path("data")).unwrap();
         fs::create_dir(folder.path("db")).unwrap();

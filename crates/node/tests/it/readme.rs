@@ -46,6 +46,41 @@ fn replicate(line: &str, folder: &Path) {
     assert!(replicator.wait().unwrap().success(), "{line} after SIGTERM");
 }
 
+#[cfg(not(target_os = "linux"))]
+fn mount(_: &str, _: &Path) -> bool {
+    false
+}
+
+/// Mounts, writes to a database in rollback mode there, and ends. `false` where mounting is not possible.
+#[cfg(target_os = "linux")]
+fn mount(line: &str, folder: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    if crate::mount::Mount::new().is_none() {
+        return false;
+    }
+    let mut daemon = shell(line, folder);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let device = |name: &str| fs::metadata(folder.join(name)).unwrap().dev();
+    while device("db") == device("data") {
+        assert!(Instant::now() < deadline && daemon.try_wait().unwrap().is_none(), "{line}: nothing is mounted");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let conn = Connection::open(folder.join("db/app.db")).unwrap();
+    conn.execute_batch(
+        "CREATE TABLE notes(id INTEGER PRIMARY KEY, text TEXT); INSERT INTO notes VALUES (1, 'on the mount')",
+    )
+    .unwrap();
+    while !folder.join("mounted/app.db/manifest.json").exists() {
+        assert!(Instant::now() < deadline, "{line}: no backup after 30 s");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(conn);
+    let id = rustix::process::Pid::from_child(&daemon);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    assert!(daemon.wait().unwrap().success(), "{line} after SIGTERM");
+    true
+}
+
 #[test]
 fn every_command_in_the_readme_works() {
     let scratch = tempfile::tempdir().unwrap();
@@ -56,6 +91,7 @@ fn every_command_in_the_readme_works() {
     drop(conn);
     let commands = commands(&fs::read_to_string(root().join("README.md")).unwrap());
     assert!(commands.len() > 8, "the README has lost its commands: {commands:?}");
+    let mut has_mount = false;
     for line in commands {
         println!("{line}");
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -71,6 +107,11 @@ fn every_command_in_the_readme_works() {
             }
             ["cargo", "build", "--release", "--package", name] => assert_eq!(name, env!("CARGO_PKG_NAME")),
             ["rhyolite", "replicate", ..] => replicate(&line, folder),
+            ["mkdir", ..] => assert!(shell(&line, folder).wait().unwrap().success(), "{line}"),
+            ["rhyolite", "mount", ..] => has_mount = mount(&line, folder),
+            ["rhyolite", _, store, ..] if store.starts_with("./mounted") && !has_mount => {
+                println!("not run, for want of FUSE")
+            }
             ["rhyolite", ..] => assert!(shell(&line, folder).wait().unwrap().success(), "{line}"),
             _ => panic!("nobody checks {line:?}"),
         }
@@ -80,4 +121,5 @@ fn every_command_in_the_readme_works() {
         conn.query_row("SELECT count(*) FROM notes", [], |row| row.get(0)).unwrap()
     };
     assert_eq!(rows("copy.db"), rows("app.db"));
+    assert!(!has_mount || rows("restored/app.db") == 1);
 }
