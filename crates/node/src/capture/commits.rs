@@ -91,6 +91,8 @@ struct Queue {
     commits: VecDeque<Commit>,
     bytes: usize,
     is_cut: bool,
+    /// So many have begun to listen.
+    listener: u64,
     wake: Option<Wake>,
     /// It was rung for since the last look, so at most once more waits to be rung.
     is_called: bool,
@@ -147,13 +149,15 @@ impl CommitLine {
         }
     }
 
-    /// Listens until the result is dropped. Only one may at a time.
+    /// Listens until the result is dropped, or until somebody else does: of two names of one file each may be followed, and only one has its
+    /// commits.
     pub(super) fn listen(self: Arc<Self>, wake: Wake) -> Listening {
         let mut queue = self.lock();
-        *queue = Queue { wake: Some(wake), ..Queue::default() };
+        let listener = queue.listener + 1;
+        *queue = Queue { wake: Some(wake), listener, ..Queue::default() };
         self.is_listening.store(true, Ordering::SeqCst);
         drop(queue);
-        Listening(self)
+        Listening { line: self, listener }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -176,16 +180,25 @@ pub(super) enum Taken {
     Commits(VecDeque<Commit>),
     /// There were more than could be kept.
     Cut,
+    /// Somebody else gets them now.
+    Lost,
 }
 
 /// The one who records the commits of a line.
 #[derive(Debug)]
-pub(super) struct Listening(Arc<CommitLine>);
+pub(super) struct Listening {
+    line: Arc<CommitLine>,
+    /// The how manieth of this line it is.
+    listener: u64,
+}
 
 impl Listening {
     /// Takes what there is.
     pub(super) fn take(&self) -> Taken {
-        let mut queue = self.0.lock();
+        let mut queue = self.line.lock();
+        if queue.listener != self.listener {
+            return Taken::Lost;
+        }
         queue.bytes = 0;
         queue.is_called = false;
         let commits = std::mem::take(&mut queue.commits);
@@ -195,9 +208,11 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        let mut queue = self.0.lock();
-        self.0.is_listening.store(false, Ordering::SeqCst);
-        *queue = Queue::default();
+        let mut queue = self.line.lock();
+        if queue.listener == self.listener {
+            self.line.is_listening.store(false, Ordering::SeqCst);
+            *queue = Queue { listener: self.listener, ..Queue::default() };
+        }
     }
 }
 
@@ -221,6 +236,7 @@ mod tests {
         match listening.take() {
             Taken::Commits(commits) => Some(commits.len()),
             Taken::Cut => None,
+            Taken::Lost => panic!("nobody else listens"),
         }
     }
 
@@ -242,7 +258,13 @@ mod tests {
         line.push(commit(1));
         assert_eq!(taken(&listening), None, "what comes after a cut is of no use either");
         assert_eq!(taken(&listening), Some(0));
+        let other = lines.of(7).listen(Wake::new().unwrap());
+        line.push(commit(1));
+        assert!(matches!(listening.take(), Taken::Lost));
         drop(listening);
+        assert!(line.is_listening(), "the one that came later still does");
+        assert_eq!(taken(&other), Some(1));
+        drop(other);
         line.push(commit(1));
         assert!(!line.is_listening());
     }

@@ -90,6 +90,8 @@ struct Follower<'a> {
     handle: &'a Handle,
     /// The file as it was captured.
     seen: Option<Mark>,
+    /// Something has changed the file that nobody can tell: until all pages were compared no commit leads on from what is recorded.
+    must_compare: bool,
     /// Comparisons in a row that came to nothing.
     given_way: u32,
     /// No look before this.
@@ -109,7 +111,8 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
             "in rollback mode: commits between two looks are folded into one; WAL mode captures each"
         );
     }
-    let mut follower = Follower { handle, seen: None, given_way: 0, rest_until: Instant::now(), commits };
+    let mut follower =
+        Follower { handle, seen: None, must_compare: false, given_way: 0, rest_until: Instant::now(), commits };
     let mut watch = None;
     let mut active = Instant::now();
     let mut kept_out = None;
@@ -239,7 +242,8 @@ impl Follower<'_> {
         }
         // Without a lock this may be torn, and then differs. The writer of a commit changes the counter last, so it may also
         // be the one before: a later look sees the other.
-        if self.seen.is_some() && read_mark(self.handle, &thread.config.path).ok().map(|(mark, _)| mark) == self.seen {
+        let mark = || read_mark(self.handle, &thread.config.path).ok().map(|(mark, _)| mark);
+        if self.seen.is_some() && !self.must_compare && mark() == self.seen {
             return Ok(nothing);
         }
         self.handle.begin_read()?;
@@ -285,16 +289,19 @@ impl Follower<'_> {
         if header.is_wal() {
             return Ok(Looked::OtherMode);
         }
-        if self.seen == Some(mark) {
+        if self.seen == Some(mark) && !self.must_compare {
             return Ok(if taken { Looked::Captured } else { Looked::Nothing });
         }
         if self.seen.is_some() {
             thread.doubt(DiffReason::RollbackMode);
         }
+        // A comparison that comes to nothing is to be made again, whatever is committed meanwhile.
+        self.must_compare = true;
         let turns = Turns { handle: self.handle, path: &path, mark, since: Cell::new(Instant::now()), hold };
         let view = View::of_file(self.handle, header.page_size, header.page_count(mark.bytes), turns);
         thread.establish(&view)?;
         self.seen = Some(mark);
+        self.must_compare = false;
         if let Some(commits) = &self.commits {
             // They ended before this look, which has seen what they did.
             let _ = commits.take();
@@ -307,9 +314,19 @@ impl Follower<'_> {
         let Some(listening) = self.commits.as_ref().filter(|_| self.seen.is_some()) else { return Ok(false) };
         let commits = match listening.take() {
             Taken::Commits(commits) if commits.is_empty() => return Ok(false),
+            Taken::Commits(_) if self.must_compare => return Ok(false),
             Taken::Commits(commits) => commits,
             Taken::Cut => {
-                self.forget_mark();
+                self.must_compare = true;
+                return Ok(false);
+            }
+            Taken::Lost => {
+                tracing::warn!(
+                    database = %thread.config.path.display(),
+                    "the file has another name, under which its commits are captured: here those between two looks are folded into one"
+                );
+                self.commits = None;
+                self.must_compare = true;
                 return Ok(false);
             }
         };
@@ -324,15 +341,8 @@ impl Follower<'_> {
         // What was recorded before an error is whole and stays.
         thread.recorder().flush().map_err(RecordError::Log)?;
         thread.publish();
-        if !recorded? {
-            self.forget_mark();
-        }
+        self.must_compare = !recorded?;
         thread.save_state(None).map_err(RecordError::Log)?;
         Ok(true)
-    }
-
-    /// The next look compares all pages.
-    fn forget_mark(&mut self) {
-        self.seen = self.seen.map(|mark| Mark { bytes: u64::MAX, ..mark });
     }
 }

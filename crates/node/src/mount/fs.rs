@@ -240,7 +240,7 @@ impl Mirror {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
         let file = File::from(rustix::fs::openat(&folder.fd, name, flags, mode)?);
         if self.is_root {
-            rustix::fs::fchown(&file, Some(Uid::from_raw(request.uid())), Some(Gid::from_raw(request.gid())))?;
+            rustix::fs::fchown(&file, Some(Uid::from_raw(request.uid())), group(request, &folder)?)?;
         }
         let (node, attributes) = self.nodes.look_up(parent, name)?;
         Ok(Made { file, node, attributes })
@@ -250,17 +250,23 @@ impl Mirror {
     fn made(&self, request: &Request, parent: INodeNo, name: &OsStr) -> io::Result<FileAttr> {
         let folder = self.nodes.get(parent)?;
         if self.is_root {
-            let (uid, gid) = (Uid::from_raw(request.uid()), Gid::from_raw(request.gid()));
-            rustix::fs::chownat(&folder.fd, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+            let (uid, gid) = (Uid::from_raw(request.uid()), group(request, &folder)?);
+            rustix::fs::chownat(&folder.fd, name, Some(uid), gid, AtFlags::SYMLINK_NOFOLLOW)?;
         }
         self.nodes.look_up(parent, name).map(|(_, attributes)| attributes)
     }
 
-    fn write_file(&self, open: &Open, offset: u64, data: &[u8]) -> io::Result<()> {
-        if open.role == Role::Plain
-            && open.node.database.note_write(&open.file, offset, data.len() as u64) == Verdict::Unjournaled
-        {
+    /// Notes a write to a database, or refuses it.
+    fn check_write(&self, open: &Open, offset: u64, len: u64) -> io::Result<()> {
+        if open.node.database.note_write(&open.file, offset, len) == Verdict::Unjournaled {
             return Err(refuse_unjournaled(&open.node));
+        }
+        Ok(())
+    }
+
+    fn write_file(&self, open: &Open, offset: u64, data: &[u8]) -> io::Result<()> {
+        if open.role == Role::Plain {
+            self.check_write(open, offset, data.len() as u64)?;
         }
         open.file.write_all_at(data, offset)?;
         if offset == 0
@@ -344,6 +350,12 @@ fn refuse_unjournaled(node: &Node) -> io::Error {
         "refused a write without a journal: journal_mode MEMORY and OFF are not supported, nor is a copy over a database"
     );
     io::Error::from_raw_os_error(libc::EIO)
+}
+
+/// The group of what is made in a folder: the one that made it has, unless the folder gives its own.
+fn group(request: &Request, folder: &Node) -> io::Result<Option<Gid>> {
+    let gives_its_own = Mode::from_raw_mode(rustix::fs::fstat(&folder.fd)?.st_mode).contains(Mode::SGID);
+    Ok((!gives_its_own).then(|| Gid::from_raw(request.gid())))
 }
 
 /// State folders are made by us alone.
@@ -705,8 +717,14 @@ impl Filesystem for Mirror {
     ) {
         let allocate = || -> io::Result<()> {
             let open = self.open_file(handle)?;
-            rustix::fs::fallocate(&open.file, FallocateFlags::from_bits_retain(mode as u32), offset, length)?;
-            if open.role == Role::Plain {
+            let flags = FallocateFlags::from_bits_retain(mode as u32);
+            // Holes and zeros are writes; more room alone is none.
+            let writes = !FallocateFlags::KEEP_SIZE.contains(flags);
+            if writes && open.role == Role::Plain {
+                self.check_write(&open, offset, length)?;
+            }
+            rustix::fs::fallocate(&open.file, flags, offset, length)?;
+            if !writes && open.role == Role::Plain {
                 open.node.database.note_truncated(|| open.node.open(OFlags::RDONLY));
             }
             Ok(())

@@ -125,12 +125,16 @@ fn serve(
     drop(session);
 }
 
-/// Gives this thread, and those that it starts, a table of descriptors of their own.
+/// Gives this thread, and those that it starts, a table of descriptors of their own, and no umask: the kernel has applied that of whoever
+/// makes a file.
 fn own_descriptors() -> io::Result<()> {
     // SAFETY: this thread holds no descriptor yet. What it opens from here on is used and closed by it and the threads that it
     // starts, and never handed to others; what others hold is never handed to it (`capture::commits` rings for it).
-    match unsafe { libc::unshare(libc::CLONE_FILES) } {
-        0 => Ok(()),
+    match unsafe { libc::unshare(libc::CLONE_FILES | libc::CLONE_FS) } {
+        0 => {
+            rustix::process::umask(rustix::fs::Mode::empty());
+            Ok(())
+        }
         _ => Err(io::Error::last_os_error()),
     }
 }

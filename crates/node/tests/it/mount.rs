@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use rustix::fs::statfs;
+use rustix::fs::{FallocateFlags, statfs};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
@@ -261,6 +261,77 @@ fn what_a_database_may_go_through_in_rollback_mode() {
     drop(db);
     mount.stop();
     assert_eq!(mount.restored("a.db", &[]).unwrap(), fs::read(mount.folder.path("data/a.db")).unwrap());
+}
+
+/// A transaction that is too large to be told of is found by comparing all pages, and no commit that comes before that is done leads on from
+/// what was recorded.
+#[test]
+fn small_commits_after_a_large_one_hide_nothing_of_it() {
+    let Some(mut mount) = Mount::new() else { return };
+    let db = mount.open("a.db", "delete");
+    db.execute_batch(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) INSERT INTO t(b) SELECT zeroblob(3800) FROM n",
+    )
+    .unwrap();
+    mount.wait_captured("a.db");
+    for round in 0..2 {
+        db.execute("UPDATE t SET b = CAST(?1 AS BLOB) || substr(b, 2)", [round]).unwrap();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(2) {
+            insert(&db, 0..1);
+        }
+    }
+    drop(db);
+    mount.stop();
+    assert!(mount.restored("a.db", &[]).unwrap() == fs::read(mount.folder.path("data/a.db")).unwrap());
+}
+
+/// Two names of one file are two databases to whoever looks at names. Neither loses anything.
+#[test]
+fn a_file_with_two_names_is_captured_whole_under_both() {
+    let Some(mut mount) = Mount::new() else { return };
+    let db = mount.open("a.db", "persist");
+    fs::hard_link(mount.path("a.db"), mount.path("b.db")).unwrap();
+    wait_for("the other name", || mount.folder.path("backup/b.db/manifest.json").exists());
+    insert(&db, 0..3000);
+    mount.wait_captured("a.db");
+    mount.wait_captured("b.db");
+    drop(db);
+    mount.stop();
+    let image = fs::read(mount.folder.path("data/a.db")).unwrap();
+    assert!(mount.restored("a.db", &[]).unwrap() == image && mount.restored("b.db", &[]).unwrap() == image);
+}
+
+/// What is made has the mode that its maker asked for, whatever the daemon's umask, and the group that its folder gives; holes are writes.
+#[test]
+fn modes_groups_and_holes() {
+    let Some(mut mount) = Mount::new() else { return };
+    let made = |name: &str| {
+        let made = fs::metadata(mount.path(name)).unwrap();
+        (made.mode() & 0o7777, made.gid())
+    };
+    let shell = |script: &str| {
+        let status = std::process::Command::new("sh").args(["-c", script]).current_dir(mount.path("")).status();
+        assert!(status.unwrap().success(), "{script}");
+    };
+    shell("umask 002; touch file; mkdir folder");
+    assert_eq!((made("file").0, made("folder").0), (0o664, 0o775));
+    if rustix::process::geteuid().is_root() {
+        shell("mkdir shared; chgrp 1234 shared; chmod 2777 shared; touch shared/file; mkdir shared/folder");
+        assert_eq!((made("shared/file").1, made("shared/folder").1), (1234, 1234));
+        assert_eq!(made("shared/folder").0 & 0o2000, 0o2000);
+    }
+    let db = mount.open("a.db", "delete");
+    insert(&db, 0..50);
+    mount.wait_captured("a.db");
+    let file = fs::File::options().write(true).open(mount.path("a.db")).unwrap();
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    assert_eq!(rustix::fs::fallocate(&file, hole, 4096, 4096).err(), Some(Errno::IO));
+    drop(file);
+    insert(&db, 0..1);
+    mount.wait_captured("a.db");
+    drop(db);
+    mount.stop();
 }
 
 /// A writer of its own, which can be killed in the middle of a transaction.
