@@ -407,6 +407,16 @@ impl Replication {
     /// and nothing is touched.
     fn look_at_database(&mut self) -> Result<Result<PageSize, DatabaseMark>, ReplicateError> {
         let path = self.config.path.display().to_string();
+        if self.config.refuses_links {
+            let state_folder = self.config.meta_path.parent().unwrap_or(&self.config.meta_path);
+            for path in [&self.config.path, state_folder] {
+                // What cannot be found is told below.
+                if path.canonicalize().is_ok_and(|real| real != path) {
+                    let text = format!("{} is reached through a symbolic link, which is not followed", path.display());
+                    return Err(ReplicateError::NotADatabase(text));
+                }
+            }
+        }
         let mark = park::mark(&self.config.path).unwrap_or_default();
         let reason = match read_header(&self.config.path) {
             Ok(Some(page_size)) => return Ok(Ok(page_size)),

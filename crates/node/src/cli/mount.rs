@@ -91,7 +91,8 @@ pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
 
 /// The databases below the mount; their state folders lie behind it.
 fn folder(args: &MountArgs, at: PathBuf) -> Result<FolderConfig, Failure> {
-    let behind = std::path::absolute(&args.dir).map_err(|e| Failure::io("use", &args.dir, &e))?;
+    let behind = args.dir.canonicalize().or_else(|_| std::path::absolute(&args.dir));
+    let behind = behind.map_err(|e| Failure::io("use", &args.dir, &e))?;
     let mut folder = FolderConfig::everything(at, behind, args.store.clone());
     args.settings.apply(&mut folder.template);
     settings::validate(&folder.template).map_err(Failure::usage)?;

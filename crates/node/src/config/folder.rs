@@ -42,7 +42,7 @@ impl FolderConfig {
             recursive: true,
             watch: true,
             meta_path: Some(meta_path),
-            template: DatabaseConfig::new(dir.clone(), store),
+            template: DatabaseConfig { refuses_links: true, ..DatabaseConfig::new(dir.clone(), store) },
             dir,
         }
     }

@@ -191,6 +191,8 @@ pub struct DatabaseConfig {
     pub credentials: Credentials,
     /// State folder (`meta-path`).
     pub meta_path: PathBuf,
+    /// Neither the database nor its state folder may be reached through a symbolic link: others than who runs the process may put one there.
+    pub refuses_links: bool,
     /// How long commits are collected before they are uploaded; zero uploads each at once (`sync-interval`).
     pub sync_interval: Duration,
     /// Longest time between two looks at a database that seems idle (`monitor-interval`).
@@ -287,6 +289,7 @@ impl DatabaseConfig {
             path,
             store,
             meta_path,
+            refuses_links: false,
             credentials: Credentials::default(),
             sync_interval: SECOND,
             monitor_interval: SECOND,

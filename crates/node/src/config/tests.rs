@@ -110,6 +110,7 @@ dbs:
     assert_eq!(config.shutdown_sync_timeout, seconds(10));
     assert_eq!(config.logging, LoggingConfig { level: LogLevel::Debug, format: LogFormat::Json });
     let expected = DatabaseConfig {
+        refuses_links: false,
         path: "/data/app.db".into(),
         store: "s3://b/p/q?region=eu&endpoint=http://h:1&force-path-style=true&skip-verify=false".to_owned(),
         credentials: Credentials(

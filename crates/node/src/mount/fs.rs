@@ -149,6 +149,12 @@ impl Mirror {
         Ok((node, attributes))
     }
 
+    /// State folders, and what lies in them, are changed by us alone, behind the mount: whoever could put something else in their place
+    /// would have us write there.
+    fn refuse_ours(&self, parent: INodeNo, name: &OsStr) -> io::Result<()> {
+        if self.is_ours(parent, name) { Err(no_access()) } else { Ok(()) }
+    }
+
     fn is_ours(&self, parent: INodeNo, name: &OsStr) -> bool {
         is_hidden(name) || self.nodes.get(parent).is_ok_and(|folder| folder.is_ours)
     }
@@ -224,6 +230,9 @@ impl Mirror {
     fn open_node(&self, node: &Node, flags: OpenFlags) -> io::Result<File> {
         let wanted = OFlags::from_bits_truncate(flags.0 as u32);
         let more = wanted & OFlags::TRUNC;
+        if node.is_ours && (wanted & OFlags::ACCMODE != OFlags::RDONLY || !more.is_empty()) {
+            return Err(no_access());
+        }
         match node.open(OFlags::RDWR | more) {
             Err(error) if wanted & OFlags::ACCMODE == OFlags::RDONLY && error.raw_os_error() != Some(libc::ENOENT) => {
                 node.open(OFlags::RDONLY | more)
@@ -234,7 +243,7 @@ impl Mirror {
 
     fn create_file(&self, request: &Request, place: (INodeNo, &OsStr), mode: Mode, flags: i32) -> io::Result<Made> {
         let (parent, name) = place;
-        refuse_state_folder(name)?;
+        self.refuse_ours(parent, name)?;
         let folder = self.nodes.get(parent)?;
         let more = OFlags::from_bits_truncate(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
@@ -305,6 +314,7 @@ impl Mirror {
     }
 
     fn remove(&self, parent: INodeNo, name: &OsStr, flags: AtFlags) -> io::Result<()> {
+        self.refuse_ours(parent, name)?;
         let folder = self.nodes.get(parent)?;
         let base = (Role::of(name) == Role::Journal).then(|| self.base(parent, name)).flatten();
         rustix::fs::unlinkat(&folder.fd, name, flags)?;
@@ -358,9 +368,8 @@ fn group(request: &Request, folder: &Node) -> io::Result<Option<Gid>> {
     Ok((!gives_its_own).then(|| Gid::from_raw(request.gid())))
 }
 
-/// State folders are made by us alone.
-fn refuse_state_folder(name: &OsStr) -> io::Result<()> {
-    if is_hidden(name) { Err(io::Error::from_raw_os_error(libc::EACCES)) } else { Ok(()) }
+fn no_access() -> io::Error {
+    io::Error::from_raw_os_error(libc::EACCES)
 }
 
 /// How long the kernel may believe what it is told of a file.
@@ -456,6 +465,9 @@ impl Filesystem for Mirror {
     ) {
         let set = || -> io::Result<FileAttr> {
             let node = self.nodes.get(inode)?;
+            if node.is_ours {
+                return Err(no_access());
+            }
             if uid.is_some() || gid.is_some() {
                 let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
                 rustix::fs::chownat(&node.fd, "", uid, gid, AtFlags::EMPTY_PATH)?;
@@ -491,7 +503,7 @@ impl Filesystem for Mirror {
         reply: ReplyEntry,
     ) {
         let make = || -> io::Result<FileAttr> {
-            refuse_state_folder(name)?;
+            self.refuse_ours(parent, name)?;
             let folder = self.nodes.get(parent)?;
             let kind = Kind::from_raw_mode(bits);
             rustix::fs::mknodat(&folder.fd, name, kind, mode(bits, umask), u64::from(rdev))?;
@@ -502,7 +514,7 @@ impl Filesystem for Mirror {
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, bits: u32, umask: u32, reply: ReplyEntry) {
         let make = || -> io::Result<FileAttr> {
-            refuse_state_folder(name)?;
+            self.refuse_ours(parent, name)?;
             rustix::fs::mkdirat(&self.nodes.get(parent)?.fd, name, mode(bits, umask))?;
             self.made(request, parent, name)
         };
@@ -519,7 +531,7 @@ impl Filesystem for Mirror {
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let make = || -> io::Result<FileAttr> {
-            refuse_state_folder(name)?;
+            self.refuse_ours(parent, name)?;
             rustix::fs::symlinkat(target, &self.nodes.get(parent)?.fd, name)?;
             self.made(request, parent, name)
         };
@@ -537,7 +549,8 @@ impl Filesystem for Mirror {
         reply: ReplyEmpty,
     ) {
         let rename = || -> io::Result<()> {
-            refuse_state_folder(new_name)?;
+            self.refuse_ours(parent, name)?;
+            self.refuse_ours(new_parent, new_name)?;
             let (from, to) = (self.nodes.get(parent)?, self.nodes.get(new_parent)?);
             let flags = rustix::fs::RenameFlags::from_bits_truncate(flags.bits());
             rustix::fs::renameat_with(&from.fd, name, &to.fd, new_name, flags)?;
@@ -550,8 +563,11 @@ impl Filesystem for Mirror {
 
     fn link(&self, _: &Request, inode: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
         let link = || -> io::Result<FileAttr> {
-            refuse_state_folder(new_name)?;
+            self.refuse_ours(new_parent, new_name)?;
             let (node, folder) = (self.nodes.get(inode)?, self.nodes.get(new_parent)?);
+            if node.is_ours {
+                return Err(no_access());
+            }
             rustix::fs::linkat(CWD, proc_path(&node), &folder.fd, new_name, AtFlags::SYMLINK_FOLLOW)?;
             self.nodes.look_up(new_parent, new_name).map(|(_, attributes)| attributes)
         };

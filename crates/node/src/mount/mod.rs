@@ -122,7 +122,8 @@ fn serve(
             tracing::warn!("unmount {}: {}", at.display(), crate::config::io_text(&error));
         }
     }
-    drop(session);
+    // It would unmount once more, and take away what lies under this mount.
+    std::mem::forget(session);
 }
 
 /// Gives this thread, and those that it starts, a table of descriptors of their own, and no umask: the kernel has applied that of whoever

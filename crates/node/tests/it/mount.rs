@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use rustix::fs::{FallocateFlags, statfs};
+use rustix::fs::{CWD, FallocateFlags, statfs};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
@@ -332,6 +332,41 @@ fn modes_groups_and_holes() {
     mount.wait_captured("a.db");
     drop(db);
     mount.stop();
+}
+
+/// The daemon is perhaps root, and others may write in the folder: they cannot make it write, or read, elsewhere.
+#[test]
+fn nobody_puts_something_else_in_the_place_of_what_the_daemon_uses() {
+    let Some(mut mount) = Mount::new() else { return };
+    fs::create_dir(mount.path("sub")).unwrap();
+    drop(mount.open("a.db", "delete"));
+    let elsewhere = mount.folder.path("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, mount.path("link")).unwrap();
+    let state = mount.path(".a.db-rhyolite");
+    assert!(state.is_dir(), "it may be looked at, as `status` does");
+    let exchange = rustix::fs::RenameFlags::EXCHANGE;
+    let swapped = rustix::fs::renameat_with(CWD, &state, CWD, mount.path("link"), exchange);
+    assert_eq!(swapped.err(), Some(Errno::ACCESS));
+    let denied = |done: std::io::Result<()>| assert_eq!(done.unwrap_err().raw_os_error(), Some(libc::EACCES));
+    denied(fs::rename(&state, mount.path("x")));
+    denied(fs::remove_file(state.join("lock")));
+    denied(fs::write(state.join("lock"), "x"));
+    denied(fs::write(state.join("new"), "x"));
+    denied(fs::remove_dir(&state));
+    denied(fs::hard_link(state.join("lock"), mount.path("x")));
+    denied(fs::set_permissions(state.join("lock"), std::os::unix::fs::PermissionsExt::from_mode(0o777)));
+    // A folder that becomes a link to one outside.
+    let outside = elsewhere.join("b.db");
+    Connection::open(&outside).unwrap().execute_batch("CREATE TABLE t(a)").unwrap();
+    Connection::open(mount.path("sub/b.db")).unwrap().execute_batch("CREATE TABLE t(a)").unwrap();
+    wait_for("sub/b.db", || mount.folder.path("backup/sub/b.db/manifest.json").exists());
+    fs::rename(mount.path("sub"), mount.path("away")).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, mount.path("sub")).unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    mount.stop();
+    let names: Vec<_> = fs::read_dir(&elsewhere).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names, ["b.db"], "nothing was put beside it");
 }
 
 /// A writer of its own, which can be killed in the middle of a transaction.
