@@ -97,22 +97,28 @@ struct Follower<'a> {
     /// No look before this.
     rest_until: Instant,
     /// Commits that come one by one.
-    commits: Option<Listening>,
+    commits: Commits,
+}
+
+/// Whether commits come one by one.
+enum Commits {
+    /// That is asked with the first lock. Whoever listens has writes without a journal refused, and under the lock no such transaction has
+    /// written anything yet: it could not be taken back.
+    NotYet,
+    Listening(Listening),
+    None,
 }
 
 /// Follows a database in rollback mode until something makes a new session necessary.
 pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<SessionEnd, SessionEnd> {
-    let name = thread.config.path.display().to_string();
-    // Before the first look: a commit after it is in the line, and one before it is in what the look sees.
-    let commits = thread.listen_to_commits();
-    if commits.is_none() {
-        tracing::warn!(
-            database = name,
-            "in rollback mode: commits between two looks are folded into one; WAL mode captures each"
-        );
-    }
-    let mut follower =
-        Follower { handle, seen: None, must_compare: false, given_way: 0, rest_until: Instant::now(), commits };
+    let mut follower = Follower {
+        handle,
+        seen: None,
+        must_compare: false,
+        given_way: 0,
+        rest_until: Instant::now(),
+        commits: Commits::NotYet,
+    };
     let mut watch = None;
     let mut active = Instant::now();
     let mut kept_out = None;
@@ -283,6 +289,8 @@ impl Follower<'_> {
         if self.handle.has_moved()? {
             return Ok(Looked::Moved);
         }
+        // A commit after this is in the line, and one before it is in what this look sees.
+        self.listen(thread);
         // Under the lock no commit is under way: what is not in the line by now was there when the lock was got.
         let taken = self.take_commits(thread)?;
         let (mark, header) = read_mark(self.handle, &path)?;
@@ -302,16 +310,32 @@ impl Follower<'_> {
         thread.establish(&view)?;
         self.seen = Some(mark);
         self.must_compare = false;
-        if let Some(commits) = &self.commits {
+        if let Commits::Listening(commits) = &self.commits {
             // They ended before this look, which has seen what they did.
             let _ = commits.take();
         }
         Ok(Looked::Captured)
     }
 
+    fn listen(&mut self, thread: &CaptureThread) {
+        if !matches!(self.commits, Commits::NotYet) {
+            return;
+        }
+        self.commits = thread.listen_to_commits().map_or(Commits::None, Commits::Listening);
+        if matches!(self.commits, Commits::None) {
+            tracing::warn!(
+                database = %thread.config.path.display(),
+                "in rollback mode: commits between two looks are folded into one; WAL mode captures each"
+            );
+        }
+    }
+
     /// Records the commits that have ended since. `true` when there were some.
     fn take_commits(&mut self, thread: &mut CaptureThread) -> Result<bool, SessionEnd> {
-        let Some(listening) = self.commits.as_ref().filter(|_| self.seen.is_some()) else { return Ok(false) };
+        let Commits::Listening(listening) = &self.commits else { return Ok(false) };
+        if self.seen.is_none() {
+            return Ok(false);
+        }
         let commits = match listening.take() {
             Taken::Commits(commits) if commits.is_empty() => return Ok(false),
             Taken::Commits(_) if self.must_compare => return Ok(false),
@@ -325,7 +349,7 @@ impl Follower<'_> {
                     database = %thread.config.path.display(),
                     "the file has another name, under which its commits are captured: here those between two looks are folded into one"
                 );
-                self.commits = None;
+                self.commits = Commits::None;
                 self.must_compare = true;
                 return Ok(false);
             }
