@@ -345,8 +345,20 @@ fn roll_back(path: &Path) -> Result<(), RestoreError> {
     };
     let rolled_back = read();
     match rolled_back {
-        Ok(_) => Ok(()),
+        Ok(_) => remove_cold(&journal_path(path)),
         Err(e) => Err(RestoreError::io("roll back", path, std::io::Error::other(e))),
+    }
+}
+
+/// Removes a journal whose header was never written: SQLite plays none back that is empty or begins with zero, and leaves it where it is.
+fn remove_cold(journal: &Path) -> Result<(), RestoreError> {
+    let mut first = [0];
+    match File::open(journal).and_then(|file| file.read_at(&mut first, 0)) {
+        Ok(read) if read == 0 || first == [0] => {
+            std::fs::remove_file(journal).map_err(|e| RestoreError::io("remove", journal, e))
+        }
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(RestoreError::io("read", journal, e)),
+        Ok(_) | Err(_) => Ok(()),
     }
 }
 

@@ -50,7 +50,9 @@ impl Follow {
 
     async fn reach(&mut self, txid: Txid) {
         let reached = self.positions.wait_for(|pos| pos.is_some_and(|pos| pos.txid >= txid));
-        tokio::time::timeout(PATIENCE, reached).await.expect("it follows").expect("it goes on");
+        if tokio::time::timeout(PATIENCE, reached).await.expect("it follows").is_err() {
+            panic!("it has ended: {:?}", (&mut self.task).await);
+        }
     }
 
     async fn stop(self) -> Result<(), RestoreError> {
@@ -310,6 +312,27 @@ async fn killed_at_any_time_it_leaves_a_whole_state() {
     place.check(&history.states[&history.last()]);
     following.stop().await.unwrap();
     assert!(history.store.get(&keys::segment(Seq::FIRST)).await.is_ok());
+}
+
+/// Killed between making its journal and writing the header of it, a follower leaves a file that SQLite neither plays back nor removes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_without_a_header_is_no_hindrance() {
+    let store: Arc<dyn Store> = Arc::new(Memory::new());
+    let mut history = History::new(store, 1024).await;
+    write_some(&mut history).await;
+    let place = Place::new();
+    for left in [&b""[..], &[0; 512]] {
+        let mut following = Follow::start(&history.store, &place.path());
+        following.reach(history.last()).await;
+        following.stop().await.unwrap();
+        std::fs::write(place.0.path().join("copy.db-journal"), left).unwrap();
+        history.run("INSERT INTO t (v) VALUES (randomblob(500))");
+        history.upload().await;
+    }
+    let mut following = Follow::start(&history.store, &place.path());
+    following.reach(history.last()).await;
+    place.check(&history.states[&history.last()]);
+    following.stop().await.unwrap();
 }
 
 /// Which state the file is.
