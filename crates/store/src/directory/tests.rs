@@ -107,7 +107,7 @@ async fn what_stands_in_the_way_is_named() {
     assert_eq!(error.kind, StoreErrorKind::Invalid, "{error}");
     assert!(error.reason.contains("not a folder"), "{error}");
     let error = store.get("a").await.unwrap_err();
-    assert!(error.kind == StoreErrorKind::NotFound && error.reason.contains("not a folder"), "{error}");
+    assert!(error.kind == StoreErrorKind::Invalid && error.reason.contains("not a folder"), "{error}");
 }
 
 #[tokio::test]
