@@ -1,6 +1,6 @@
 //! `cargo xtask`: everything that is done to the project rather than by it.
 //!
-//! One command each for the checks (`ci`, `tidy`), the demonstration (`demo`), the torture test (`torture`), the faults that
+//! One command each for the checks (`ci`, `tidy`), the demonstration (`demo`), the torture tests (`torture`, `torture-mount`), the faults that
 //! need a disk of their own (`faults`) and the benchmarks (`bench`). Each prints what it does in plain words and ends with a
 //! status other than 0 when anything differs from what it should be.
 
@@ -12,14 +12,17 @@ mod demo;
 pub mod error;
 mod faults;
 mod large;
+mod limits;
 mod oracle;
 pub mod process;
+mod report;
 mod rhyolite;
 pub mod rng;
 mod s3_server;
 pub mod scratch;
 mod tidy;
 mod torture;
+mod torture_mount;
 mod writer;
 
 use crate::args::Args;
@@ -28,12 +31,15 @@ use crate::error::Outcome;
 const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
-  ci        every check: format, tidy, clippy, tests, demo, torture; or only the steps named
+  ci        every check: format, tidy, clippy, tests, demo, torture and so on; or only the steps named
   demo      replicate a database to a folder while it is written, kill, restore, compare
   faults    disks that fill up and servers that hang, and back again
   large     databases that grow past 1 GiB while they are replicated (3 GB under the temporary folder)
   torture   real processes, kill -9 and worse, restores compared: --minutes N | --seconds N, --cycles N,
             --seed S, --lanes N, --store dir|s3, --journal wal|delete
+  torture-mount
+            the same for a mount, in every journal mode, every restore point looked at (needs FUSE): --minutes N | --seconds N,
+            --cycles N, --seed S, --lanes N, --allow-folded
   bench     measure and rewrite the table in docs/benchmarks.md; or only the benchmarks named
   deb       a Debian package of the released program in target/debian; --bin PATH, --out FOLDER
   tidy      layering, purity, file sizes and other rules that the compiler does not check
@@ -49,6 +55,7 @@ pub fn run(command: &str, args: Args) -> Outcome {
         "faults" => faults::run(args),
         "large" => large::run(args),
         "torture" => torture::run(args),
+        "torture-mount" => torture_mount::run(args),
         "bench" => bench::run(args),
         "writer" => writer::run(args),
         _ => {

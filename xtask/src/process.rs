@@ -25,6 +25,27 @@ impl Process {
         Ok(Self { name: name.to_owned(), child })
     }
 
+    /// [`Self::start`] for a process that gets `signal` when the thread that starts it ends, however that comes about: nothing goes on
+    /// after a killed test. On Linux only.
+    pub fn start_tied(name: &str, mut command: Command, log: &Path, signal: libc::c_int) -> Outcome<Self> {
+        #[cfg(target_os = "linux")]
+        {
+            use std::os::unix::process::CommandExt;
+            let tie = move || {
+                // SAFETY: no memory is involved.
+                match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) } {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            };
+            // SAFETY: between fork and exec only a system call is made.
+            unsafe { command.pre_exec(tie) };
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = (&mut command, signal);
+        Self::start(name, command, log)
+    }
+
     /// The process id.
     pub fn id(&self) -> u32 {
         self.child.id()
@@ -102,6 +123,20 @@ mod tests {
         assert!(shell("exit 0").1.wait(Duration::from_secs(5)).is_ok());
         assert!(shell("exit 3").1.wait(Duration::from_secs(5)).is_err());
         assert!(shell("sleep 20").1.wait(Duration::from_millis(10)).is_err());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_tied_process_ends_with_its_thread() {
+        let scratch = Scratch::new("process").unwrap();
+        let log = scratch.path().join("log");
+        let start = || {
+            let mut command = Command::new("sleep");
+            command.arg("20");
+            Process::start_tied("sleep", command, &log, libc::SIGTERM).unwrap()
+        };
+        let mut process = std::thread::scope(|scope| scope.spawn(start).join().unwrap());
+        assert!(process.wait(Duration::from_secs(10)).unwrap_err().to_string().contains("signal: 15"));
     }
 
     #[test]

@@ -56,6 +56,28 @@ impl Rhyolite {
         Process::start("rhyolite replicate", command, log)
     }
 
+    /// Starts `rhyolite mount BEHIND --at FRONT --store STORE OPTIONS`. It unmounts when the thread that starts it has gone.
+    pub(crate) fn mount(
+        &self,
+        behind: &Path,
+        front: &Path,
+        store: &Path,
+        options: &[&str],
+        log: &Path,
+    ) -> Outcome<Process> {
+        let mut command = self.command();
+        command.arg("mount").arg(behind).arg("--at").arg(front).arg("--store").arg(store).args(options);
+        Process::start_tied("rhyolite mount", command, log, libc::SIGTERM)
+    }
+
+    /// [`Self::restore`] where a copy of before may lie.
+    pub(crate) fn restore_over(&self, store: &str, copy: &Path, txid: Option<&str>) -> Outcome {
+        if copy.exists() {
+            std::fs::remove_file(copy).context("remove the copy of before")?;
+        }
+        self.restore(store, copy, txid)
+    }
+
     /// `rhyolite restore STORE -o COPY`, to `txid` or to the latest.
     pub(crate) fn restore(&self, store: &str, copy: &Path, txid: Option<&str>) -> Outcome {
         let mut command = self.command();
@@ -154,6 +176,12 @@ impl Rhyolite {
     }
 }
 
+/// How many times a TXID is left out between two restore points.
+pub(crate) fn holes(points: &[Point]) -> usize {
+    let number = |point: &Point| u64::from_str_radix(&point.txid, 16).unwrap_or(0);
+    points.windows(2).filter(|pair| number(&pair[0]) + 1 != number(&pair[1])).count()
+}
+
 fn run(mut command: Command) -> Outcome<Output> {
     let output = command.output().context("start rhyolite")?;
     if output.status.success() {
@@ -191,6 +219,13 @@ fn collect_points(value: &Value, points: &mut Vec<Point>) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_txid_that_is_left_out_is_a_hole() {
+        let point = |n: u64| Point { txid: format!("{n:016x}"), checksum: Checksum::EMPTY };
+        let points = |txids: &[u64]| txids.iter().map(|n| point(*n)).collect::<Vec<_>>();
+        assert_eq!((holes(&points(&[9, 10, 11])), holes(&points(&[9, 11, 11])), holes(&[])), (0, 2, 0));
+    }
 
     #[test]
     fn restore_points_are_read_and_damage_is_refused() {

@@ -8,11 +8,11 @@ use rhyolite_format::state::LocalState;
 use rusqlite::Connection;
 
 use super::report::Report;
-use super::world::{Database, World, random_making};
+use super::world::{Database, World};
 use crate::error::{Context, Outcome};
 use crate::rng::Rng;
 use crate::writer::mix::{self, Change};
-use crate::writer::schema::{self, Delta};
+use crate::writer::schema::{self, Delta, Making};
 
 #[derive(Clone, Copy, Debug)]
 enum Mishap {
@@ -149,7 +149,7 @@ fn checkpoint(path: &Path, truncate: bool) -> Outcome {
 /// Another database, with some transactions, is moved over this one.
 fn replace(database: &mut Database, rng: &mut Rng) -> Outcome {
     let fresh = database.path.with_extension("fresh");
-    schema::create(&fresh, random_making(rng)).context("make another database")?;
+    schema::create(&fresh, Making::random(rng)).context("make another database")?;
     let conn = open(&fresh)?;
     for _ in 0..rng.range(1..30) {
         let mut delta = Delta::default();
@@ -184,7 +184,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 fn recreate(world: &mut World, which: usize) -> Outcome {
     for last in [false, false, false, true] {
         world.databases[which].remove_files()?;
-        let (path, making) = (world.databases[which].path.clone(), random_making(&mut world.rng));
+        let (path, making) = (world.databases[which].path.clone(), Making::random(&mut world.rng));
         match schema::create(&path, making) {
             Ok(_) => return Ok(()),
             Err(error) if last => return Err(error).context("re-create"),

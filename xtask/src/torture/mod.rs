@@ -12,49 +12,22 @@ mod trouble;
 mod verify;
 mod world;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::args::Args;
 use crate::error::{Context, Outcome, fail};
+use crate::limits::{FAULTS_MAX, Limits};
 use crate::rhyolite::Rhyolite;
-use crate::rng::Rng;
 use crate::s3_server::Server;
 use report::{Counts, Fault, Report};
 use world::{Backing, World};
 
 /// Cycles before a lane starts over with new databases.
 const CYCLES_PER_WORLD: u64 = 10;
-/// A run that finds this many faults has proved its point.
-const FAULTS_MAX: u64 = 10;
-
-/// When to stop.
-struct Limits {
-    deadline: Instant,
-    cycles: u64,
-    begun: AtomicU64,
-}
-
-impl Limits {
-    /// Whether another cycle may begin; counts it when so.
-    fn begin_cycle(&self, report: &Report) -> bool {
-        let faults = report.read(|c| c.missing + c.wrong + c.mismatched + c.failures);
-        Instant::now() < self.deadline
-            && faults < FAULTS_MAX
-            && self.begun.fetch_add(1, Ordering::Relaxed) < self.cycles
-    }
-}
 
 /// Runs until the time or the cycles are used up.
 pub(crate) fn run(mut args: Args) -> Outcome {
-    let seconds = match args.option::<u64>("--seconds")? {
-        Some(seconds) => seconds,
-        None => 60 * args.option_or::<u64>("--minutes", 1)?,
-    };
-    let cycles = args.option_or("--cycles", u64::MAX)?;
-    let clock = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).context("read the clock")?;
-    let seed = args.option_or("--seed", clock.as_millis() as u64)?;
-    let lanes: u64 = args.option_or("--lanes", 2)?;
+    let mut limits = Limits::take(&mut args)?;
     let store: String = args.option_or("--store", "dir".to_owned())?;
     let journal = match args.option::<String>("--journal")?.as_deref() {
         None => None,
@@ -67,35 +40,33 @@ pub(crate) fn run(mut args: Args) -> Outcome {
     // A server for each lane, so that one lane's trouble is not the other's.
     let servers: Vec<Server> = match store.as_str() {
         "dir" => Vec::new(),
-        "s3" => (0..lanes).map(|_| Server::start()).collect::<Outcome<_>>()?,
+        "s3" => (0..limits.lanes).map(|_| Server::start()).collect::<Outcome<_>>()?,
         other => return fail(format!("--store is dir or s3, not {other:?}")),
     };
-    println!("torture: {seconds} s, {lanes} lanes, store {store}, seed {seed}");
-    let began = Instant::now();
-    let limits = Limits { deadline: began + Duration::from_secs(seconds), cycles, begun: AtomicU64::new(0) };
+    println!("torture: {} s, {} lanes, store {store}, seed {}", limits.seconds, limits.lanes, limits.seed);
+    limits.begin();
     let report = Report::default();
     std::thread::scope(|scope| {
-        for lane in 0..lanes {
+        for lane in 0..limits.lanes {
             let backing = servers.get(lane as usize).map_or(Backing::Folder, Backing::Server);
             let (rhyolite, limits, report) = (&rhyolite, &limits, &report);
-            let lane = Lane { number: lane, seed, backing, journal };
+            let lane = Lane { number: lane, backing, journal };
             scope.spawn(move || run_lane(&lane, rhyolite, limits, report));
         }
     });
-    tell(report.into_counts(), seed, began.elapsed())
+    tell(report.into_sums(), limits.seed, limits.elapsed())
 }
 
 /// What the worlds of a lane have in common.
 struct Lane<'a> {
     number: u64,
-    seed: u64,
     backing: Backing<'a>,
     /// The journal mode of every world, where it is not left to chance.
     journal: Option<&'static str>,
 }
 
 fn run_lane(lane: &Lane<'_>, rhyolite: &Rhyolite, limits: &Limits, report: &Report) {
-    let mut rng = Rng::new(lane.seed ^ (lane.number + 1).wrapping_mul(0x51_7C_C1_B7_27_22_0A_95));
+    let mut rng = limits.lane_rng(lane.number);
     loop {
         let mut done = false;
         let result = World::new(rhyolite, lane.backing, lane.journal, &mut rng).and_then(|mut world| {
@@ -117,7 +88,7 @@ fn run_lane(lane: &Lane<'_>, rhyolite: &Rhyolite, limits: &Limits, report: &Repo
 
 fn run_world(world: &mut World<'_>, limits: &Limits, report: &Report, done: &mut bool) -> Outcome {
     for _ in 0..CYCLES_PER_WORLD {
-        if !limits.begin_cycle(report) {
+        if !limits.begin_cycle(report.read(Counts::faults)) {
             *done = true;
             break;
         }

@@ -4,10 +4,14 @@
 //! does not catch up, a program ends by itself, the application is stopped.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use serde_json::json;
+
+use crate::report::Sums;
+
+/// The sums of all lanes.
+pub(crate) type Report = crate::report::Report<Counts>;
 
 /// What can be counted as a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,7 +60,12 @@ pub(crate) struct Counts {
 impl Counts {
     /// Whether the run passes.
     pub(crate) fn is_clean(&self) -> bool {
-        self.missing + self.wrong + self.mismatched + self.failures == 0
+        self.faults() == 0
+    }
+
+    /// All faults together.
+    pub(crate) fn faults(&self) -> u64 {
+        self.missing + self.wrong + self.mismatched + self.failures
     }
 
     /// The sums as one JSON object.
@@ -76,43 +85,20 @@ impl Counts {
     }
 }
 
-/// The sums of all lanes.
-#[derive(Debug, Default)]
-pub(crate) struct Report(Mutex<Counts>);
+impl Sums for Counts {
+    type Fault = Fault;
 
-impl Report {
-    /// Changes the sums.
-    pub(crate) fn count(&self, change: impl FnOnce(&mut Counts)) {
-        change(&mut self.0.lock().expect("no lane panics while it counts"));
+    fn counter(&mut self, fault: Fault) -> &mut u64 {
+        match fault {
+            Fault::Missing => &mut self.missing,
+            Fault::Wrong => &mut self.wrong,
+            Fault::Mismatch => &mut self.mismatched,
+            Fault::Failure => &mut self.failures,
+        }
     }
 
-    /// Counts `number` faults and says what was found where.
-    pub(crate) fn fault(&self, fault: Fault, number: usize, place: &str, what: &str) {
-        eprintln!("FAULT {fault:?} in {place}: {what}");
-        self.count(|counts| {
-            let counter = match fault {
-                Fault::Missing => &mut counts.missing,
-                Fault::Wrong => &mut counts.wrong,
-                Fault::Mismatch => &mut counts.mismatched,
-                Fault::Failure => &mut counts.failures,
-            };
-            *counter += number as u64;
-        });
-    }
-
-    /// Counts something that happened.
-    pub(crate) fn event(&self, name: &'static str) {
-        self.count(|counts| *counts.events.entry(name).or_default() += 1);
-    }
-
-    /// Reads the sums.
-    pub(crate) fn read<T>(&self, look: impl FnOnce(&Counts) -> T) -> T {
-        look(&self.0.lock().expect("no lane panics while it counts"))
-    }
-
-    /// The sums, when all lanes are done.
-    pub(crate) fn into_counts(self) -> Counts {
-        self.0.into_inner().expect("no lane panics while it counts")
+    fn events(&mut self) -> &mut BTreeMap<&'static str, u64> {
+        &mut self.events
     }
 }
 
@@ -126,7 +112,7 @@ mod tests {
             let report = Report::default();
             assert!(report.read(Counts::is_clean));
             report.fault(fault, 1, "a test", "on purpose");
-            assert!(!report.into_counts().is_clean(), "{fault:?}");
+            assert!(!report.into_sums().is_clean(), "{fault:?}");
         }
     }
 

@@ -8,7 +8,7 @@ use super::report::{Fault, Report};
 use super::world::{Keeping, World};
 use crate::error::{Context, Outcome};
 use crate::oracle::{Image, Judgement, first_difference, judge};
-use crate::rhyolite::Point;
+use crate::rhyolite::{Point, holes};
 
 /// How long a backup may take to catch up with a database that nobody writes.
 const SETTLE_LIMIT: Duration = Duration::from_secs(30);
@@ -65,8 +65,7 @@ pub(super) fn run(world: &mut World<'_>, report: &Report, undisturbed: bool) -> 
 
 /// No TXID is left out, and what could be restored before can be restored still.
 fn check_points(world: &mut World<'_>, report: &Report, index: usize, points: &[Point]) {
-    let number = |point: &Point| u64::from_str_radix(&point.txid, 16).unwrap_or(0);
-    let holes = points.windows(2).filter(|pair| number(&pair[0]) + 1 != number(&pair[1])).count();
+    let holes = holes(points);
     if holes > 0 {
         world.fault(report, Fault::Missing, holes, "TXIDs are left out between restore points");
     }
@@ -189,8 +188,5 @@ fn judged(world: &mut World<'_>, report: &Report, copy: &Path, what: &str) -> Ou
 }
 
 fn restore(world: &World<'_>, index: usize, copy: &Path, txid: Option<&str>) -> Outcome {
-    if copy.exists() {
-        std::fs::remove_file(copy).context("remove the copy of before")?;
-    }
-    world.rhyolite.restore(&world.databases[index].store, copy, txid)
+    world.rhyolite.restore_over(&world.databases[index].store, copy, txid)
 }

@@ -114,7 +114,7 @@ impl<'a> World<'a> {
         let mut databases = Vec::new();
         for name in if rng.percent(25) { &["app", "other"][..] } else { &["app"] } {
             let path = scratch.path().join(format!("{name}.db"));
-            schema::create(&path, random_making(&mut rng)).context("make a database")?;
+            schema::create(&path, Making::random(&mut rng)).context("make a database")?;
             let store = match backing {
                 Backing::Folder => scratch.path().join(format!("{name}.backup")).display().to_string(),
                 Backing::Server(server) => server.url(&format!("{:016x}/{name}", rng.draw())),
@@ -381,11 +381,4 @@ fn random_options(rng: &mut Rng, keeping: Keeping) -> Vec<&'static str> {
         options.extend(["--min-checkpoint-page-count", rng.pick(&["1", "20", "200"])]);
     }
     options
-}
-
-/// Settings of a new database.
-pub(crate) fn random_making(rng: &mut Rng) -> Making {
-    let page_size = rng.pick(&[512, 1024, 4096, 4096, 4096, 8192, 65536]);
-    let auto_vacuum = rng.pick(&[0, 0, 1, 2]);
-    Making { page_size, auto_vacuum, life: (rng.draw() >> 1) as i64 }
 }

@@ -31,6 +31,8 @@ pub(crate) enum Change {
     Words,
     /// Half of all rows less.
     Shrink,
+    /// Bodies of several MB.
+    Flood,
 }
 
 /// Makes one change in `schema`.
@@ -55,6 +57,10 @@ pub(crate) fn change(
         Change::Shrink => {
             let rows: i64 = conn.query_row(&format!("SELECT count(*) FROM {schema}.items"), [], |row| row.get(0))?;
             delete_items(conn, schema, 0, rows as u64 / 2, delta)
+        }
+        Change::Flood => {
+            let bodies = rng.range(40..100);
+            (0..bodies).try_for_each(|_| put_item(conn, schema, rng, BODY_BYTES_MAX / 2..BODY_BYTES_MAX, delta))
         }
     }
 }

@@ -10,6 +10,8 @@ use std::path::Path;
 use rhyolite_format::crc::crc64;
 use rusqlite::{Connection, OptionalExtension, params};
 
+use crate::rng::Rng;
+
 /// How a database is made.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Making {
@@ -19,6 +21,15 @@ pub(crate) struct Making {
     pub(crate) auto_vacuum: u32,
     /// Random number of this database's life.
     pub(crate) life: i64,
+}
+
+impl Making {
+    /// Any page size and vacuum mode, the usual ones more often.
+    pub(crate) fn random(rng: &mut Rng) -> Self {
+        let page_size = rng.pick(&[512, 1024, 4096, 4096, 4096, 8192, 65536]);
+        let auto_vacuum = rng.pick(&[0, 0, 1, 2]);
+        Self { page_size, auto_vacuum, life: (rng.draw() >> 1) as i64 }
+    }
 }
 
 /// What content changed in a transaction.
@@ -89,10 +100,15 @@ pub(crate) fn pair_hash(a: &str, b: i64, body: &[u8]) -> i64 {
 
 /// Makes the database at `path`, in WAL mode, with empty tables.
 pub(crate) fn create(path: &Path, making: Making) -> rusqlite::Result<()> {
+    create_in_mode(path, making, "wal")
+}
+
+/// The same in another journal mode, which it has from its first page on.
+pub(crate) fn create_in_mode(path: &Path, making: Making, journal_mode: &str) -> rusqlite::Result<()> {
     let conn = Connection::open(path)?;
     conn.pragma_update(None, "page_size", making.page_size)?;
     conn.pragma_update(None, "auto_vacuum", making.auto_vacuum)?;
-    conn.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(()))?;
+    conn.pragma_update_and_check(None, "journal_mode", journal_mode, |_| Ok(()))?;
     conn.execute_batch(
         "BEGIN;
          CREATE TABLE life(tag INTEGER);
@@ -117,6 +133,12 @@ pub(crate) fn has_fts5(conn: &Connection) -> rusqlite::Result<bool> {
 pub(crate) fn last_entry(conn: &Connection, schema: &str) -> rusqlite::Result<Entry> {
     let sql = format!("SELECT id, writer, rows, total, digest FROM {schema}.ledger ORDER BY id DESC LIMIT 1");
     Ok(conn.prepare(&sql)?.query_row([], read_entry).optional()?.unwrap_or_default())
+}
+
+/// The whole ledger.
+pub(crate) fn entries(conn: &Connection) -> rusqlite::Result<Vec<Entry>> {
+    let mut statement = conn.prepare("SELECT id, writer, rows, total, digest FROM ledger ORDER BY id")?;
+    statement.query_map([], read_entry)?.collect()
 }
 
 /// An entry from a row of `id, writer, rows, total, digest`.

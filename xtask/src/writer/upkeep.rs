@@ -61,6 +61,7 @@ fn run_pragma(conn: &Connection, pragma: &str) -> rusqlite::Result<()> {
 /// A reader that keeps the WAL from being reset while it looks.
 fn read_for_a_while(db: &Path, rng: &mut Rng) -> rusqlite::Result<()> {
     let reader = Connection::open(db)?;
+    reader.busy_timeout(PATIENCE)?;
     reader.execute_batch("BEGIN")?;
     let _: i64 = reader.query_row("SELECT count(*) FROM ledger", [], |row| row.get(0))?;
     std::thread::sleep(Duration::from_millis(rng.range(1..80)));
