@@ -13,7 +13,7 @@ use xtask::error::{Context, Outcome, fail};
 use xtask::process::Process;
 use xtask::rng::Rng;
 
-use crate::lab::{LIMIT, Lab, figure};
+use crate::lab::{LIMIT, Lab, figure, make_database};
 use crate::measure::{now_ns, spread, spread_text};
 use crate::table::Row;
 
@@ -31,6 +31,10 @@ const BULK_RATIO_MIN: f64 = 0.6;
 /// Rows of the one large transaction, and of the table that is read.
 const BULK_ROWS: &str = "200000";
 const READS: u64 = 100_000;
+/// With a large database commits are as fast as with a small one, within what the disk varies.
+const SIZE_RATIO_MIN: f64 = 0.9;
+/// Longest wait for the snapshot of a large database.
+const SNAPSHOT_LIMIT: Duration = Duration::from_secs(1800);
 
 /// Measures commits in each journal mode, one large transaction, point reads and a full scan.
 pub(crate) fn run(lab: &Lab, args: &mut Args) -> Outcome<Vec<Row>> {
@@ -61,6 +65,45 @@ pub(crate) fn run(lab: &Lab, args: &mut Args) -> Outcome<Vec<Row>> {
             rows.push(row(what, &ratios, "≥ 0.9", met, format!("{pairs} pairs")));
         }
     }
+    rows.extend(by_size(lab, args.option_or("--mount-gib", 10)?, pairs, &seconds)?);
+    Ok(rows)
+}
+
+/// Rates with a large database against those with a small one, both on a mount.
+fn by_size(lab: &Lab, gib: u64, pairs: usize, seconds: &str) -> Outcome<Vec<Row>> {
+    let filled = |name: &str, mib: u64| -> Outcome<Place> {
+        let folder = lab.folder(name)?;
+        let data = folder.join("data");
+        std::fs::create_dir_all(&data).context("make a folder")?;
+        make_database(&data)?;
+        println!("filling {mib} MiB ...");
+        crate::restore::fill(&data.join("app.db"), mib)?;
+        // Out of the WAL while nobody captures it.
+        Connection::open(data.join("app.db"))
+            .and_then(|conn| conn.pragma_update_and_check(None, "journal_mode", "delete", |_| Ok(())))
+            .context("journal mode")?;
+        Place::mount(lab, folder)
+    };
+    let (small, large) = (filled("mount-small", 10)?, filled("mount-large", gib << 10)?);
+    let mut rows = Vec::new();
+    for mode in ["delete", "wal"] {
+        small.wait_captured(SNAPSHOT_LIMIT)?;
+        large.wait_captured(SNAPSHOT_LIMIT)?;
+        let load = ["--synchronous", "FULL", "--rows", "1", "--seconds", seconds, "--journal", mode];
+        let mut ratios = Vec::new();
+        for _ in 0..pairs {
+            let runs = [&small, &large, &large, &small].map(|place| lab.app(&place.work, &load));
+            let [a1, b1, b2, a2] = runs;
+            let rate = |run: Outcome<Value>| run.and_then(|run| figure(&run, "per_second"));
+            let (a1, b1, b2, a2) = (rate(a1)?, rate(b1)?, rate(b2)?, rate(a2)?);
+            ratios.push((b1 + b2) / (a1 + a2));
+            println!("{mode}: large / small {:.3}", ratios[ratios.len() - 1]);
+        }
+        let what = format!("mount, {gib} GiB / 10 MiB, {} FULL, 1-row commits", mode.to_uppercase());
+        rows.push(row(what, &ratios, "1", spread(&ratios).0 >= SIZE_RATIO_MIN, format!("{pairs} pairs")));
+    }
+    large.end()?;
+    small.end()?;
     Ok(rows)
 }
 
@@ -107,6 +150,11 @@ impl Place {
         if !mounted {
             return Ok(Self { work: folder.clone(), folder, daemon: None });
         }
+        Self::mount(lab, folder)
+    }
+
+    /// Mounts `folder/data`.
+    fn mount(lab: &Lab, folder: PathBuf) -> Outcome<Self> {
         let (data, work) = (folder.join("data"), folder.join("db"));
         std::fs::create_dir_all(&data).context("make a folder")?;
         std::fs::create_dir_all(&work).context("make a folder")?;
@@ -131,14 +179,22 @@ impl Place {
         conn.pragma_update_and_check(None, "journal_mode", mode, |_| Ok(())).context("journal mode")?;
         conn.execute_batch("CREATE TABLE rows(id INTEGER PRIMARY KEY, name TEXT, number INTEGER, body BLOB)")
             .context("make the table")?;
-        let deadline = Instant::now() + LIMIT;
-        while self.daemon.is_some() && !self.folder.join("backup/app.db/manifest.json").exists() {
+        if self.daemon.is_some() {
+            self.wait_captured(LIMIT)?;
+        }
+        Ok(conn)
+    }
+
+    /// Waits until the first snapshot is in the store.
+    fn wait_captured(&self, limit: Duration) -> Outcome {
+        let deadline = Instant::now() + limit;
+        while !self.folder.join("backup/app.db/manifest.json").exists() {
             if Instant::now() > deadline {
                 return fail("the database on the mount is not replicated");
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(conn)
+        Ok(())
     }
 
     fn end(mut self) -> Outcome<PathBuf> {
