@@ -258,6 +258,42 @@ pub(crate) mod parked {
     ];
 }
 
+pub(crate) mod backlog {
+    use super::Field;
+
+    pub(crate) const MAGIC: Field = Field::first("magic", 4);
+    pub(crate) const VERSION: Field = MAGIC.then("version", 1);
+    pub(crate) const RESERVED: Field = VERSION.then("reserved", 11);
+    pub(crate) const LINEAGE: Field = RESERVED.then("lineage", 16);
+    pub(crate) const BOOT_ID: Field = LINEAGE.then("boot_id", 16);
+    pub(crate) const GENERATION: Field = BOOT_ID.then("generation", 8);
+    pub(crate) const TXID: Field = GENERATION.then("txid", 8);
+    pub(crate) const CHECKSUM: Field = TXID.then("checksum", 8);
+    pub(crate) const CRC: Field = CHECKSUM.then("crc", 8);
+    pub(crate) const SIZE: usize = CRC.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[MAGIC, VERSION, RESERVED, LINEAGE, BOOT_ID, GENERATION, TXID, CHECKSUM, CRC];
+}
+
+pub(crate) mod backlog_entry {
+    use super::Field;
+
+    pub(crate) const TXID: Field = Field::first("txid", 8);
+    pub(crate) const CHECKSUM: Field = TXID.then("checksum", 8);
+    pub(crate) const CRC: Field = CHECKSUM.then("crc", 8);
+    pub(crate) const GENERATION: Field = CRC.then("generation", 8);
+    pub(crate) const OFFSET: Field = GENERATION.then("offset", 8);
+    pub(crate) const TIMESTAMP: Field = OFFSET.then("timestamp", 8);
+    pub(crate) const PAGE_SIZE: Field = TIMESTAMP.then("page_size", 4);
+    pub(crate) const COMMIT: Field = PAGE_SIZE.then("commit", 4);
+    pub(crate) const PAGES: Field = COMMIT.then("pages", 4);
+    pub(crate) const RESERVED: Field = PAGES.then("reserved", 4);
+    pub(crate) const SIZE: usize = RESERVED.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] =
+        &[TXID, CHECKSUM, CRC, GENERATION, OFFSET, TIMESTAMP, PAGE_SIZE, COMMIT, PAGES, RESERVED];
+}
+
 pub(crate) mod follow_state {
     use super::Field;
 

@@ -7,10 +7,11 @@ use crate::manifest::{Crc64Hex, FileKind, Manifest, ManifestFile, Pin, RetiredFi
 use crate::probe::ProbeRecord;
 use crate::segment::{SegmentEntry, SegmentHeader, SegmentKind, encode_index};
 use crate::sqlite::wal::Salt;
+use crate::state::backlog::{BacklogEntry, BacklogHeader};
 use crate::state::page_table::PageTableHeader;
 use crate::state::parked::{DatabaseMark, FileMark, HeaderMark, Parked};
 use crate::state::{LocalState, WalPosition};
-use crate::types::{Checksum, Epoch, Lineage, Nonce, PageCount, PageSize, Pos, Seq, Timestamp, Txid};
+use crate::types::{Checksum, Epoch, Lineage, Nonce, PageCount, PageNumber, PageSize, Pos, Seq, Timestamp, Txid};
 
 pub(crate) const LINEAGE: Lineage = Lineage([0x4c; 16]);
 const NONCE: Nonce = Nonce([0x4e; 16]);
@@ -195,5 +196,21 @@ pub(crate) fn parked() -> Parked {
         mark: DatabaseMark { database: file(71, 49_152), wal: file(72, 4_152) },
         header: HeaderMark { change_counter: 5, salt: Salt(7, 9) },
         history_due: Some(later(300_000)),
+    }
+}
+
+pub(crate) fn backlog() -> BacklogHeader {
+    BacklogHeader { lineage: LINEAGE, boot_id: [0x42; 16], generation: 5, base: pos(8) }
+}
+
+/// Writes page `number` and the one after it.
+pub(crate) fn backlog_entry(number: u32) -> BacklogEntry<'static> {
+    let page = |number| PageNumber::new(number).unwrap();
+    BacklogEntry {
+        recorded: None,
+        timestamp: later(i64::from(number)),
+        page_size: PageSize::new(512).unwrap(),
+        commit: PageCount(12),
+        pages: vec![(page(number), &[0x61; 512]), (page(number + 1), &[0x62; 512])],
     }
 }

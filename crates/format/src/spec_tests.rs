@@ -32,13 +32,15 @@ fn check_table(document: &str, name: &str, fields: &[Field], size: usize) {
 #[test]
 fn tables_of_binary_formats() {
     use layout::{
-        follow_end, follow_state, local_state, page_table_header, parked, resume_header, segment_entry, segment_footer,
-        segment_header,
+        backlog, backlog_entry, follow_end, follow_state, local_state, page_table_header, parked, resume_header,
+        segment_entry, segment_footer, segment_header,
     };
     check_table(SEGMENT, "segment_header", segment_header::FIELDS, segment::HEADER_SIZE);
     check_table(SEGMENT, "segment_entry", segment_entry::FIELDS, segment::ENTRY_SIZE);
     check_table(SEGMENT, "segment_footer", segment_footer::FIELDS, segment::FOOTER_SIZE);
     check_table(STATE, "local_state", local_state::FIELDS, state::SIZE);
+    check_table(STATE, "backlog", backlog::FIELDS, state::backlog::HEADER_SIZE);
+    check_table(STATE, "backlog_entry", backlog_entry::FIELDS, state::backlog::ENTRY_SIZE);
     check_table(STATE, "parked", parked::FIELDS, state::parked::SIZE);
     check_table(FOLLOW, "follow_state", follow_state::FIELDS, follow::SIZE);
     check_table(FOLLOW, "follow_end", follow_end::FIELDS, follow_end::SIZE);

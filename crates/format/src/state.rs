@@ -1,9 +1,10 @@
 //! Files of the state folder beside a database (docs/spec/state.md): `state`, 144 bytes, `pages` (see [`page_table`]),
-//! and `parked` (see [`parked`]).
+//! `parked` (see [`parked`]) and `backlog` (see [`backlog`]).
 //!
 //! All belong to one machine. Whatever does not decode is thrown away and the database compared with what the store holds:
 //! state is a shortcut, never the truth.
 
+pub mod backlog;
 pub mod page_table;
 pub mod parked;
 
