@@ -25,6 +25,7 @@ const STEPS: &[(&str, &[&str])] = &[
     ("faults", &["xtask", "faults"]),
     ("large", &["xtask", "large"]),
     ("torture", &["xtask", "torture", "--seconds", "60"]),
+    ("torture-mount", &["xtask", "torture-mount", "--seconds", "40"]),
 ];
 
 /// Runs all steps in order, or only those named.

@@ -49,6 +49,7 @@ use crate::time;
 use crate::uploads::UploadTurns;
 
 mod drive;
+mod last;
 mod turn;
 
 pub(crate) use turn::SharedPast;
@@ -66,8 +67,8 @@ const BEGIN_AGAIN_AFTER: Duration = Duration::from_secs(1);
 const LIVES_REMEMBERED: usize = 16;
 /// How long a lease is waited for that is given up.
 pub(crate) const RELEASE_WAIT: Duration = Duration::from_secs(1);
-/// Stack of a capture thread in bytes: SQLite needs little.
-const STACK_BYTES: usize = 512 << 10;
+/// Stack of a capture thread in bytes. SQLite needs little, unless symbolic links lead in a circle: it follows 200 of them, with 4 KiB of stack for each.
+const STACK_BYTES: usize = 2 << 20;
 
 /// Why a database is not replicated (any more). Final: trying again cannot help.
 #[derive(Debug)]
@@ -107,7 +108,12 @@ impl std::error::Error for ReplicateError {}
 impl ReplicateError {
     /// Whether it may work later, although nothing has changed here that could be noticed.
     pub(crate) fn may_pass(&self) -> bool {
-        matches!(self, Self::NotADatabase(_) | Self::Local(_) | Self::NotDurable(_))
+        self.is_about_this_machine() || matches!(self, Self::NotDurable(_))
+    }
+
+    /// Whether it was found here, before anything was asked of the store: perhaps in the middle of what somebody else does to the files.
+    fn is_about_this_machine(&self) -> bool {
+        matches!(self, Self::NotADatabase(_) | Self::Local(_))
     }
 }
 
@@ -180,9 +186,13 @@ impl Replication {
             return self.run_last().await;
         }
         loop {
-            let outcome = match self.run_once().await? {
-                // Stopped before it had begun, with commits that are captured and not uploaded.
-                Ended::Stopped if self.has_unsent() => return self.run_last().await,
+            let ended = match self.run_once().await {
+                Err(error) if self.is_tried_again(&error) => return self.run_last().await,
+                ended => ended?,
+            };
+            let outcome = match ended {
+                // Stopped before it had begun: nobody knows what there is to capture and to upload.
+                Ended::Incomplete if self.has_more_to_do() => return self.run_last().await,
                 Ended::Stopped | Ended::Incomplete => Outcome::Stopped,
                 Ended::Parked(mark) if self.status.figures().local.is_none() => Outcome::Absent(mark),
                 Ended::Parked(mark) => Outcome::Parked(mark),
@@ -198,22 +208,6 @@ impl Replication {
                 }
             };
             return Ok(outcome);
-        }
-    }
-
-    /// Whether there is something to upload, and the right to it may be had.
-    fn has_unsent(&self) -> bool {
-        self.status.look(|f| f.local.is_some() && f.pending_since.is_some() && !f.standby)
-    }
-
-    /// One more life, although the process stops: nobody knows what the life before this has left undone.
-    async fn run_last(&mut self) -> Result<Outcome, ReplicateError> {
-        self.is_last = true;
-        let limit = self.commons.stop_timeout;
-        match tokio::time::timeout(limit, self.run_once()).await {
-            Ok(Ok(Ended::Stopped | Ended::Parked(_))) => Ok(Outcome::Stopped),
-            Ok(Err(error)) => Err(error),
-            Ok(Ok(_)) | Err(_) => Err(self.not_durable()),
         }
     }
 
@@ -245,14 +239,14 @@ impl Replication {
             }
         };
         let (checked, permit) = hold_for_a_while(permit, checked).await;
-        let Some(checked) = checked else { return Ok(Ended::Stopped) };
+        let Some(checked) = checked else { return Ok(Ended::Incomplete) };
         checked?;
         if !self.take_back(permit).await {
-            return Ok(Ended::Stopped);
+            return Ok(Ended::Incomplete);
         }
         let lease = self.lease()?;
-        let Some(turn) = self.wait_for_turn(&lease).await? else { return Ok(Ended::Stopped) };
-        let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Ended::Stopped) };
+        let Some(turn) = self.wait_for_turn(&lease).await? else { return Ok(Ended::Incomplete) };
+        let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Ended::Incomplete) };
         let ended = match self.begin(&store, &turn, page_size).await {
             Ok(Ok(opening)) => self.drive(store, Some(turn), opening).await,
             Ok(Err(ended)) => Ok(ended),
@@ -278,7 +272,7 @@ impl Replication {
     /// Goes on where the database was parked, with the lock of the state folder and without the right to write. `None` when the folder is
     /// not as it was then.
     async fn run_light(&mut self, store: &Arc<dyn Store>) -> Result<Option<Ended>, ReplicateError> {
-        let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Some(Ended::Stopped)) };
+        let Some(meta_lock) = self.lock_state_folder().await? else { return Ok(Some(Ended::Incomplete)) };
         let Ok((parked, local)) = self.load_local().await else {
             // What is wrong with it is said by the life that asks the store.
             return Ok(None);
@@ -310,12 +304,12 @@ impl Replication {
         let hint = hint.and_then(|s| Some(Hint { next_seq: s.next_seq, pos: s.durable?, epoch: s.epoch }));
         let Some(end) = self.take_turn(store, turn, hint, known).await? else {
             let is_stopped = *self.commons.stop.borrow() && !self.is_last;
-            return Ok(Err(if is_stopped { Ended::Stopped } else { Ended::BeginAgain }));
+            return Ok(Err(if is_stopped { Ended::Incomplete } else { Ended::BeginAgain }));
         };
         let opening = self.decide(local, end, turn.epoch).await?;
         match self.ensure_identity(store, opening.writer.lineage, page_size).await {
             Ok(true) => Ok(Ok(opening)),
-            Ok(false) => Ok(Err(Ended::Stopped)),
+            Ok(false) => Ok(Err(Ended::Incomplete)),
             // Another first writer was faster: ours was only drawn just now.
             Err(ReplicateError::Conflict(_)) if known.is_none() => Ok(Err(Ended::BeginAgain)),
             Err(error) => Err(error),

@@ -7,6 +7,8 @@
 //! Invariant: a commit that ends while [`Listening`] lives is in the queue before the application goes on, or the queue is cut. Whoever
 //! finds it cut compares all pages, under a SHARED lock, with which no commit is under way.
 //!
+//! A commit that waits lies in the backlog of the state folder as well ([`super::backlog`]), so that a process that is killed loses none.
+//!
 //! Who adds commits may have a table of descriptors of its own, in which the number of a [`Wake`] means another file: a thread
 //! of this module rings for it.
 
@@ -17,8 +19,9 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use rhyolite_format::{PageCount, PageNumber, PageSize, Timestamp};
+use rhyolite_format::{PageCount, PageNumber, PageSize, Pos, Timestamp};
 
+use super::backlog::{Backlog, Keeper, Room};
 use super::watch::Wake;
 
 /// Bytes of pages that wait at most. A larger transaction, or a longer line, is found by comparing all pages.
@@ -52,7 +55,8 @@ pub struct Commit {
 }
 
 impl Commit {
-    fn bytes(&self) -> usize {
+    /// Bytes of its pages.
+    pub(super) fn bytes(&self) -> usize {
         self.pages.iter().map(|(_, data)| data.len()).sum()
     }
 }
@@ -78,6 +82,11 @@ impl CommitLines {
         Ok(Self { lines: Mutex::default(), bell })
     }
 
+    /// The line of the file with this inode, if there is one by now.
+    pub fn get(&self, inode: u64) -> Option<Arc<CommitLine>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).get(&inode).map(Arc::clone)
+    }
+
     /// The line of the file with this inode.
     pub fn of(&self, inode: u64) -> Arc<CommitLine> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,9 +95,19 @@ impl CommitLines {
     }
 }
 
+/// A commit that is to be recorded.
+#[derive(Debug)]
+pub(super) struct Waiting {
+    pub(super) commit: Commit,
+    /// Where it lies in the backlog.
+    kept_at: Option<u64>,
+}
+
 #[derive(Debug, Default)]
 struct Queue {
-    commits: VecDeque<Commit>,
+    commits: VecDeque<Waiting>,
+    /// Where the next commit is kept; `None` until nothing waits, after one that could not be kept.
+    room: Option<Room>,
     bytes: usize,
     is_cut: bool,
     /// So many have begun to listen.
@@ -102,13 +121,23 @@ struct Queue {
 #[derive(Debug)]
 pub struct CommitLine {
     is_listening: AtomicBool,
+    /// The database was captured as it is, or nobody knows when it will be.
+    is_opened: AtomicBool,
+    /// The last commit in the log, and its time.
+    captured: Mutex<Option<(Pos, Timestamp)>>,
     queue: Mutex<Queue>,
     bell: Sender<Wake>,
 }
 
 impl CommitLine {
     fn new(bell: Sender<Wake>) -> Self {
-        Self { is_listening: AtomicBool::new(false), queue: Mutex::default(), bell }
+        Self {
+            is_listening: AtomicBool::new(false),
+            is_opened: AtomicBool::new(false),
+            captured: Mutex::default(),
+            queue: Mutex::default(),
+            bell,
+        }
     }
 
     /// Whether somebody records them.
@@ -116,14 +145,41 @@ impl CommitLine {
         self.is_listening.load(Ordering::SeqCst)
     }
 
-    /// Adds a commit.
-    pub fn push(&self, commit: Commit) {
+    /// Whether the database was captured since this process began, or nobody knows when it will be.
+    pub fn is_opened(&self) -> bool {
+        self.is_opened.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn note_opened(&self) {
+        self.is_opened.store(true, Ordering::SeqCst);
+    }
+
+    /// The last commit in the log, and its time.
+    pub fn captured(&self) -> Option<(Pos, Timestamp)> {
+        *self.captured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file is empty: what is known of one that had its number before is of no use.
+    pub fn note_emptied(&self) {
+        if !self.is_listening() {
+            *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.is_opened.store(false, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn note_captured(&self, pos: Pos, time: Timestamp) {
+        *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = Some((pos, time));
+    }
+
+    /// Adds a commit, and keeps it in the backlog.
+    pub fn push(&self, commit: Commit, keeper: &mut Keeper) {
         self.change(|queue| {
             queue.bytes += commit.bytes();
             if queue.bytes > QUEUE_BYTES_MAX {
                 queue.cut();
             } else if !queue.is_cut {
-                queue.commits.push_back(commit);
+                let kept_at = queue.keep(&commit, keeper);
+                queue.commits.push_back(Waiting { commit, kept_at });
             }
         });
     }
@@ -151,13 +207,13 @@ impl CommitLine {
 
     /// Listens until the result is dropped, or until somebody else does: of two names of one file each may be followed, and only one has its
     /// commits.
-    pub(super) fn listen(self: Arc<Self>, wake: Wake) -> Listening {
+    pub(super) fn listen(self: Arc<Self>, wake: Wake, backlog: Option<Backlog>) -> Listening {
         let mut queue = self.lock();
         let listener = queue.listener + 1;
         *queue = Queue { wake: Some(wake), listener, ..Queue::default() };
         self.is_listening.store(true, Ordering::SeqCst);
         drop(queue);
-        Listening { line: self, listener }
+        Listening { line: self, listener, backlog }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
@@ -170,6 +226,19 @@ impl Queue {
         self.commits.clear();
         self.bytes = 0;
         self.is_cut = true;
+        // What follows would follow a gap.
+        self.room = None;
+    }
+
+    fn keep(&mut self, commit: &Commit, keeper: &mut Keeper) -> Option<u64> {
+        match keeper.keep(self.listener, self.room.as_mut()?, commit) {
+            Ok(offset) => Some(offset),
+            Err(error) => {
+                tracing::warn!("a commit is not kept for the case that this process is killed: {error}");
+                self.room = None;
+                None
+            }
+        }
     }
 }
 
@@ -177,7 +246,7 @@ impl Queue {
 #[derive(Debug)]
 pub(super) enum Taken {
     /// All there is, in order.
-    Commits(VecDeque<Commit>),
+    Commits(VecDeque<Waiting>),
     /// There were more than could be kept.
     Cut,
     /// Somebody else gets them now.
@@ -190,9 +259,48 @@ pub(super) struct Listening {
     line: Arc<CommitLine>,
     /// The how manieth of this line it is.
     listener: u64,
+    backlog: Option<Backlog>,
 }
 
 impl Listening {
+    /// The log is about to be written with this commit, after which the database is at `pos`.
+    pub(super) fn mark(&self, waiting: &Waiting, pos: Pos) {
+        let (Some(backlog), Some(offset)) = (&self.backlog, waiting.kept_at) else { return };
+        // Without its mark the backlog says nothing after a kill, which is no reason to stop.
+        if let Err(error) = backlog.mark(offset, pos) {
+            tracing::warn!("a commit is not kept for the case that this process is killed: {error}");
+        }
+    }
+
+    /// What comes leads on from something that is not in the log: it is not kept until that is settled.
+    pub(super) fn keep_no_more(&self) {
+        let mut queue = self.line.lock();
+        if queue.listener == self.listener {
+            queue.room = None;
+        }
+    }
+
+    /// Everything taken is in the log, which ends at `pos`. When nothing waits the backlog begins anew from there.
+    pub(super) fn settle(&mut self, pos: Pos) {
+        let mut queue = self.line.lock();
+        if queue.listener != self.listener || queue.is_cut || !queue.commits.is_empty() {
+            return;
+        }
+        let Some(backlog) = self.backlog.as_mut() else { return };
+        if queue.room.as_ref().is_some_and(|room| room.is_empty_at(pos)) {
+            return;
+        }
+        match backlog.begin(pos) {
+            Ok(room) => queue.room = Some(room),
+            Err(error) => {
+                tracing::warn!("commits are not kept for the case that this process is killed: {error}");
+                queue.room = None;
+                drop(queue);
+                self.backlog = None;
+            }
+        }
+    }
+
     /// Takes what there is.
     pub(super) fn take(&self) -> Taken {
         let mut queue = self.line.lock();
@@ -244,28 +352,29 @@ mod tests {
     fn only_while_somebody_listens_and_never_more_than_fits() {
         let lines = CommitLines::new().unwrap();
         let line = lines.of(7);
-        line.push(commit(10));
-        let listening = lines.of(7).listen(Wake::new().unwrap());
+        let mut keeper = Keeper::default();
+        line.push(commit(10), &mut keeper);
+        let listening = lines.of(7).listen(Wake::new().unwrap(), None);
         assert_eq!(taken(&listening), Some(0), "from before");
-        line.push(commit(10));
-        line.push(commit(10));
+        line.push(commit(10), &mut keeper);
+        line.push(commit(10), &mut keeper);
         assert_eq!(taken(&listening), Some(2));
-        line.push(commit(QUEUE_BYTES_MAX));
-        line.push(commit(1));
+        line.push(commit(QUEUE_BYTES_MAX), &mut keeper);
+        line.push(commit(1), &mut keeper);
         assert_eq!(taken(&listening), None);
-        line.push(commit(1));
+        line.push(commit(1), &mut keeper);
         line.cut();
-        line.push(commit(1));
+        line.push(commit(1), &mut keeper);
         assert_eq!(taken(&listening), None, "what comes after a cut is of no use either");
         assert_eq!(taken(&listening), Some(0));
-        let other = lines.of(7).listen(Wake::new().unwrap());
-        line.push(commit(1));
+        let other = lines.of(7).listen(Wake::new().unwrap(), None);
+        line.push(commit(1), &mut keeper);
         assert!(matches!(listening.take(), Taken::Lost));
         drop(listening);
         assert!(line.is_listening(), "the one that came later still does");
         assert_eq!(taken(&other), Some(1));
         drop(other);
-        line.push(commit(1));
+        line.push(commit(1), &mut keeper);
         assert!(!line.is_listening());
     }
 }

@@ -222,6 +222,17 @@ impl Handle {
         Ok(mode.eq_ignore_ascii_case("wal"))
     }
 
+    /// Rolls back the transaction of a writer that has died, as the application's next connection would. Nothing happens where there is none.
+    pub fn roll_back(path: &Path, busy_timeout: Duration) -> Result<(), HandleError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(busy_timeout)?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        // Whoever begins to read plays a hot journal back first.
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))?;
+        Ok(())
+    }
+
     /// Whether the path names another file than the one that is open, or none.
     pub fn has_moved(&self) -> Result<bool, HandleError> {
         let mut moved: c_int = 0;

@@ -13,6 +13,7 @@
 //! `session` is the thread that drives it, one per database; `logic::tail` says what to read next and proves that nothing is
 //! missed.
 
+pub mod backlog;
 pub mod commits;
 pub mod handle;
 pub mod local_log;

@@ -142,6 +142,11 @@ impl Recorder {
         self.pos
     }
 
+    /// When it ended.
+    pub(super) fn last_time(&self) -> Timestamp {
+        self.last_time
+    }
+
     /// What is recorded.
     pub(super) fn table(&self) -> &PageTable {
         &self.table
@@ -205,6 +210,11 @@ impl Recorder {
 
     /// Ends a transaction: it is now part of the log.
     pub(super) fn finish(&mut self, tx: Transaction) -> Result<Pos, RecordError> {
+        self.finish_after(tx, |_| ())
+    }
+
+    /// The same, with something to be done before the end of the transaction can be in the log's file.
+    pub(super) fn finish_after(&mut self, tx: Transaction, before: impl FnOnce(Pos)) -> Result<Pos, RecordError> {
         self.resize_table(tx.commit);
         let checksum = self.table.checksum();
         let pre_apply = self.pos.checksum;
@@ -224,6 +234,7 @@ impl Recorder {
             post_apply: checksum,
         });
         self.pos = Pos { txid: tx.txid, checksum };
+        before(self.pos);
         self.counts.transactions += 1;
         self.counts.pages += u64::from(tx.pages);
         self.counts.bytes += encoded.len;

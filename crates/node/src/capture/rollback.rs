@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use rhyolite_format::ltx::Packing;
 use rhyolite_format::sqlite::header::DatabaseHeader;
 use rhyolite_format::state::parked::DatabaseMark;
-use rhyolite_format::{Checksum, PageNumber};
+use rhyolite_format::{Checksum, PageNumber, Pos};
 
 use super::commits::{Commit, Listening, Taken, WriteMark as Mark};
 use super::handle::{Handle, HandleError};
@@ -193,7 +193,13 @@ fn moved() -> SessionEnd {
 }
 
 /// Records one commit. `false` when it does not lead on from what is recorded.
-fn record(thread: &mut CaptureThread, commit: &Commit) -> Result<bool, RecordError> {
+///
+/// `before` is told the position after it before that can be in the log's file.
+pub(super) fn record(
+    thread: &mut CaptureThread,
+    commit: &Commit,
+    before: impl FnOnce(Pos),
+) -> Result<bool, RecordError> {
     let recorder = thread.recorder();
     let table = recorder.table();
     if table.page_size() != commit.page_size {
@@ -212,6 +218,7 @@ fn record(thread: &mut CaptureThread, commit: &Commit) -> Result<bool, RecordErr
         return Ok(false);
     }
     if changed.is_empty() && count == table.page_count() {
+        before(recorder.pos());
         return Ok(true);
     }
     recorder.packing = Packing::Lz4;
@@ -222,7 +229,7 @@ fn record(thread: &mut CaptureThread, commit: &Commit) -> Result<bool, RecordErr
             return Err(error);
         }
     }
-    recorder.finish(tx)?;
+    recorder.finish_after(tx, before)?;
     Ok(true)
 }
 
@@ -248,8 +255,9 @@ impl Follower<'_> {
         }
         // Without a lock this may be torn, and then differs. The writer of a commit changes the counter last, so it may also
         // be the one before: a later look sees the other.
-        let mark = || read_mark(self.handle, &thread.config.path).ok().map(|(mark, _)| mark);
-        if self.seen.is_some() && !self.must_compare && mark() == self.seen {
+        // The commit that switches to WAL mode is seen as any other, and what comes after it is not in this file.
+        let is_seen = |(mark, header): (Mark, DatabaseHeader)| self.seen == Some(mark) && !header.is_wal();
+        if self.seen.is_some() && !self.must_compare && read_mark(self.handle, &thread.config.path).is_ok_and(is_seen) {
             return Ok(nothing);
         }
         self.handle.begin_read()?;
@@ -291,6 +299,10 @@ impl Follower<'_> {
         }
         // A commit after this is in the line, and one before it is in what this look sees.
         self.listen(thread);
+        // The line is that of the file at the path, which must be the one that is open.
+        if self.seen.is_none() && self.handle.has_moved()? {
+            return Ok(Looked::Moved);
+        }
         // Under the lock no commit is under way: what is not in the line by now was there when the lock was got.
         let taken = self.take_commits(thread)?;
         let (mark, header) = read_mark(self.handle, &path)?;
@@ -305,22 +317,29 @@ impl Follower<'_> {
         }
         // A comparison that comes to nothing is to be made again, whatever is committed meanwhile.
         self.must_compare = true;
+        if let Commits::Listening(commits) = &self.commits {
+            commits.keep_no_more();
+        }
         let turns = Turns { handle: self.handle, path: &path, mark, since: Cell::new(Instant::now()), hold };
         let view = View::of_file(self.handle, header.page_size, header.page_count(mark.bytes), turns);
         thread.establish(&view)?;
         self.seen = Some(mark);
         self.must_compare = false;
-        if let Commits::Listening(commits) = &self.commits {
+        if let Commits::Listening(commits) = &mut self.commits {
             // They ended before this look, which has seen what they did.
             let _ = commits.take();
+            if !thread.has_spooled() {
+                commits.settle(thread.recorder().pos());
+            }
         }
         Ok(Looked::Captured)
     }
 
-    fn listen(&mut self, thread: &CaptureThread) {
+    fn listen(&mut self, thread: &mut CaptureThread) {
         if !matches!(self.commits, Commits::NotYet) {
             return;
         }
+        thread.look_for_line();
         self.commits = thread.listen_to_commits().map_or(Commits::None, Commits::Listening);
         if matches!(self.commits, Commits::None) {
             tracing::warn!(
@@ -332,12 +351,17 @@ impl Follower<'_> {
 
     /// Records the commits that have ended since. `true` when there were some.
     fn take_commits(&mut self, thread: &mut CaptureThread) -> Result<bool, SessionEnd> {
-        let Commits::Listening(listening) = &self.commits else { return Ok(false) };
+        let Commits::Listening(listening) = &mut self.commits else { return Ok(false) };
         if self.seen.is_none() {
             return Ok(false);
         }
         let commits = match listening.take() {
-            Taken::Commits(commits) if commits.is_empty() => return Ok(false),
+            Taken::Commits(commits) if commits.is_empty() => {
+                if !self.must_compare && !thread.has_spooled() {
+                    listening.settle(thread.recorder().pos());
+                }
+                return Ok(false);
+            }
             Taken::Commits(_) if self.must_compare => return Ok(false),
             Taken::Commits(commits) => commits,
             Taken::Cut => {
@@ -355,10 +379,10 @@ impl Follower<'_> {
             }
         };
         let mut recorded = Ok(true);
-        for commit in &commits {
-            recorded = record(thread, commit);
+        for waiting in &commits {
+            recorded = record(thread, &waiting.commit, |pos| listening.mark(waiting, pos));
             match &recorded {
-                Ok(true) => self.seen = Some(commit.mark),
+                Ok(true) => self.seen = Some(waiting.commit.mark),
                 _ => break,
             }
         }
@@ -366,6 +390,9 @@ impl Follower<'_> {
         thread.recorder().flush().map_err(RecordError::Log)?;
         thread.publish();
         self.must_compare = !recorded?;
+        if !self.must_compare {
+            listening.settle(thread.recorder().pos());
+        }
         thread.save_state(None).map_err(RecordError::Log)?;
         Ok(true)
     }

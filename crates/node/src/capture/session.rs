@@ -11,6 +11,7 @@
 //! `logic::tail` for why nothing is missed). In rollback mode none is held between looks: it would keep the application from
 //! committing.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 use rhyolite_format::ltx::Packing;
@@ -83,6 +84,13 @@ pub(super) enum SessionEnd {
     Failed(DiffReason, String),
 }
 
+impl SessionEnd {
+    /// SQLite takes the file for damaged, or for no database.
+    pub(super) fn is_damage(&self) -> bool {
+        matches!(self, Self::Failed(DiffReason::Replaced, _))
+    }
+}
+
 impl From<HandleError> for SessionEnd {
     fn from(error: HandleError) -> Self {
         match error {
@@ -146,10 +154,21 @@ pub(super) fn run(thread: &mut CaptureThread) -> SessionEnd {
 
 fn open(thread: &mut CaptureThread) -> Result<SessionEnd, SessionEnd> {
     let path = thread.config.path.clone();
-    let bytes = std::fs::metadata(&path).map_err(|_| HandleError::Missing)?.len();
-    if bytes == 0 {
+    let file = match std::fs::metadata(&path) {
+        Ok(file) => file,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Err(HandleError::Missing.into());
+        }
+        // Nobody knows what is there.
+        Err(error) => return Err(SessionEnd::Retry(format!("the database file cannot be looked at: {error}"))),
+    };
+    thread.look_for_line();
+    if file.len() == 0 {
         // SQLite takes a WAL beside an empty file for one that was left over.
         return Err(SessionEnd::Wait("the database is empty: nothing was ever committed".to_owned()));
+    }
+    if thread.holds_door() && super::watch::beside(&path, "-journal").exists() {
+        Handle::roll_back(&path, thread.config.busy_timeout)?;
     }
     let handle = Handle::open(&path, thread.config.busy_timeout)?;
     if !handle.is_wal()? && thread.config.enable_wal && Handle::switch_to_wal(&path, thread.config.busy_timeout)? {
@@ -288,8 +307,15 @@ impl WalSession {
                 self.rested = false;
             }
             match stop {
+                // What was committed before the one that is under way is captured as soon as the header can be read.
+                Some(Stop::Shutdown) if self.unreadable.is_some() && !thread.is_uploader_gone() => {
+                    thread.wait(NAP.0);
+                    continue;
+                }
                 Some(Stop::Shutdown) => {
                     self.save_state(thread)?;
+                    // What was committed to other files at the path is captured by another session.
+                    self.look_at_names(thread)?;
                     return Ok(SessionEnd::Stopped);
                 }
                 Some(Stop::LogFull) => {
@@ -594,22 +620,27 @@ impl WalSession {
         if thread.is_state_gone() {
             return Err(SessionEnd::BeginAgain("the state folder was removed".to_owned()));
         }
-        if self.pinned.has_moved()? {
-            return Err(SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned()));
-        }
-        for suffix in ["-wal", "-shm"] {
-            if !super::watch::beside(&thread.config.path, suffix).exists() {
-                // What we hold open has no name any more: others work with new files.
-                let text = format!("the {suffix} file was removed");
-                return Err(SessionEnd::Compare(DiffReason::Replaced, text));
-            }
-        }
+        self.look_at_names(thread)?;
         let bytes = self.pinned.wal_bytes()?;
         if bytes > self.policy.truncate_bytes {
             // Readers were in the way when the database became idle: try again.
             self.rested = false;
         }
         thread.status.update(|f| f.wal_bytes = bytes);
+        Ok(())
+    }
+
+    /// Whether what we hold open still has its names. Where it has not, others work with new files.
+    fn look_at_names(&self, thread: &CaptureThread) -> Result<(), SessionEnd> {
+        if self.pinned.has_moved()? {
+            return Err(SessionEnd::Compare(DiffReason::Replaced, "another file lies at the path, or none".to_owned()));
+        }
+        for suffix in ["-wal", "-shm"] {
+            if !super::watch::beside(&thread.config.path, suffix).exists() {
+                let text = format!("the {suffix} file was removed");
+                return Err(SessionEnd::Compare(DiffReason::Replaced, text));
+            }
+        }
         Ok(())
     }
 

@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,19 +20,21 @@ use rhyolite_logic::tail::{self, Captured, Live};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::commits::{CommitLines, Listening};
+use super::commits::{CommitLine, CommitLines};
 use super::handle::Handle;
 use super::local_log::{LocalLog, SealedSegment, Writer};
 use super::recorder::{RecordError, Recorder};
 use super::restart::{self, STATE_FILE};
-use super::session::{self, Moment, SessionEnd};
+use super::session::{Moment, SessionEnd};
 use super::snapshot::SnapshotSummary;
 use super::table::PageTable;
 use super::watch::{FileWatch, Wake};
 use crate::config::DatabaseConfig;
-use crate::status::{DatabaseStatus, DiffReason, State};
+use crate::status::{DatabaseStatus, DiffReason};
 
+mod ends;
 mod establish;
+mod lines;
 
 /// Segments that may be on their way to the store at a time: one is sent, the next is ready.
 const IN_FLIGHT_MAX: usize = 2;
@@ -173,6 +175,9 @@ pub struct CaptureThread {
     snapshot_attempt: u64,
     /// A snapshot that lies in the state folder and is to be sent.
     spooled: Option<establish::Spooled>,
+    /// Where commits of the file come from, if somebody sees them, and whether those who do know that the database is open.
+    line: Option<Arc<CommitLine>>,
+    is_door_open: bool,
 }
 
 /// When databases are parked, as all of the process have it.
@@ -316,12 +321,15 @@ impl CaptureThread {
             snapshot_begun: None,
             snapshot_attempt: 0,
             spooled: None,
+            line: None,
+            is_door_open: false,
         })
     }
 
     /// Runs until [`ToCapture::Stop`], until the uploader is gone, or until the state folder is.
     pub fn run(mut self) -> Ended {
         self.publish();
+        self.record_left_behind();
         let ended = self.run_sessions();
         if ended != Ended::BeginAgain {
             self.drain();
@@ -338,111 +346,16 @@ impl CaptureThread {
         ended
     }
 
-    fn run_sessions(&mut self) -> Ended {
-        loop {
-            let end = session::run(self);
-            let captured = matches!(end, SessionEnd::Stopped | SessionEnd::Wait(_));
-            let parked = if let SessionEnd::Parked(mark) = end { Some(mark) } else { None };
-            let stopped = self.handle_end(end);
-            if self.begin_again || self.is_state_gone() {
-                return Ended::BeginAgain;
-            }
-            match parked {
-                Some(mark) if !self.stopping => return Ended::Parked(mark),
-                // It is to end: one more session captures what was committed since.
-                Some(_) => continue,
-                None => {}
-            }
-            if stopped {
-                return if captured { Ended::Stopped } else { Ended::Incomplete };
-            }
-        }
-    }
-
     /// Whether somebody removed the state folder, or put another in its place, under us.
     pub(super) fn is_state_gone(&self) -> bool {
         let is_gone = |name| !self.config.meta_path.join(name).exists();
         is_gone(restart::LOCK_FILE) || is_gone(restart::LOG_FOLDER)
     }
 
-    /// `true` when the thread is to end.
-    fn handle_end(&mut self, end: SessionEnd) -> bool {
-        // Sets `stopping` also where no session got as far as to look.
-        self.take_messages();
-        match end {
-            SessionEnd::Stopped | SessionEnd::Parked(_) => return true,
-            SessionEnd::Reopen => self.pause(RETRY / 10),
-            SessionEnd::Prepare(need) => {
-                if let Err(end) = self.prepare(need) {
-                    return self.handle_end(end);
-                }
-                // A process that stops still takes its first snapshot, as long as there is somebody to take it.
-                return self.channels.out.is_closed();
-            }
-            SessionEnd::BeginAgain(text) => {
-                self.begin_again = true;
-                self.complain(&text);
-                self.pause(RETRY * 4);
-            }
-            SessionEnd::Compare(reason, text) => {
-                tracing::warn!(database = %self.config.path.display(), reason = reason.name(), "{text}: comparing all pages");
-                self.doubt(reason);
-                self.failures += 1;
-                if self.failures > 1 {
-                    self.pause(RETRY);
-                }
-            }
-            SessionEnd::Retry(reason) => {
-                self.wait_because(reason);
-                // What was committed is not captured yet: a process that stops goes on trying while that is of use.
-                std::thread::sleep(RETRY / 10);
-                return self.channels.out.is_closed();
-            }
-            SessionEnd::Wait(reason) => {
-                self.wait_because(reason);
-            }
-            SessionEnd::Failed(reason, text) => {
-                self.doubt(reason);
-                self.complain(&text);
-                self.status.set_state(match reason {
-                    DiffReason::LogFull => State::NeedsPageDiff { reason: text },
-                    _ => State::Error { text },
-                });
-                self.pause(RETRY * 4 * (1 << self.failures.min(FAILURES_COUNTED)));
-                self.failures += 1;
-                self.wait_for_room();
-            }
-        }
-        self.stopping
-    }
-
-    fn wait_because(&mut self, reason: String) {
-        self.set_waiting(reason);
-        self.pause(RETRY);
-    }
-
-    /// Says in the status, and once in the log, what keeps us from capturing.
-    pub(super) fn set_waiting(&mut self, reason: String) {
-        self.note_opened();
-        let state = State::Waiting { reason };
-        if self.status.figures().state != state
-            && let State::Waiting { reason } = &state
-        {
-            tracing::warn!(database = %self.config.path.display(), "waiting: {reason}");
-        }
-        self.status.set_state(state);
-    }
-
     /// The database is open, or nobody knows when it will be: others may be opened.
     pub(super) fn note_opened(&mut self) {
         self.channels.opening = None;
-    }
-
-    /// Listens to the commits of the file that the database is, where somebody sees them.
-    pub(super) fn listen_to_commits(&self) -> Option<Listening> {
-        let lines = self.channels.commits.as_ref()?;
-        let inode = std::fs::metadata(&self.config.path).ok()?.ino();
-        Some(lines.of(inode).listen(self.channels.wake.clone()))
+        self.open_door();
     }
 
     /// Whether the database may be parked at all.
@@ -495,32 +408,6 @@ impl CaptureThread {
             tracing::error!(database = %path, "{text}");
         }
         self.status.error(text);
-    }
-
-    /// Waits, taking in messages; ends early when the process stops.
-    fn pause(&mut self, time: Duration) {
-        let until = Instant::now() + time;
-        while let Some(left) = until.checked_duration_since(Instant::now()).filter(|_| !self.stopping) {
-            self.wait(left.min(RETRY));
-            self.take_messages();
-            if self.is_state_gone() {
-                return;
-            }
-            if let Err(error) = self.pass_on() {
-                tracing::debug!("pass on: {error:?}");
-            }
-        }
-    }
-
-    /// While the local log is full nothing can be recorded: waits until the store has taken half of it.
-    fn wait_for_room(&mut self) {
-        while !self.stopping
-            && !self.is_state_gone()
-            && self.log_mut().is_some_and(|log| log.unsent_bytes() > 0)
-            && self.is_log_full(2)
-        {
-            self.pause(RETRY);
-        }
     }
 
     fn is_log_full(&mut self, part: u64) -> bool {
@@ -742,6 +629,7 @@ impl CaptureThread {
             f.captured.pages += counts.pages;
             f.captured.bytes += counts.bytes;
         });
+        self.tell_position();
     }
 
     /// Notes that the log's end is at `position` in the WAL.

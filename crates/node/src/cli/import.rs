@@ -1,4 +1,4 @@
-//! `import`: plain databases out of a data directory of LiteFS.
+//! `import`: plain databases out of a data directory of LiteFS, and a file into a database that is in use.
 
 use std::path::{Path, PathBuf};
 
@@ -14,23 +14,31 @@ use crate::foreign::litefs::{Imported, LitefsDatabase, databases};
 use crate::restore::Existing;
 use crate::time;
 
-/// Take the databases out of a data directory of LiteFS.
+mod into;
+
+/// Take the databases out of a data directory of LiteFS, or put a file into a database that is in use.
 ///
-/// Each becomes a plain file, brought to LiteFS's last transaction and proved by the checksum that LiteFS has recorded with it.
+/// Out of LiteFS each becomes a plain file, brought to LiteFS's last transaction and proved by the checksum that LiteFS has recorded with it.
 /// Nothing in the directory is changed. One database that is damaged does not keep the others from being written.
+///
+/// With --into, SOURCE is a database file, and its content replaces that of DATABASE in one transaction, under SQLite's locks. Readers go on with
+/// what they see until they begin anew. A copy over the file would damage it.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Stop LiteFS first. The directory is the one that litefs.yml calls data.dir.\n\nExit statuses: 0 all \
 databases were written and proved; 3 some are damaged.\n\nExamples:\n  rhyolite import /var/lib/litefs -o ./databases\n  \
-rhyolite import /var/lib/litefs -o ./databases --name app.db --json"
+rhyolite import /var/lib/litefs -o ./databases --name app.db --json\n  rhyolite import new.db --into ./db/app.db"
 )]
 pub(super) struct ImportArgs {
-    /// Data directory of LiteFS
-    #[arg(value_name = "LITEFS_DIR")]
-    folder: PathBuf,
+    /// Data directory of LiteFS; with --into a database file
+    #[arg(value_name = "SOURCE")]
+    source: PathBuf,
     /// Folder for the databases, made if it is missing
-    #[arg(short, long, value_name = "FOLDER")]
-    output: PathBuf,
+    #[arg(short, long, value_name = "FOLDER", required_unless_present = "into")]
+    output: Option<PathBuf>,
+    /// Replace the content of this database, which may be in use; it is made if it is missing
+    #[arg(long, value_name = "DATABASE", conflicts_with_all = ["output", "name", "force"])]
+    into: Option<PathBuf>,
     /// Only the database of this name; may be given several times
     #[arg(long, value_name = "NAME")]
     name: Vec<String>,
@@ -58,8 +66,11 @@ struct ImportLine<'a> {
 }
 
 pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
-    let what = format!("import {}", args.folder.display());
-    let mut found = databases(&args.folder).map_err(|e| store::failure(&what, &e))?;
+    if let Some(database) = &args.into {
+        return into::run(&args.source, database, args.json);
+    }
+    let what = format!("import {}", args.source.display());
+    let mut found = databases(&args.source).map_err(|e| store::failure(&what, &e))?;
     if let Some(missing) = args.name.iter().find(|name| found.iter().all(|database| database.name != **name)) {
         return Err(Failure::new(Status::NoRestorePoint, format!("cannot {what}: there is no database {missing}")));
     }
@@ -67,15 +78,16 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
     if found.is_empty() {
         return Err(Failure::new(Status::NoRestorePoint, format!("cannot {what}: there are no databases")));
     }
-    std::fs::create_dir_all(&args.output).map_err(|e| Failure::io("create", &args.output, &e))?;
+    let folder = args.output.as_deref().expect("clap asks for it where there is no --into");
+    std::fs::create_dir_all(folder).map_err(|e| Failure::io("create", folder, &e))?;
     let mut out = Output::new();
     let mut failures: Vec<Failure> = Vec::new();
     for database in &found {
-        let (line, failure) = import(args, database);
+        let (line, failure) = import(folder, args.force, database);
         if args.json {
             out.json(&line)?;
         } else if failure.is_none() {
-            out.line(text(&line, &args.output))?;
+            out.line(text(&line, folder))?;
         }
         failures.extend(failure);
     }
@@ -88,9 +100,9 @@ pub(super) fn run(args: &ImportArgs) -> Result<(), Failure> {
     }
 }
 
-fn import<'a>(args: &ImportArgs, database: &'a LitefsDatabase) -> (ImportLine<'a>, Option<Failure>) {
-    let output = args.output.join(&database.name);
-    let existing = if args.force { Existing::Replace } else { Existing::Refuse };
+fn import<'a>(folder: &Path, force: bool, database: &'a LitefsDatabase) -> (ImportLine<'a>, Option<Failure>) {
+    let output = folder.join(&database.name);
+    let existing = if force { Existing::Replace } else { Existing::Refuse };
     let line = ImportLine { name: &database.name, ok: true, ..ImportLine::default() };
     match database.import(&output, existing) {
         Ok(Imported::Database(report)) => {

@@ -11,8 +11,9 @@ use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rhyolite_format::sqlite::header::{DATABASE_HEADER_SIZE, DatabaseHeader};
-use rhyolite_format::{PageNumber, PageSize};
+use rhyolite_format::{PageNumber, PageSize, Timestamp};
 
+use crate::capture::backlog::Keeper;
 use crate::capture::commits::{Commit, CommitLine, QUEUE_BYTES_MAX, WriteMark};
 use crate::time;
 
@@ -38,6 +39,8 @@ struct State {
     written: BTreeSet<u64>,
     /// There were too many.
     is_cut: bool,
+    /// Keeps its commits for the case that the process is killed.
+    keeper: Keeper,
 }
 
 /// What is done with a write to the database.
@@ -75,7 +78,8 @@ impl Database {
             state.has_journal = true;
         } else if state.has_journal {
             drop(state);
-            self.finalise(open);
+            // The journal of a group is cut, not zeroed.
+            self.finalise(None, open);
         }
     }
 
@@ -83,10 +87,13 @@ impl Database {
     pub(super) fn note_write(&self, file: &File, offset: u64, len: u64) -> Verdict {
         let mut state = self.lock();
         if !state.has_journal {
-            // In WAL mode it is a checkpoint. Where nobody records commits the next look finds everything.
-            if self.line().is_some() && !is_wal(file) {
+            // Where nobody records commits the next look finds everything.
+            let Some(line) = self.line() else { return Verdict::Allowed };
+            if !is_wal(file) {
                 return Verdict::Unjournaled;
             }
+            // A checkpoint: who still follows it as in rollback mode was told nothing of the commits that it writes.
+            line.cut();
             return Verdict::Allowed;
         }
         if len > 0 && !state.is_cut {
@@ -113,19 +120,19 @@ impl Database {
 
     /// The file has got another length: after a commit that left fewer pages, this is no change of the database.
     pub(super) fn note_truncated(&self, open: impl FnOnce() -> io::Result<File>) {
-        let state = self.lock();
+        let mut state = self.lock();
         if !state.has_journal
             && let Some(line) = self.line()
         {
             match open() {
-                Ok(file) => put(line, &file, &BTreeSet::new()),
+                Ok(file) => put(line, &file, &BTreeSet::new(), time::now(), &mut state.keeper),
                 Err(_) => line.cut(),
             }
         }
     }
 
-    /// The journal was finalised: what was written is a transaction, or was taken back.
-    pub(super) fn finalise(&self, open: impl FnOnce() -> io::Result<File>) {
+    /// The journal was finalised: what was written is a transaction, or was taken back. One of a group ended when the group did.
+    pub(super) fn finalise(&self, group: Option<Timestamp>, open: impl FnOnce() -> io::Result<File>) {
         let mut state = self.lock();
         state.has_journal = false;
         let (written, is_cut) = (std::mem::take(&mut state.written), std::mem::take(&mut state.is_cut));
@@ -134,7 +141,7 @@ impl Database {
             line.cut();
         } else if !written.is_empty() {
             match open() {
-                Ok(file) => put(line, &file, &written),
+                Ok(file) => put(line, &file, &written, group.unwrap_or_else(time::now), &mut state.keeper),
                 Err(_) => line.cut(),
             }
         }
@@ -142,15 +149,15 @@ impl Database {
 }
 
 /// Puts what lies in the file into the line. What cannot be read is found by comparing.
-fn put(line: &CommitLine, file: &File, written: &BTreeSet<u64>) {
-    match read_commit(file, written) {
-        Ok(Some(commit)) => line.push(commit),
+fn put(line: &CommitLine, file: &File, written: &BTreeSet<u64>, time: Timestamp, keeper: &mut Keeper) {
+    match read_commit(file, written, time) {
+        Ok(Some(commit)) => line.push(commit, keeper),
         Ok(None) | Err(_) => line.cut(),
     }
 }
 
 /// `None` when it is too large, or no database.
-fn read_commit(file: &File, written: &BTreeSet<u64>) -> io::Result<Option<Commit>> {
+fn read_commit(file: &File, written: &BTreeSet<u64>, time: Timestamp) -> io::Result<Option<Commit>> {
     let Some(header) = read_header(file)? else { return Ok(None) };
     let meta = file.metadata()?;
     let page_size = header.page_size;
@@ -167,7 +174,7 @@ fn read_commit(file: &File, written: &BTreeSet<u64>) -> io::Result<Option<Commit
     }
     let written = meta.modified().ok();
     let mark = WriteMark { change_counter: header.change_counter, bytes: meta.len(), written };
-    Ok(Some(Commit { page_size, page_count, mark, time: time::now(), pages }))
+    Ok(Some(Commit { page_size, page_count, mark, time, pages }))
 }
 
 fn read_page(file: &File, page: PageNumber, page_size: PageSize) -> io::Result<Box<[u8]>> {

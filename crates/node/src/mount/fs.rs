@@ -25,16 +25,22 @@ use fuser::{
     InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
-use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType as Kind, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType as Kind, Gid, Mode, OFlags, Timestamps, Uid};
 
 use super::database::Verdict;
-use super::nodes::{Node, Nodes, is_hidden, kind};
+use super::door::Door;
+use super::groups::{self, Groups};
+use super::nodes::{Node, Nodes, is_hidden, kind, mode, timestamp};
+use super::operations::{Operation, count};
+use super::reports::{self, Report};
 use crate::capture::commits::CommitLines;
 
 /// How long the kernel may believe what it was told: every change comes through it.
 const TTL: Duration = Duration::from_secs(3600);
 /// Bytes of one write at most.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
+/// What a file that is given to another user or group loses.
+const LOST_TO_CHOWN: Mode = Mode::SUID.union(Mode::SGID);
 /// Bytes of a journal's start that are looked at.
 const JOURNAL_START: usize = 8;
 
@@ -101,6 +107,8 @@ type Listed = (u64, FileType, Vec<u8>);
 pub(super) struct Mirror {
     nodes: Nodes,
     lines: Arc<CommitLines>,
+    door: Door,
+    groups: Groups,
     files: Mutex<HashMap<u64, Arc<Open>>>,
     folders: Mutex<HashMap<u64, Arc<Vec<Listed>>>>,
     backings: Mutex<HashMap<u64, std::sync::Weak<BackingId>>>,
@@ -123,6 +131,8 @@ impl Mirror {
         Ok(Self {
             nodes: Nodes::new(root)?,
             lines,
+            door: Door::new()?,
+            groups: Groups::default(),
             files: Mutex::default(),
             folders: Mutex::default(),
             backings: Mutex::default(),
@@ -142,7 +152,13 @@ impl Mirror {
     }
 
     fn look_up(&self, parent: INodeNo, name: &OsStr) -> io::Result<(Arc<Node>, FileAttr)> {
-        let (node, attributes) = self.nodes.look_up(parent, name)?;
+        let found = self.nodes.look_up(parent, name);
+        if found.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOENT))
+            && let Some((of, report)) = Report::of_name(parent, name, &self.nodes, &self.lines)
+        {
+            return self.nodes.report(of, parent, name, report);
+        }
+        let (node, attributes) = found?;
         if attributes.kind == FileType::RegularFile && Role::of(name) == Role::Journal {
             self.look_at_journal(parent, name, &node);
         }
@@ -179,7 +195,7 @@ impl Mirror {
         let place = node.place();
         let role = Role::of(&place.name);
         let base = (role == Role::Journal).then(|| self.base(INodeNo(place.parent), &place.name)).flatten();
-        if role == Role::Plain {
+        if role == Role::Plain && !node.is_ours {
             node.database.attach(|| self.lines.of(node.inode));
         }
         let shared = (role == Role::Shared).then(|| self.backing(&node, &file, backing)).flatten();
@@ -250,8 +266,15 @@ impl Mirror {
         let file = File::from(rustix::fs::openat(&folder.fd, name, flags, mode)?);
         if self.is_root {
             rustix::fs::fchown(&file, Some(Uid::from_raw(request.uid())), group(request, &folder)?)?;
+            if mode.intersects(LOST_TO_CHOWN) {
+                rustix::fs::fchmod(&file, mode)?;
+            }
         }
         let (node, attributes) = self.nodes.look_up(parent, name)?;
+        // Its number may have been that of a file that is gone.
+        if let Some(line) = self.lines.get(node.inode).filter(|_| attributes.size == 0) {
+            line.note_emptied();
+        }
         Ok(Made { file, node, attributes })
     }
 
@@ -263,6 +286,17 @@ impl Mirror {
             rustix::fs::chownat(&folder.fd, name, Some(uid), gid, AtFlags::SYMLINK_NOFOLLOW)?;
         }
         self.nodes.look_up(parent, name).map(|(_, attributes)| attributes)
+    }
+
+    /// The same for a file, pipe or device of this mode.
+    fn made_file(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: Mode) -> io::Result<FileAttr> {
+        let attributes = self.made(request, parent, name)?;
+        if !self.is_root || !mode.intersects(LOST_TO_CHOWN) {
+            return Ok(attributes);
+        }
+        let node = self.nodes.get(attributes.ino)?;
+        rustix::fs::chmod(proc_path(&node), mode)?;
+        self.nodes.attributes(&node)
     }
 
     /// Notes a write to a database, or refuses it.
@@ -297,14 +331,16 @@ impl Mirror {
             }
             file.set_len(size)
         };
+        let ends = Role::of(&place.name) == Role::Journal && size == 0;
+        let group = if ends { self.groups.of_journal(|| node.open(OFlags::RDONLY | OFlags::NONBLOCK)) } else { None };
         match handle.and_then(|handle| self.open_file(handle).ok()) {
             Some(open) => cut(&open.file)?,
             None => cut(&node.open(OFlags::RDWR)?)?,
         }
         match Role::of(&place.name) {
-            Role::Journal if size == 0 => {
+            Role::Journal if ends => {
                 if let Some(base) = self.base(INodeNo(place.parent), &place.name) {
-                    base.database.finalise(|| base.open(OFlags::RDONLY));
+                    base.database.finalise(group, || base.open(OFlags::RDONLY));
                 }
             }
             Role::Plain => node.database.note_truncated(|| node.open(OFlags::RDONLY)),
@@ -317,9 +353,11 @@ impl Mirror {
         self.refuse_ours(parent, name)?;
         let folder = self.nodes.get(parent)?;
         let base = (Role::of(name) == Role::Journal).then(|| self.base(parent, name)).flatten();
+        let group = base.as_ref().and_then(|_| self.groups.of_journal(|| groups::open(&folder.fd, name)));
         rustix::fs::unlinkat(&folder.fd, name, flags)?;
+        self.groups.note_removed(name);
         if let Some(base) = base {
-            base.database.finalise(|| base.open(OFlags::RDONLY));
+            base.database.finalise(group, || base.open(OFlags::RDONLY));
         }
         Ok(())
     }
@@ -377,32 +415,6 @@ fn ttl(node: &Node) -> &'static Duration {
     if node.is_ours { &Duration::ZERO } else { &TTL }
 }
 
-fn timestamp(time: Option<TimeOrNow>) -> Timespec {
-    let nanoseconds = |nanoseconds| Timespec { tv_sec: 0, tv_nsec: nanoseconds };
-    match time {
-        None => nanoseconds(rustix::fs::UTIME_OMIT),
-        Some(TimeOrNow::Now) => nanoseconds(rustix::fs::UTIME_NOW),
-        Some(TimeOrNow::SpecificTime(time)) => match time.duration_since(SystemTime::UNIX_EPOCH) {
-            Ok(since) => Timespec {
-                tv_sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: i64::from(since.subsec_nanos()),
-            },
-            Err(before) => {
-                let before = before.duration();
-                let whole = i64::try_from(before.as_secs()).unwrap_or(i64::MAX - 1);
-                match i64::from(before.subsec_nanos()) {
-                    0 => Timespec { tv_sec: -whole, tv_nsec: 0 },
-                    rest => Timespec { tv_sec: -whole - 1, tv_nsec: 1_000_000_000 - rest },
-                }
-            }
-        },
-    }
-}
-
-fn mode(bits: u32, umask: u32) -> Mode {
-    Mode::from_bits_truncate(bits & !umask & 0o7777)
-}
-
 /// Answers with what came of it.
 macro_rules! answer {
     ($reply:ident, $done:expr, $value:pat => $good:expr) => {
@@ -426,10 +438,15 @@ impl Filesystem for Mirror {
     }
 
     fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        count(Operation::Lookup);
         match self.look_up(parent, name) {
             Ok((node, attributes)) => reply.entry(ttl(&node), &attributes, Generation(0)),
             // The kernel remembers that too: SQLite asks for a journal at every transaction.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) && !self.is_ours(parent, name) => {
+            Err(error)
+                if error.raw_os_error() == Some(libc::ENOENT)
+                    && !self.is_ours(parent, name)
+                    && !reports::may_mean_one(name) =>
+            {
                 reply.entry(&TTL, &ABSENT, Generation(0))
             }
             Err(error) => reply.error(Errno::from(error)),
@@ -437,10 +454,12 @@ impl Filesystem for Mirror {
     }
 
     fn forget(&self, _: &Request, inode: INodeNo, lookups: u64) {
+        count(Operation::Forget);
         self.nodes.forget(inode, lookups);
     }
 
     fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        count(Operation::GetAttributes);
         let found = self.nodes.get(inode).and_then(|node| Ok((self.nodes.attributes(&node)?, node)));
         answer!(reply, found, (attributes, node) => reply.attr(ttl(&node), &attributes));
     }
@@ -463,6 +482,7 @@ impl Filesystem for Mirror {
         _: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        count(Operation::SetAttributes);
         let set = || -> io::Result<FileAttr> {
             let node = self.nodes.get(inode)?;
             if node.is_ours {
@@ -488,6 +508,7 @@ impl Filesystem for Mirror {
     }
 
     fn readlink(&self, _: &Request, inode: INodeNo, reply: ReplyData) {
+        count(Operation::ReadLink);
         let read = || -> io::Result<_> { Ok(rustix::fs::readlinkat(&self.nodes.get(inode)?.fd, "", Vec::new())?) };
         answer!(reply, read(), target => reply.data(target.to_bytes()));
     }
@@ -502,17 +523,20 @@ impl Filesystem for Mirror {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        count(Operation::MakeNode);
         let make = || -> io::Result<FileAttr> {
             self.refuse_ours(parent, name)?;
             let folder = self.nodes.get(parent)?;
             let kind = Kind::from_raw_mode(bits);
-            rustix::fs::mknodat(&folder.fd, name, kind, mode(bits, umask), u64::from(rdev))?;
-            self.made(request, parent, name)
+            let mode = mode(bits, umask);
+            rustix::fs::mknodat(&folder.fd, name, kind, mode, u64::from(rdev))?;
+            self.made_file(request, parent, name, mode)
         };
         answer!(reply, make(), attributes => reply.entry(&TTL, &attributes, Generation(0)));
     }
 
     fn mkdir(&self, request: &Request, parent: INodeNo, name: &OsStr, bits: u32, umask: u32, reply: ReplyEntry) {
+        count(Operation::MakeFolder);
         let make = || -> io::Result<FileAttr> {
             self.refuse_ours(parent, name)?;
             rustix::fs::mkdirat(&self.nodes.get(parent)?.fd, name, mode(bits, umask))?;
@@ -522,14 +546,17 @@ impl Filesystem for Mirror {
     }
 
     fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        count(Operation::Unlink);
         answer!(reply, self.remove(parent, name, AtFlags::empty()), () => reply.ok());
     }
 
     fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        count(Operation::RemoveFolder);
         answer!(reply, self.remove(parent, name, AtFlags::REMOVEDIR), () => reply.ok());
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        count(Operation::SymbolicLink);
         let make = || -> io::Result<FileAttr> {
             self.refuse_ours(parent, name)?;
             rustix::fs::symlinkat(target, &self.nodes.get(parent)?.fd, name)?;
@@ -548,6 +575,7 @@ impl Filesystem for Mirror {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        count(Operation::Rename);
         let rename = || -> io::Result<()> {
             self.refuse_ours(parent, name)?;
             self.refuse_ours(new_parent, new_name)?;
@@ -562,6 +590,7 @@ impl Filesystem for Mirror {
     }
 
     fn link(&self, _: &Request, inode: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+        count(Operation::Link);
         let link = || -> io::Result<FileAttr> {
             self.refuse_ours(new_parent, new_name)?;
             let (node, folder) = (self.nodes.get(inode)?, self.nodes.get(new_parent)?);
@@ -574,13 +603,18 @@ impl Filesystem for Mirror {
         answer!(reply, link(), attributes => reply.entry(&TTL, &attributes, Generation(0)));
     }
 
-    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        count(Operation::Open);
         let opened = self.nodes.get(inode).and_then(|node| Ok((self.open_node(&node, flags)?, node)));
         answer!(reply, opened, (file, node) => {
+            let is_database = Role::of(&node.place().name) == Role::Plain && !node.is_ours;
+            let waits_for =
+                if is_database { self.door.closed_for(request.pid(), &node, &self.nodes, &self.lines) } else { None };
             let entered = self.enter(file, node, |file| reply.open_backing(file));
-            match &entered.backing {
-                Some(backing) => reply.opened_passthrough(entered.handle, entered.flags, backing),
-                None => reply.opened(entered.handle, entered.flags),
+            match (&entered.backing, waits_for) {
+                (Some(backing), _) => reply.opened_passthrough(entered.handle, entered.flags, backing),
+                (None, Some(line)) => self.door.wait(line, entered.handle, entered.flags, reply),
+                (None, None) => reply.opened(entered.handle, entered.flags),
             }
         });
     }
@@ -595,6 +629,7 @@ impl Filesystem for Mirror {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        count(Operation::Create);
         let made = self.create_file(request, (parent, name), mode(bits, umask), flags);
         answer!(reply, made, Made { file, node, attributes } => {
             let entered = self.enter(file, node, |file| reply.open_backing(file));
@@ -619,6 +654,7 @@ impl Filesystem for Mirror {
         _: Option<LockOwner>,
         reply: ReplyData,
     ) {
+        count(Operation::Read);
         let read = || -> io::Result<Vec<u8>> {
             let open = self.open_file(handle)?;
             let mut data = vec![0; size as usize];
@@ -649,11 +685,13 @@ impl Filesystem for Mirror {
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        count(Operation::Write);
         let written = self.open_file(handle).and_then(|open| self.write_file(&open, offset, data));
         answer!(reply, written, () => reply.written(u32::try_from(data.len()).expect("bounded by the session")));
     }
 
     fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        count(Operation::Flush);
         // A kernel that does not know `FOPEN_NOFLUSH` asks no more after this.
         reply.error(Errno::ENOSYS);
     }
@@ -668,12 +706,14 @@ impl Filesystem for Mirror {
         _: bool,
         reply: ReplyEmpty,
     ) {
+        count(Operation::Release);
         let closed = lock(&self.files).remove(&handle.0);
         drop(closed);
         reply.ok();
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        count(Operation::Sync);
         let synced = self.open_file(handle).and_then(|open| match datasync {
             true => open.file.sync_data(),
             false => open.file.sync_all(),
@@ -682,11 +722,13 @@ impl Filesystem for Mirror {
     }
 
     fn fsyncdir(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        count(Operation::SyncFolder);
         let synced = self.nodes.get(inode).and_then(|node| node.open(OFlags::RDONLY | OFlags::DIRECTORY)?.sync_all());
         answer!(reply, synced, () => reply.ok());
     }
 
     fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        count(Operation::OpenFolder);
         answer!(reply, self.list(inode), listed => {
             let handle = self.handle();
             lock(&self.folders).insert(handle, Arc::new(listed));
@@ -695,6 +737,7 @@ impl Filesystem for Mirror {
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        count(Operation::ReadFolder);
         let Some(listed) = lock(&self.folders).get(&handle.0).cloned() else {
             return reply.error(Errno::EBADF);
         };
@@ -708,11 +751,13 @@ impl Filesystem for Mirror {
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {
+        count(Operation::ReleaseFolder);
         lock(&self.folders).remove(&handle.0);
         reply.ok();
     }
 
     fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {
+        count(Operation::StatFileSystem);
         let found = || -> io::Result<_> { Ok(rustix::fs::fstatvfs(self.nodes.get(inode)?.fd.as_fd())?) };
         answer!(reply, found(), s => {
             let short = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
@@ -731,6 +776,7 @@ impl Filesystem for Mirror {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        count(Operation::Allocate);
         let allocate = || -> io::Result<()> {
             let open = self.open_file(handle)?;
             let flags = FallocateFlags::from_bits_retain(mode as u32);

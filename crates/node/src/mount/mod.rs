@@ -27,9 +27,13 @@ use rustix::mount::{UnmountFlags, unmount};
 use crate::capture::commits::CommitLines;
 
 mod database;
+mod door;
 mod fs;
+mod groups;
 mod leftover;
 mod nodes;
+pub mod operations;
+mod reports;
 mod stale;
 
 /// Threads that serve the kernel. None of them ever waits for another.

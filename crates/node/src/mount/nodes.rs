@@ -11,11 +11,12 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use fuser::{FileAttr, FileType, INodeNo};
+use fuser::{FileAttr, FileType, INodeNo, TimeOrNow};
 use rhyolite_logic::pick::is_state_folder;
-use rustix::fs::{AtFlags, FileType as Kind, Mode, OFlags, Stat, fstat, open, openat, statat};
+use rustix::fs::{AtFlags, FileType as Kind, Mode, OFlags, Stat, Timespec, fstat, open, openat, statat};
 
 use super::database::Database;
+use super::reports::Report;
 
 /// One file or folder.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub(super) struct Node {
     pub(super) is_ours: bool,
     /// What is known of it as a database.
     pub(super) database: Arc<Database>,
+    /// It lies nowhere, and says this. The descriptor is of no use then.
+    report: Option<Report>,
     place: Mutex<Place>,
 }
 
@@ -43,6 +46,9 @@ pub(super) struct Place {
 impl Node {
     /// Opens the file itself.
     pub(super) fn open(&self, flags: OFlags) -> io::Result<File> {
+        if let Some(report) = &self.report {
+            return report.open();
+        }
         // A name that leads to a descriptor's file, whatever it is called and whether it still has a name. The descriptor is in this
         // thread's table, not in that of the process.
         let path = format!("/proc/thread-self/fd/{}", self.fd.as_raw_fd());
@@ -76,7 +82,8 @@ impl Nodes {
         let stat = fstat(&root)?;
         let place = Mutex::new(Place { parent: INodeNo::ROOT.0, name: OsString::new() });
         let database = Arc::default();
-        let root = Arc::new(Node { fd: root.into(), inode: INodeNo::ROOT.0, is_ours: false, database, place });
+        let root =
+            Arc::new(Node { fd: root.into(), inode: INodeNo::ROOT.0, is_ours: false, database, report: None, place });
         Ok(Self { root, device: stat.st_dev, known: Mutex::default() })
     }
 
@@ -107,11 +114,32 @@ impl Nodes {
         let mut known = self.lock();
         let entry = known.entry(stat.st_ino).or_insert_with(|| {
             let (database, place) = (Arc::default(), Mutex::new(place.clone()));
-            Known { node: Arc::new(Node { fd, inode: stat.st_ino, is_ours, database, place }), lookups: 0 }
+            let node = Node { fd, inode: stat.st_ino, is_ours, database, report: None, place };
+            Known { node: Arc::new(node), lookups: 0 }
         });
         entry.lookups += 1;
         *entry.node.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
         Ok((Arc::clone(&entry.node), attributes(&stat)))
+    }
+
+    /// The node of a report about the file or folder with the number `of`, and counts that the kernel is told.
+    pub(super) fn report(
+        &self,
+        of: u64,
+        parent: INodeNo,
+        name: &OsStr,
+        report: Report,
+    ) -> io::Result<(Arc<Node>, FileAttr)> {
+        let (inode, fd) = (Report::inode(of), self.root.fd.try_clone()?);
+        let attributes = report.attributes(inode);
+        let mut known = self.lock();
+        let entry = known.entry(inode).or_insert_with(|| {
+            let place = Mutex::new(Place { parent: parent.0, name: name.to_owned() });
+            let node = Node { fd, inode, is_ours: true, database: Arc::default(), report: Some(report), place };
+            Known { node: Arc::new(node), lookups: 0 }
+        });
+        entry.lookups += 1;
+        Ok((Arc::clone(&entry.node), attributes))
     }
 
     /// The kernel has forgotten so many lookups.
@@ -141,6 +169,9 @@ impl Nodes {
 
     /// What a node looks like now.
     pub(super) fn attributes(&self, node: &Node) -> io::Result<FileAttr> {
+        if let Some(report) = &node.report {
+            return Ok(report.attributes(node.inode));
+        }
         let mut attributes = attributes(&fstat(node.fd.as_fd())?);
         attributes.ino = INodeNo(node.inode);
         Ok(attributes)
@@ -158,6 +189,34 @@ fn time(seconds: i64, nanoseconds: i64) -> SystemTime {
         Ok(seconds) => SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + nanoseconds,
         Err(_) => SystemTime::UNIX_EPOCH - Duration::from_secs(seconds.unsigned_abs()) + nanoseconds,
     }
+}
+
+/// A time that is to be set.
+pub(super) fn timestamp(time: Option<TimeOrNow>) -> Timespec {
+    let nanoseconds = |nanoseconds| Timespec { tv_sec: 0, tv_nsec: nanoseconds };
+    match time {
+        None => nanoseconds(rustix::fs::UTIME_OMIT),
+        Some(TimeOrNow::Now) => nanoseconds(rustix::fs::UTIME_NOW),
+        Some(TimeOrNow::SpecificTime(time)) => match time.duration_since(SystemTime::UNIX_EPOCH) {
+            Ok(since) => Timespec {
+                tv_sec: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: i64::from(since.subsec_nanos()),
+            },
+            Err(before) => {
+                let before = before.duration();
+                let whole = i64::try_from(before.as_secs()).unwrap_or(i64::MAX - 1);
+                match i64::from(before.subsec_nanos()) {
+                    0 => Timespec { tv_sec: -whole, tv_nsec: 0 },
+                    rest => Timespec { tv_sec: -whole - 1, tv_nsec: 1_000_000_000 - rest },
+                }
+            }
+        },
+    }
+}
+
+/// The mode of what is made.
+pub(super) fn mode(bits: u32, umask: u32) -> Mode {
+    Mode::from_bits_truncate(bits & !umask & 0o7777)
 }
 
 /// What FUSE calls the type of a file.

@@ -38,6 +38,8 @@ impl Kind {
 enum Source {
     /// One value for the process.
     Process(fn(&StatusReport) -> Option<f64>),
+    /// Several values for the process, told apart by a label.
+    Parts(&'static str, fn() -> Vec<(&'static str, u64)>),
     /// One value per database, without further labels.
     Database(fn(&DatabaseReport) -> Option<f64>),
     /// Several values per database, told apart by a label.
@@ -66,6 +68,7 @@ impl Metric {
     pub fn labels(&self) -> Vec<&'static str> {
         match self.source {
             Source::Process(_) => vec![],
+            Source::Parts(label, _) => vec![label],
             Source::Database(_) => vec!["db"],
             Source::Labelled(label, _) => vec!["db", label],
         }
@@ -116,6 +119,12 @@ pub const METRICS: &[Metric] = &[
     }),
     process("rhyolite_lag_seconds_max", "The longest lag of any database.", |r| Some(r.totals.lag_ms_max as f64 / 1e3)),
     process("process_resident_memory_bytes", "Memory of the process that is in RAM (Linux).", |_| resident_bytes()),
+    Metric {
+        name: "rhyolite_mount_operations_total",
+        kind: Counter,
+        help: "Operations on the mount that the kernel passed to this process.",
+        source: Source::Parts("operation", crate::mount::operations::counts),
+    },
     Metric {
         name: "rhyolite_state",
         kind: Gauge,
@@ -267,16 +276,25 @@ fn push(out: &mut String, text: std::fmt::Arguments<'_>) {
 
 fn render_samples(out: &mut String, metric: &Metric, report: &StatusReport) {
     let name = metric.name;
-    if let Source::Process(value) = metric.source {
-        if let Some(value) = value(report) {
-            push(out, format_args!("{name} {value}\n"));
+    match metric.source {
+        Source::Process(value) => {
+            if let Some(value) = value(report) {
+                push(out, format_args!("{name} {value}\n"));
+            }
+            return;
         }
-        return;
+        Source::Parts(label, values) => {
+            for (text, value) in values() {
+                push(out, format_args!("{name}{{{label}=\"{text}\"}} {value}\n"));
+            }
+            return;
+        }
+        Source::Database(_) | Source::Labelled(..) => {}
     }
     for database in &report.databases {
         let db = escape(&database.path);
         match metric.source {
-            Source::Process(_) => unreachable!("returned above"),
+            Source::Process(_) | Source::Parts(..) => unreachable!("returned above"),
             Source::Database(value) => {
                 if let Some(value) = value(database) {
                     push(out, format_args!("{name}{{db=\"{db}\"}} {value}\n"));

@@ -2,7 +2,8 @@
 //!
 //! There is one watch per folder, not per database: thousands of databases mostly share folders, and a watch on the folder also sees a
 //! `-wal` file that is made anew. While a folder has nothing parked (and is not watched for new databases) it has no watch, which would
-//! cost writers time. A folder in which others write so much that its events cost more than they tell is not watched for a while.
+//! cost writers time; and it tells of writes only where something is parked. A folder in which others do so much that its events cost more than
+//! they tell is not watched for a while; one that is searched for new databases is then to be searched every few seconds.
 //!
 //! Invariants:
 //! 1. Files are only touched under the lock of the registry, and only those of databases that are in it. After [`Watcher::forget`], and
@@ -44,6 +45,8 @@ const EVENT_PAUSE: Duration = Duration::from_millis(5);
 /// More events than this in a turn that concern nothing parked, and the folder is left alone for a while.
 const NOISE_MAX: u32 = 2_000;
 const NOISE_REST: Duration = Duration::from_secs(60);
+/// How often a searched folder that is left alone is to be searched.
+const SEARCH_GAP: Duration = Duration::from_secs(3);
 
 /// What the watcher tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,12 +84,16 @@ impl Resting {
 #[derive(Debug, Default)]
 struct Folder {
     watch: Option<i32>,
+    /// The watch tells of writes as well, for something is parked here.
+    sees_writes: bool,
     names: HashMap<Arc<OsStr>, DatabaseId>,
     /// New names are told.
     is_searched: bool,
     noise: u32,
     /// Not watched before this.
     rests_until: Option<Instant>,
+    /// When it was last told that a searched folder is to be searched, while it rests.
+    told: Option<Instant>,
 }
 
 /// Where a round of looks is.
@@ -160,12 +167,13 @@ impl Watcher {
         };
         let mut registry = self.shared.lock();
         let was_empty = registry.resting.is_empty();
-        let folder = registry.arm(folder);
+        let folder = registry.arm(folder, true);
         let name: Arc<OsStr> = Arc::from(name);
         // The watch is armed: what is written from here on is seen. What was written before, the look sees.
         let header = header_mark(database);
         let resting = Resting { folder: Arc::clone(&folder), name: Arc::clone(&name), mark, header };
         if resting.has_changed(false) {
+            registry.narrow(&folder);
             registry.disarm_if_empty(&folder);
             drop(registry);
             self.shared.tell(Noticed::Changed(id));
@@ -210,7 +218,7 @@ impl Watcher {
     /// Tells of names that come and go in `folder`. `false` when it cannot be watched.
     pub fn search(&self, folder: &Path) -> bool {
         let mut registry = self.shared.lock();
-        let folder = registry.arm(folder);
+        let folder = registry.arm(folder, false);
         let entry = registry.folders.get_mut(&folder).expect("armed above");
         entry.is_searched = true;
         entry.watch.is_some()
@@ -257,6 +265,7 @@ impl Shared {
         while !self.stop.load(Ordering::Acquire) {
             self.wait(&turn);
             let mut noticed = Vec::new();
+            let quiet;
             {
                 let mut registry = self.lock();
                 registry.take_events(&mut buffer[..], &mut noticed);
@@ -264,9 +273,10 @@ impl Shared {
                     turn = Instant::now();
                     registry.take_turn(&mut noticed);
                 }
+                quiet = noticed.is_empty();
+                // Under the lock: who looks at all of them after this finds them told.
+                noticed.into_iter().for_each(|n| self.tell(n));
             }
-            let quiet = noticed.is_empty();
-            noticed.into_iter().for_each(|n| self.tell(n));
             std::thread::sleep(if quiet { EVENT_PAUSE } else { Duration::from_millis(1) });
         }
     }
@@ -294,8 +304,8 @@ impl Shared {
 }
 
 impl Registry {
-    /// Makes sure that there is an entry for the folder, and a watch if that can be had.
-    fn arm(&mut self, folder: &Path) -> Arc<Path> {
+    /// Makes sure that there is an entry for the folder, and a watch if that can be had, of writes too if they are wanted.
+    fn arm(&mut self, folder: &Path, wants_writes: bool) -> Arc<Path> {
         let folder = match self.folders.get_key_value(folder) {
             Some((known, _)) => Arc::clone(known),
             None => {
@@ -306,20 +316,17 @@ impl Registry {
         };
         let entry = self.folders.get_mut(&folder).expect("just inserted");
         let rests = entry.rests_until.is_some_and(|until| Instant::now() < until);
-        if let (None, false, Some(inotify)) = (entry.watch, rests, &self.inotify) {
-            let flags = WatchFlags::MODIFY
-                | WatchFlags::CREATE
-                | WatchFlags::DELETE
-                | WatchFlags::MOVED_FROM
-                | WatchFlags::MOVED_TO
-                | WatchFlags::DELETE_SELF
-                | WatchFlags::MOVE_SELF
-                | WatchFlags::ONLYDIR;
-            match inotify::add_watch(inotify, &*folder, flags) {
+        let sees_writes = wants_writes || !entry.names.is_empty();
+        let is_due = entry.watch.is_none() || (sees_writes && !entry.sees_writes);
+        if let (true, false, Some(inotify)) = (is_due, rests, &self.inotify) {
+            // A watch that is there gets these flags, and keeps its number.
+            match inotify::add_watch(inotify, &*folder, flags(sees_writes)) {
                 Ok(watch) => {
-                    entry.watch = Some(watch);
+                    if entry.watch.replace(watch).is_none() {
+                        self.unwatched -= entry.names.len();
+                    }
+                    entry.sees_writes = sees_writes;
                     entry.rests_until = None;
-                    self.unwatched -= entry.names.len();
                     self.watches.insert(watch, Arc::clone(&folder));
                 }
                 Err(error) if !std::mem::replace(&mut self.told_of_limit, true) => {
@@ -343,9 +350,22 @@ impl Registry {
         self.folders.remove(folder);
     }
 
+    /// Where nothing is parked writes are not watched.
+    fn narrow(&mut self, folder: &Arc<Path>) {
+        let Some(entry) = self.folders.get_mut(folder) else { return };
+        if entry.names.is_empty() && entry.is_searched && entry.sees_writes {
+            // Whether it is done or not, the watch is there.
+            entry.sees_writes = match (&self.inotify, entry.watch) {
+                (Some(inotify), Some(_)) => inotify::add_watch(inotify, &**folder, flags(false)).is_err(),
+                _ => false,
+            };
+        }
+    }
+
     fn drop_watch(&mut self, folder: &Arc<Path>) {
         let Some(entry) = self.folders.get_mut(folder) else { return };
         let Some(watch) = entry.watch.take() else { return };
+        entry.sees_writes = false;
         self.unwatched += entry.names.len();
         self.watches.remove(&watch);
         if let Some(inotify) = &self.inotify {
@@ -360,6 +380,7 @@ impl Registry {
             entry.names.remove(&resting.name);
             self.unwatched -= usize::from(entry.watch.is_none());
         }
+        self.narrow(&resting.folder);
         self.disarm_if_empty(&resting.folder);
     }
 
@@ -458,9 +479,17 @@ impl Registry {
         let noise = std::mem::take(&mut entry.noise);
         if noise > NOISE_MAX && entry.watch.is_some() {
             entry.rests_until = Some(Instant::now() + NOISE_REST);
+            entry.told = Some(Instant::now());
             self.drop_watch(folder);
+        } else if entry.watch.is_none()
+            && entry.is_searched
+            && entry.rests_until.is_some_and(|until| Instant::now() < until)
+            && entry.told.is_none_or(|told| told.elapsed() >= SEARCH_GAP)
+        {
+            entry.told = Some(Instant::now());
+            noticed.push(Noticed::Lost);
         } else if entry.watch.is_none() && entry.rests_until.is_some_and(|until| Instant::now() >= until) {
-            self.arm(folder);
+            self.arm(folder, false);
             let ids: Vec<_> = self.folders.get(folder).into_iter().flat_map(|f| f.names.values().copied()).collect();
             ids.into_iter().for_each(|id| self.look(id, false, noticed));
             if self.folders.get(folder).is_some_and(|f| f.is_searched) {
@@ -468,6 +497,14 @@ impl Registry {
             }
         }
     }
+}
+
+/// What a watch tells of.
+fn flags(sees_writes: bool) -> WatchFlags {
+    let names = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_FROM | WatchFlags::MOVED_TO;
+    let folder = WatchFlags::DELETE_SELF | WatchFlags::MOVE_SELF | WatchFlags::ONLYDIR;
+    let writes = if sees_writes { WatchFlags::MODIFY } else { WatchFlags::empty() };
+    names | folder | writes
 }
 
 /// The name of the database that a file belongs to: its own, or that without what SQLite appends.
@@ -500,6 +537,34 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let received = async { tokio::time::timeout(Duration::from_secs(20), receiver.recv()).await };
         runtime.block_on(received).expect("noticed in time").expect("the watcher lives")
+    }
+
+    /// As long as only names are wanted, writes do not count; and where names come and go too fast to be told, the folder is searched in turn.
+    #[test]
+    fn a_new_name_in_a_busy_folder_is_noticed_in_time() {
+        let (watcher, mut noticed, folder) = watcher();
+        assert!(watcher.search(folder.path()));
+        let mut busy = std::fs::File::create(folder.path().join("a.db")).unwrap();
+        assert_eq!(next(&mut noticed), Noticed::Name(folder.path().join("a.db")));
+        let began = Instant::now();
+        while began.elapsed() < 2 * TURN {
+            std::io::Write::write_all(&mut busy, b"row").unwrap();
+        }
+        std::fs::write(folder.path().join("b.db"), b"new").unwrap();
+        assert_eq!(next(&mut noticed), Noticed::Name(folder.path().join("b.db")));
+        let journal = folder.path().join("a.db-journal");
+        while noticed.try_recv() != Ok(Noticed::Lost) {
+            std::fs::write(&journal, b"journal").unwrap();
+            std::fs::remove_file(&journal).unwrap();
+            assert!(began.elapsed() < Duration::from_secs(30), "nobody says that the folder is to be searched");
+        }
+        // The first may be for events that the kernel could not keep.
+        let first = Instant::now();
+        while first.elapsed() < 2 * SEARCH_GAP + TURN {
+            std::fs::write(&journal, b"journal").unwrap();
+            std::fs::remove_file(&journal).unwrap();
+        }
+        assert!(std::iter::from_fn(|| noticed.try_recv().ok()).any(|told| told == Noticed::Lost), "and again");
     }
 
     #[test]

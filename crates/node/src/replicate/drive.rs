@@ -157,14 +157,6 @@ impl Replication {
         earlier
     }
 
-    pub(super) fn not_durable(&self) -> ReplicateError {
-        ReplicateError::NotDurable(format!(
-            "{}: the last commits are not in {} yet; they are uploaded after the next start",
-            self.config.path.display(),
-            self.config.store
-        ))
-    }
-
     fn is_all_durable(&self) -> bool {
         let figures = self.status.figures();
         figures.pending_since.is_none()
@@ -177,7 +169,7 @@ impl Replication {
         let _ = stop.wait_for(|stop| *stop).await;
         let _ = answers.send(ToCapture::Stop);
         wake.ring();
-        tokio::time::sleep(self.commons.stop_timeout).await;
+        tokio::time::sleep(self.time_left()).await;
     }
 }
 

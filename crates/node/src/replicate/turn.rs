@@ -125,7 +125,7 @@ impl Replication {
         self.past.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until we have the lease. `None` when stopped before.
+    /// Waits until we have the lease. `None` when stopped before; a last life does not wait where another process answers for the database.
     pub(super) async fn wait_for_turn(&mut self, lease: &LeaseHandle) -> Result<Option<Turn>, ReplicateError> {
         let mut holders = Holders::default();
         let least = self.past().least;
@@ -137,7 +137,12 @@ impl Replication {
             let changes = lease.changes();
             let standing = lease.standing();
             match &standing {
-                Standing::Theirs { record, free } => self.tell_holder(record, *free, &mut holders)?,
+                Standing::Theirs { record, free } => {
+                    self.tell_holder(record, *free, &mut holders)?;
+                    if self.is_last && self.is_theirs() {
+                        return Ok(None);
+                    }
+                }
                 _ if lease.right().is_none() => self.tell_problem(lease, &mut holders),
                 _ => {}
             }
@@ -191,7 +196,8 @@ impl Replication {
         let until = time::format_utc(Timestamp(time::now().0.saturating_add(left.as_millis() as i64)));
         let holder = lease::describe(record);
         let mut text = format!("{holder} holds the lease of {} until {until} at least", self.config.store);
-        if record.process.is_some() && record.process == process::own() {
+        let is_own = record.process.is_some() && record.process == process::own();
+        if is_own {
             text.push_str(
                 ": that is this process, under another spelling of `lease.url`, unless it is about to give it up",
             );
@@ -202,9 +208,9 @@ impl Replication {
             return Err(ReplicateError::Held(text));
         }
         self.status.update(|f| {
-            f.standby = true;
+            f.standby = !is_own;
             // What is not captured here is for the other one to answer for.
-            f.pending_since = f.pending_since.filter(|_| f.local.is_some());
+            f.pending_since = f.pending_since.filter(|_| is_own || f.local.is_some());
         });
         self.status.set_state(State::Waiting { reason: text.clone() });
         if holders.told.as_ref() != Some(&holder) {

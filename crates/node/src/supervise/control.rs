@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use rhyolite_format::Pos;
 use tokio::sync::{oneshot, watch};
@@ -43,6 +44,10 @@ pub struct Synced {
 #[derive(Debug)]
 pub(crate) struct Control {
     stop: watch::Sender<bool>,
+    /// When that turned true.
+    stopped_at: OnceLock<Instant>,
+    /// Not only this database is to end.
+    is_process_ending: AtomicBool,
     /// It goes on under the same lease after its end.
     keeps_lease: AtomicBool,
     line: Mutex<Line>,
@@ -57,8 +62,17 @@ enum Line {
 
 impl Control {
     pub(crate) fn new(is_stopped: bool, syncs: Vec<oneshot::Sender<Pos>>) -> Self {
-        let (stop, line) = (watch::Sender::new(is_stopped), Mutex::new(Line::Waiting(syncs)));
-        Self { stop, keeps_lease: AtomicBool::new(false), line }
+        let control = Self {
+            stop: watch::Sender::new(false),
+            stopped_at: OnceLock::new(),
+            is_process_ending: AtomicBool::new(false),
+            keeps_lease: AtomicBool::new(false),
+            line: Mutex::new(Line::Waiting(syncs)),
+        };
+        if is_stopped {
+            control.stop();
+        }
+        control
     }
 
     /// Turns true when the database is to end.
@@ -67,7 +81,24 @@ impl Control {
     }
 
     pub(super) fn stop(&self) {
+        self.stopped_at.get_or_init(Instant::now);
         self.stop.send_replace(true);
+    }
+
+    /// Ends this life because the process ends: what there is to capture is captured by it, or never.
+    pub(super) fn stop_with_process(&self) {
+        self.is_process_ending.store(true, Ordering::Release);
+        self.stop();
+    }
+
+    /// Whether it ends because the process does.
+    pub(crate) fn is_process_ending(&self) -> bool {
+        self.is_process_ending.load(Ordering::Acquire)
+    }
+
+    /// How long it has been told to end.
+    pub(crate) fn stopped_for(&self) -> Duration {
+        self.stopped_at.get().map_or(Duration::ZERO, Instant::elapsed)
     }
 
     /// Ends this life, as the next has other settings, perhaps those for another lease.

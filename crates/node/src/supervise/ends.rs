@@ -20,9 +20,12 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// What was done under shared leases is remembered of so many databases that are gone.
 const PASTS_MAX: usize = 10_000;
 
-/// The failures of a database since it last did well.
+/// The failures of a database since it last did well. Of thousands most have none.
 #[derive(Debug, Default)]
-pub(super) struct Failures {
+pub(super) struct Failures(Option<Box<Trouble>>);
+
+#[derive(Debug, Default)]
+struct Trouble {
     count: u32,
     not_before: Option<Instant>,
     told: Option<String>,
@@ -31,23 +34,31 @@ pub(super) struct Failures {
 impl Failures {
     /// Takes one in. The pause before the next try, and whether this was told before.
     fn note(&mut self, text: &str) -> (Duration, bool) {
-        let pause = PAUSE_MIN.saturating_mul(1 << self.count.min(16)).min(PAUSE_MAX);
-        self.count += 1;
-        self.not_before = Some(Instant::now() + pause);
-        let was_told = self.told.as_deref() == Some(text);
-        self.told = Some(text.to_owned());
+        let trouble = self.0.get_or_insert_default();
+        let pause = PAUSE_MIN.saturating_mul(1 << trouble.count.min(16)).min(PAUSE_MAX);
+        trouble.count += 1;
+        trouble.not_before = Some(Instant::now() + pause);
+        let was_told = trouble.told.as_deref() == Some(text);
+        trouble.told = Some(text.to_owned());
         (pause, was_told)
     }
 
     /// What is left of the pause, if anything is.
     pub(super) fn pause_left(&self) -> Option<Duration> {
-        let left = self.not_before?.saturating_duration_since(Instant::now());
+        let left = self.0.as_ref()?.not_before?.saturating_duration_since(Instant::now());
         (!left.is_zero()).then_some(left)
+    }
+
+    /// Another try may be made at once: there will be no other time for it.
+    pub(super) fn hurry(&mut self) {
+        if let Some(trouble) = &mut self.0 {
+            trouble.not_before = None;
+        }
     }
 
     /// Another try may be made at once: something was changed that may help.
     pub(super) fn forgive(&mut self) {
-        *self = Self::default();
+        self.0 = None;
     }
 }
 
@@ -68,10 +79,19 @@ impl Supervisor {
             // Parked in the moment in which it was to end, it has not left its lease.
             let config = restart.map_or_else(|| member.source.config(), |before| *before);
             drop(tokio::spawn(self.leases.leave(&config, &member.status, RELEASE_WAIT)));
-            self.remove_now(id, ended.err());
+            match ended {
+                // A process that ends says of everything that is not in the store.
+                Err(error @ ReplicateError::NotDurable(_)) if *self.stop.borrow() => {
+                    tracing::error!(database = %member.status.path.display(), "{error}");
+                    self.remove_now(id, None);
+                    self.lost.push(error);
+                }
+                ended => self.remove_now(id, ended.err()),
+            }
             return;
         }
-        if let Some(before) = restart.filter(|_| !*self.stop.borrow()) {
+        // Also at the end of the process: this life may have ended before it had begun, as the next has other settings.
+        if let Some(before) = restart {
             self.begin_otherwise(id, &before);
             return;
         }

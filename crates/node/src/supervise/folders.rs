@@ -49,7 +49,7 @@ pub(super) struct Searched {
 #[derive(Debug, Default)]
 pub(super) struct Folders {
     pub(super) list: Vec<Searched>,
-    running: Option<JoinHandle<SearchEnd>>,
+    running: Option<(Arc<FolderConfig>, JoinHandle<SearchEnd>)>,
     /// Every database that the process replicates, wherever it comes from.
     replicated: BTreeSet<Arc<Path>>,
 }
@@ -64,6 +64,28 @@ impl Folders {
 
     pub(super) fn is_searching(&self) -> bool {
         self.running.is_some()
+    }
+
+    /// Searches each folder once more in which new databases are to be found, without any pause. A search that is under way may have passed them
+    /// by.
+    pub(super) fn search_at_end(&mut self) {
+        let now = Instant::now();
+        for searched in &mut self.list {
+            let is_wanted = searched.config.watch || searched.is_due() || !searched.was_searched;
+            searched.due = is_wanted.then_some(now);
+            searched.not_before = now;
+        }
+    }
+
+    /// Whether a search is under way, or is to be made.
+    pub(super) fn is_to_search(&self) -> bool {
+        self.is_searching() || self.list.iter().any(Searched::is_due)
+    }
+
+    /// The folders of which that is so.
+    pub(super) fn to_search(&self) -> HashSet<PathBuf> {
+        let due = self.list.iter().filter(|s| s.is_due()).map(|s| &s.config);
+        due.chain(self.running.iter().map(|(config, _)| config)).map(|config| config.dir.clone()).collect()
     }
 
     pub(super) fn push(&mut self, config: FolderConfig) {
@@ -130,7 +152,7 @@ impl Folders {
     /// The result of the next search. May be dropped and asked again.
     pub(super) async fn next(&mut self) -> SearchEnd {
         loop {
-            if let Some(running) = &mut self.running {
+            if let Some((_, running)) = &mut self.running {
                 let found = running.await;
                 self.running = None;
                 match found {
@@ -145,11 +167,15 @@ impl Folders {
             searched.due = None;
             let config = Arc::clone(&searched.config);
             let known = self.known_in(&config.dir);
-            self.running = Some(tokio::task::spawn_blocking(move || {
-                let began = Instant::now();
-                let found = search(&config, &known);
-                (config, found, began.elapsed())
-            }));
+            let searching = tokio::task::spawn_blocking({
+                let config = Arc::clone(&config);
+                move || {
+                    let began = Instant::now();
+                    let found = search(&config, &known);
+                    (config, found, began.elapsed())
+                }
+            });
+            self.running = Some((config, searching));
         }
     }
 }
@@ -157,6 +183,10 @@ impl Folders {
 impl Searched {
     pub(super) fn search_again(&mut self) {
         self.plan(Instant::now());
+    }
+
+    fn is_due(&self) -> bool {
+        self.due.is_some()
     }
 
     fn plan(&mut self, when: Instant) {
@@ -169,25 +199,42 @@ impl Supervisor {
     pub(super) async fn take_found(&mut self, (config, found, took): SearchEnd) {
         let Some(index) = self.folders.list.iter().position(|s| Arc::ptr_eq(&s.config, &config)) else { return };
         let searched = &mut self.folders.list[index];
-        searched.not_before = Instant::now() + took * REST_FACTOR;
         // One that is not there yet, or cannot be read, is as good as not searched.
         searched.was_searched |= !found.is_unread();
-        if found.is_unread() {
-            searched.plan(Instant::now() + MISSING_AGAIN);
-        }
         searched.held_up.clear();
         for problem in found.problems.iter().filter(|p| !searched.problems.contains(p)) {
             tracing::warn!("search {}: {problem}", config.dir.display());
         }
         searched.problems.clone_from(&found.problems);
-        if config.watch {
+        // At the end no other search follows, and who is gone ends by itself: what was captured of it is still to be uploaded.
+        if !*self.stop.borrow() {
+            self.plan_search(index, &found, took);
+            self.let_go(index, &found);
+        }
+        self.take_new(index, found).await;
+        self.note_unsearched();
+    }
+
+    /// When the folder is searched again.
+    fn plan_search(&mut self, index: usize, found: &Found, took: Duration) {
+        let searched = &mut self.folders.list[index];
+        searched.not_before = Instant::now() + took * REST_FACTOR;
+        if found.is_unread() {
+            searched.plan(Instant::now() + MISSING_AGAIN);
+        }
+        if searched.config.watch {
             searched.plan(Instant::now() + RESCAN);
             if found.empty > 0 && searched.last_event.elapsed() < EMPTY_PATIENCE {
                 searched.plan(Instant::now() + EMPTY_AGAIN);
             }
             self.watch_folders(index, &found.folders);
         }
+    }
+
+    /// Takes those that are gone out of replication.
+    fn let_go(&mut self, index: usize, found: &Found) {
         let searched = &self.folders.list[index];
+        let config = Arc::clone(&searched.config);
         let gone: Vec<_> = searched.names.iter().filter(|(name, _)| !found.databases.contains(*name)).collect();
         let gone: Vec<_> = gone.into_iter().map(|(name, id)| (Arc::clone(name), *id)).collect();
         for (name, id) in gone.into_iter().filter(|(name, _)| !found.may_hide(name)) {
@@ -195,6 +242,11 @@ impl Supervisor {
             self.folders.list[index].names.remove(&name);
             self.remove(id);
         }
+    }
+
+    /// Takes in those that are new.
+    async fn take_new(&mut self, index: usize, found: Found) {
+        let config = Arc::clone(&self.folders.list[index].config);
         let names = &self.folders.list[index].names;
         let mut new: Vec<_> = found.databases.into_iter().filter(|name| !names.contains_key(name)).collect();
         new.sort();
@@ -225,7 +277,6 @@ impl Supervisor {
             tracing::info!("{} databases found in {}", ids.len(), config.dir.display());
             self.place(ids).await;
         }
-        self.note_unsearched();
     }
 
     /// Says how many folders are still to be searched for the first time.

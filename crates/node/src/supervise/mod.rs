@@ -45,7 +45,7 @@ use crate::keep::Looked;
 use crate::lease::{self, LeasePool};
 use crate::park as rest;
 use crate::park::watcher::{DatabaseId, Noticed, Watcher};
-use crate::replicate::{Below, Commons, Outcome, RELEASE_WAIT, ReplicateError, Replication, SharedPast};
+use crate::replicate::{Below, Commons, Outcome, ReplicateError, Replication, SharedPast};
 use crate::status::{DatabaseStatus, State, StatusBoard};
 use crate::uploads::UploadTurns;
 use chores::{Chores, Due};
@@ -59,6 +59,7 @@ mod folders;
 mod history;
 pub mod reload;
 pub(crate) mod search;
+mod stop;
 
 /// Databases that are being opened at a time: at a start, and of those that were written to.
 const OPENING_MAX: usize = 32;
@@ -110,6 +111,7 @@ pub async fn run(
         stop: ending,
         commits: options.commits,
         stop_timeout: options.stop_timeout,
+        stop_by: None,
         watcher,
         noticed,
         commands: commands.unwrap_or(no_commands),
@@ -230,10 +232,13 @@ struct Supervisor {
     stop: watch::Receiver<bool>,
     commits: Option<Arc<CommitLines>>,
     stop_timeout: Duration,
+    /// The end of the time for stopping, once it has begun.
+    stop_by: Option<Instant>,
     watcher: Arc<Watcher>,
     noticed: mpsc::UnboundedReceiver<Noticed>,
     commands: mpsc::Receiver<Command>,
-    members: HashMap<DatabaseId, Member>,
+    /// Each in a place of its own: a table of them would be half empty.
+    members: HashMap<DatabaseId, Box<Member>>,
     by_path: HashMap<Arc<Path>, DatabaseId>,
     next_id: DatabaseId,
     to_open: VecDeque<DatabaseId>,
@@ -263,7 +268,7 @@ struct Supervisor {
     /// What was done under a shared lease for databases that are gone, by their stores.
     pasts: HashMap<String, (lease::Place, SharedPast)>,
     folders: folders::Folders,
-    /// Mistakes of ours that belong to no database.
+    /// Mistakes of ours that belong to no database, and what was not uploaded of those that have left.
     lost: Vec<ReplicateError>,
 }
 
@@ -345,7 +350,7 @@ impl Supervisor {
         self.by_path.insert(Arc::clone(&status.path), id);
         self.folders.note_added(&status.path);
         let past = self.past_of(&source.config());
-        let member = Member {
+        let member = Box::new(Member {
             source,
             status,
             stage: Stage::InLine,
@@ -359,7 +364,7 @@ impl Supervisor {
             error: None,
             failures: ends::Failures::default(),
             past,
-        };
+        });
         self.members.insert(id, member);
         id
     }
@@ -393,8 +398,8 @@ impl Supervisor {
     }
 
     fn is_hopeless(&self) -> bool {
-        let given_up = |m: &Member| matches!(m.stage, Stage::Failed);
-        !self.members.is_empty() && self.folders.is_empty() && self.members.values().all(given_up)
+        let mut members = self.members.values();
+        self.folders.is_empty() && members.len() > 0 && members.all(|m| matches!(m.stage, Stage::Failed))
     }
 
     fn note(&mut self, noticed: Noticed) {
@@ -436,8 +441,12 @@ impl Supervisor {
 
     fn open(&mut self, id: DatabaseId, opening: Option<OwnedSemaphorePermit>) {
         let Some(member) = self.members.get_mut(&id).filter(|m| matches!(m.stage, Stage::InLine)) else { return };
-        let is_last = *self.stop.borrow() || member.is_leaving;
+        let is_ending = *self.stop.borrow();
+        let is_last = is_ending || member.is_leaving;
         let control = Arc::new(Control::new(is_last, std::mem::take(&mut member.syncs)));
+        if is_ending {
+            control.stop_with_process();
+        }
         let (take_snapshot, trust) = (std::mem::take(&mut member.take_snapshot), std::mem::take(&mut member.trust));
         let replication = self.replication(id, &control).map(|replication| Replication {
             is_last,
@@ -457,7 +466,9 @@ impl Supervisor {
             let mut replication = replication.map_err(ReplicateError::Store)?;
             // Boxed: a future is as large as the largest that it may hold.
             let ended = Box::pin(replication.run()).await;
-            if !control.keeps_lease(&ended) {
+            // At the end others may still need a lease that is shared: it is given up after the last of them.
+            let is_needed = control.is_process_ending() && replication.config.lease.store.is_some();
+            if !control.keeps_lease(&ended) && !is_needed {
                 replication.leave().await;
             }
             ended
@@ -474,7 +485,7 @@ impl Supervisor {
         let commons = Commons {
             stop: control.stopped(),
             commits: self.commits.clone(),
-            stop_timeout: self.stop_timeout,
+            stop_timeout: self.time_to_stop(),
             parking: Arc::clone(&self.parking),
             uploads: Arc::clone(&self.uploads),
             leases: Arc::clone(&self.leases),
@@ -507,58 +518,6 @@ impl Supervisor {
     fn note_awake(&self) {
         let patience = park::patience(&self.parking.policy, self.members.len(), self.awake);
         self.parking.set(patience);
-    }
-
-    /// Stops everything that is awake, and wakes once more what was written at the last moment.
-    async fn wind_up(mut self) -> Vec<ReplicateError> {
-        let stopping = *self.stop.borrow();
-        self.board.pulse.end();
-        if stopping {
-            // Those that were written while their history was looked after were waiting for that.
-            let interrupted = self.histories.end_all().await;
-            self.to_wake.extend(interrupted);
-            self.drills.stop();
-            let watcher = Arc::clone(&self.watcher);
-            let changed = tokio::task::spawn_blocking(move || watcher.look_at_all()).await;
-            changed.expect("looking does not panic").into_iter().for_each(|id| self.wake(id));
-            self.members.values().for_each(|m| {
-                if let Stage::Awake(control) = &m.stage {
-                    control.stop()
-                }
-            });
-        }
-        loop {
-            // What was never opened is none of a stop's business; what was is.
-            while let Ok(noticed) = self.noticed.try_recv() {
-                self.note(noticed);
-            }
-            while let Some(id) = self.to_wake.pop_front_if(|_| stopping && self.awake < self.awake_max) {
-                self.open(id, None);
-            }
-            if self.tasks.is_empty() {
-                break;
-            }
-            tokio::select! {
-                Some(ended) = self.tasks.join_next_with_id() => self.note_ended(ended),
-                Some(noticed) = self.noticed.recv() => self.note(noticed),
-            }
-        }
-        self.leases.release_all(RELEASE_WAIT).await;
-        let mut errors = self.lost;
-        let count = self.members.len();
-        let is_behind = self.members.values().any(|m| m.status.look(|f| f.pending_since.is_some()));
-        for member in self.members.into_values() {
-            match member.error {
-                Some(error) => errors.push(error),
-                None if stopping => member.status.set_state(State::Stopped),
-                None => {}
-            }
-        }
-        if stopping && errors.is_empty() && !is_behind {
-            let what = if count == 1 { "1 database".to_owned() } else { format!("{count} databases") };
-            tracing::info!("stopped: what was captured of {what} is durable");
-        }
-        errors
     }
 }
 

@@ -17,6 +17,7 @@ mod litestream;
 mod many;
 #[cfg(target_os = "linux")]
 mod mount;
+mod mount_cost;
 mod operating;
 mod parked;
 mod pins;

@@ -9,7 +9,7 @@ use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use rustix::fs::{CWD, FallocateFlags, statfs};
+use rustix::fs::{CWD, FallocateFlags, FileType, Mode, OFlags, mknodat, open, statfs};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Signal;
@@ -85,7 +85,7 @@ impl Mount {
         [&usual[..], more].concat()
     }
 
-    fn start(&mut self, more: &[&str]) -> Result<(), String> {
+    pub(crate) fn start(&mut self, more: &[&str]) -> Result<(), String> {
         // Dropped after the mount is taken away, whatever happens here.
         let program = self.program.insert(self.folder.start(&Self::arguments(more)));
         let path = self.folder.path("db");
@@ -103,7 +103,7 @@ impl Mount {
     }
 
     /// A connection in a journal mode, to a database whose first snapshot is in the store.
-    fn open(&self, name: &str, mode: &str) -> Connection {
+    pub(crate) fn open(&self, name: &str, mode: &str) -> Connection {
         let db = Connection::open(self.path(name)).unwrap();
         db.busy_timeout(Duration::from_secs(20)).unwrap();
         db.pragma_update(None, "journal_mode", mode).unwrap();
@@ -114,7 +114,7 @@ impl Mount {
     }
 
     /// Waits until the end of the backup is the database.
-    fn wait_captured(&self, name: &str) {
+    pub(crate) fn wait_captured(&self, name: &str) {
         wait_for("the backup to catch up", || self.restored(name, &[]).is_some_and(|copy| copy == self.logical(name)));
     }
 
@@ -186,7 +186,7 @@ impl Mount {
         self.ended()
     }
 
-    fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         let ended = self.signal(Signal::TERM);
         assert_eq!(ended.code, 0, "{ended:?}");
         let (behind, front) = (self.folder.path("data"), self.folder.path("db"));
@@ -195,7 +195,7 @@ impl Mount {
     }
 }
 
-fn insert(db: &Connection, rows: std::ops::Range<i64>) {
+pub(crate) fn insert(db: &Connection, rows: std::ops::Range<i64>) {
     for row in rows {
         db.execute("INSERT INTO t(b) VALUES (hex(randomblob(?1)))", [40 + row % 7 * 300]).unwrap();
     }
@@ -263,6 +263,60 @@ fn what_a_database_may_go_through_in_rollback_mode() {
     assert_eq!(mount.restored("a.db", &[]).unwrap(), fs::read(mount.folder.path("data/a.db")).unwrap());
 }
 
+#[test]
+fn how_far_the_log_has_come_is_said_in_files() {
+    let Some(mut mount) = Mount::new() else { return };
+    assert_eq!(fs::read_to_string(mount.path(".lag")).unwrap(), "+000000000\n");
+    assert!(fs::read(mount.path("a.db-pos")).is_err(), "there is no such database");
+    for mode in ["wal", "delete"] {
+        let name = format!("{mode}.db");
+        let db = mount.open(&name, mode);
+        for _ in 0..3 {
+            insert(&db, 0..1);
+            mount.wait_captured(&name);
+            let log = mount.folder.run(&["log", &format!("./backup/{name}"), "--json"]).stdout;
+            let last: serde_json::Value = serde_json::from_str(log.lines().last().unwrap()).unwrap();
+            let expected = format!("{}/{}\n", last["txid"].as_str().unwrap(), last["checksum"].as_str().unwrap());
+            let pos = mount.path(&format!("{name}-pos"));
+            assert_eq!(fs::read_to_string(&pos).unwrap(), expected);
+            assert_eq!(fs::metadata(&pos).unwrap().len(), 34);
+            assert_eq!(fs::write(&pos, "x").unwrap_err().raw_os_error(), Some(libc::EACCES));
+        }
+    }
+    let names: Vec<_> = fs::read_dir(mount.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert!(names.iter().all(|name| name != ".lag" && name != "wal.db-pos"), "{names:?}");
+    // A file of that name is a file.
+    fs::write(mount.path("b-pos"), "mine").unwrap();
+    assert_eq!(fs::read_to_string(mount.path("b-pos")).unwrap(), "mine");
+    mount.stop();
+}
+
+/// No point in time lies between the members of one transaction over two databases.
+#[test]
+fn a_transaction_over_attached_databases_has_one_time() {
+    let Some(mut mount) = Mount::new() else { return };
+    for mode in ["delete", "truncate", "persist"] {
+        let (one, two) = (format!("{mode}1.db"), format!("{mode}2.db"));
+        let db = mount.open(&one, mode);
+        drop(mount.open(&two, mode));
+        db.execute("ATTACH ?1 AS other", [mount.path(&two).to_str().unwrap()]).unwrap();
+        db.pragma_update(Some("other"), "journal_mode", mode).unwrap();
+        for _ in 0..10 {
+            db.execute_batch("BEGIN; INSERT INTO main.t(b) VALUES (1); INSERT INTO other.t(b) VALUES (1); COMMIT")
+                .unwrap();
+        }
+        let times = |name: &str| {
+            mount.wait_captured(name);
+            let log = mount.folder.run(&["log", &format!("./backup/{name}"), "--json"]).stdout;
+            let time = |line| serde_json::from_str::<serde_json::Value>(line).unwrap()["time"].to_string();
+            let times: Vec<String> = log.lines().map(time).collect();
+            times[times.len() - 10..].to_vec()
+        };
+        assert_eq!(times(&one), times(&two), "{mode}");
+    }
+    mount.stop();
+}
+
 /// A transaction that is too large to be told of is found by comparing all pages, and no commit that comes before that is done leads on from
 /// what was recorded.
 #[test]
@@ -284,6 +338,80 @@ fn small_commits_after_a_large_one_hide_nothing_of_it() {
     drop(db);
     mount.stop();
     assert!(mount.restored("a.db", &[]).unwrap() == fs::read(mount.folder.path("data/a.db")).unwrap());
+}
+
+/// The commit that switches to WAL mode is captured like any other. What comes after it is in other files, and back in this one by a checkpoint.
+#[test]
+fn commits_after_a_switch_to_wal_mode_are_captured() {
+    let Some(mut mount) = Mount::new() else { return };
+    let modes =
+        [("shared.db", "normal", "wal"), ("exclusive.db", "exclusive", "wal"), ("back.db", "exclusive", "delete")];
+    for (name, locking, last) in modes {
+        let db = mount.open(name, "delete");
+        db.pragma_update(None, "locking_mode", locking).unwrap();
+        for mode in ["wal", last] {
+            let now: String = db.query_row(&format!("PRAGMA journal_mode = {mode}"), [], |row| row.get(0)).unwrap();
+            assert_eq!(now, mode, "{name}");
+            insert(&db, 0..5);
+        }
+        if locking == "normal" {
+            // Nothing writes to the database file meanwhile.
+            mount.wait_captured(name);
+        }
+        db.close().unwrap();
+    }
+    mount.stop();
+    for (name, ..) in modes {
+        assert!(mount.restored(name, &[]).unwrap() == mount.logical(name), "{name}");
+    }
+}
+
+/// Nobody else can read what is committed under a lock that is never given up. The daemon does not end as if it had.
+#[test]
+fn what_an_exclusive_lock_hides_is_not_taken_for_captured() {
+    let Some(mut mount) = Mount::new() else { return };
+    mount.stop();
+    mount.start(&["--shutdown-sync-timeout", "1s"]).unwrap();
+    let db = mount.open("a.db", "delete");
+    db.pragma_update(None, "locking_mode", "exclusive").unwrap();
+    db.pragma_update(None, "journal_mode", "wal").unwrap();
+    insert(&db, 0..5);
+    let ended = mount.signal(Signal::TERM);
+    assert!(ended.code == 6 && ended.stderr.contains("a.db"), "{ended:?}");
+}
+
+/// What was committed before the daemon is told to end is in the store after it, also in files that are a moment old.
+#[test]
+fn what_is_made_or_made_anew_right_before_the_end_is_captured() {
+    let Some(mut mount) = Mount::new() else { return };
+    let make = |path: &Path, mode: &str| {
+        let db = Connection::open(path).unwrap();
+        db.pragma_update(None, "journal_mode", mode).unwrap();
+        db.execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b)").unwrap();
+        insert(&db, 0..3);
+    };
+    for (round, pause) in [0, 0, 40, 200].into_iter().enumerate() {
+        let new = format!("new{round}.db");
+        for (name, mode) in [("old.db", "delete"), ("oldwal.db", "wal"), (&new, "delete")] {
+            let path = mount.path(name);
+            if path.exists() {
+                mount.wait_captured(name);
+                for suffix in ["", "-wal", "-shm"] {
+                    let _ = fs::remove_file(mount.path(&format!("{name}{suffix}")));
+                }
+                std::thread::sleep(Duration::from_millis(30));
+            }
+            make(&path, mode);
+        }
+        std::thread::sleep(Duration::from_millis(pause));
+        mount.stop();
+        for name in ["old.db", "oldwal.db", &new] {
+            let restored = mount.restored(name, &[]);
+            assert!(restored.is_some_and(|copy| copy == mount.logical(name)), "{name} after {pause} ms");
+        }
+        mount.start(&[]).unwrap();
+    }
+    mount.stop();
 }
 
 /// Two names of one file are two databases to whoever looks at names. Neither loses anything.
@@ -320,6 +448,10 @@ fn modes_groups_and_holes() {
         shell("mkdir shared; chgrp 1234 shared; chmod 2777 shared; touch shared/file; mkdir shared/folder");
         assert_eq!((made("shared/file").1, made("shared/folder").1), (1234, 1234));
         assert_eq!(made("shared/folder").0 & 0o2000, 0o2000);
+        let set_ids = Mode::from_raw_mode(0o6755);
+        drop(open(mount.path("opened"), OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY, set_ids).unwrap());
+        mknodat(CWD, mount.path("made"), FileType::RegularFile, set_ids, 0).unwrap();
+        assert_eq!((made("opened").0, made("made").0), (0o6755, 0o6755));
     }
     let db = mount.open("a.db", "delete");
     insert(&db, 0..50);
@@ -331,6 +463,21 @@ fn modes_groups_and_holes() {
     insert(&db, 0..1);
     mount.wait_captured("a.db");
     drop(db);
+    mount.stop();
+}
+
+/// SQLite follows two hundred links before it gives up, and needs much stack for that.
+#[test]
+fn a_circle_of_links_in_the_place_of_a_database_ends_nothing() {
+    let Some(mut mount) = Mount::new() else { return };
+    drop(mount.open("a.db", "delete"));
+    fs::remove_file(mount.path("a.db")).unwrap();
+    symlink("b.db", mount.path("a.db")).unwrap();
+    symlink("a.db", mount.path("b.db")).unwrap();
+    let other = mount.open("c.db", "delete");
+    insert(&other, 0..5);
+    mount.wait_captured("c.db");
+    drop(other);
     mount.stop();
 }
 
@@ -450,6 +597,93 @@ fn a_killed_daemon_is_followed_by_one_that_takes_its_mount_away_and_goes_on() {
 }
 
 #[test]
+fn a_file_is_imported_into_a_database_in_use() {
+    let Some(mut mount) = Mount::new() else { return };
+    let source = mount.folder.database("new.db");
+    source.execute_batch("CREATE TABLE u(a); INSERT INTO u VALUES (7), (8)").unwrap();
+    drop(source);
+    for mode in ["wal", "delete"] {
+        let name = format!("{mode}.db");
+        let db = mount.open(&name, mode);
+        insert(&db, 0..50);
+        mount.wait_captured(&name);
+        if mode == "delete" {
+            let refused = mount.folder.run(&["import", "new.db", "--into", &format!("db/{name}")]);
+            assert!(refused.code == 1 && refused.stderr.contains("journal_mode = DELETE there first"), "{refused:?}");
+            let source = Connection::open(mount.folder.path("new.db")).unwrap();
+            source.pragma_update(None, "journal_mode", "delete").unwrap();
+        }
+        let points = mount.points(&name).len();
+        let done = mount.folder.run(&["import", "new.db", "--into", &format!("db/{name}"), "--json"]);
+        assert_eq!((done.code, done.json()["database"].as_str()), (0, Some(&*format!("db/{name}"))), "{done:?}");
+        let sum: i64 = db.query_row("SELECT sum(a) FROM u", [], |row| row.get(0)).unwrap();
+        assert_eq!(sum, 15);
+        let kept: String = db.query_row("PRAGMA journal_mode", [], |row| row.get(0)).unwrap();
+        assert_eq!(kept, mode);
+        mount.wait_captured(&name);
+        assert_eq!(mount.points(&name).len(), points + 1, "one transaction");
+    }
+    mount.folder.write("text", "this is no database, whatever it is called, and not even long");
+    for (source, code) in [("text", 3), ("missing.db", 1)] {
+        assert_eq!(mount.folder.run(&["import", source, "--into", "db/wal.db"]).code, code, "{source}");
+    }
+    let db = Connection::open(mount.path("wal.db")).unwrap();
+    assert_eq!(db.query_row("SELECT sum(a) FROM u", [], |row| row.get::<_, i64>(0)).unwrap(), 15, "as it was");
+    drop(db);
+    mount.stop();
+}
+
+/// What is called like a journal need not be one: nothing is waited for, and no link is followed, least of all back into the mount.
+#[test]
+fn whatever_is_called_like_a_journal_is_removed_at_once() {
+    let Some(mut mount) = Mount::new() else { return };
+    drop(mount.open("a.db", "delete"));
+    // As if a transaction over several databases had just ended.
+    fs::write(mount.path("x-mj0A1B2C9FF"), "").unwrap();
+    fs::remove_file(mount.path("x-mj0A1B2C9FF")).unwrap();
+    for command in ["mkfifo a.db-journal", "ln -s ./uncached a.db-journal", "ln -s a.db-journal a.db-journal"] {
+        let script = format!("{command} && rm a.db-journal");
+        let mut child = Command::new("sh").args(["-c", &script]).current_dir(mount.path("")).spawn().unwrap();
+        wait_for(command, || child.try_wait().unwrap().is_some_and(|status| status.success()));
+    }
+    mount.stop();
+}
+
+/// Commits that nobody had recorded when the daemon was killed are restore points, and so are those made right after it is back.
+#[test]
+fn a_kill_of_the_daemon_folds_no_commits() {
+    let Some(mut mount) = Mount::new() else { return };
+    for mode in ["delete", "persist"] {
+        let name = format!("{mode}.db");
+        let mut db = mount.open(&name, mode);
+        let first = *mount.points(&name).last().unwrap();
+        for _ in 0..3 {
+            let daemon = mount.program.as_ref().unwrap();
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    std::thread::sleep(Duration::from_millis(60));
+                    daemon.signal(Signal::KILL);
+                });
+                while db.execute("INSERT INTO t(b) VALUES (1)", []).is_ok() {}
+            });
+            drop(db);
+            mount.ended();
+            mount.start(&[]).unwrap();
+            db = Connection::open(mount.path(&name)).unwrap();
+            db.busy_timeout(Duration::from_secs(20)).unwrap();
+            db.pragma_update(None, "journal_mode", mode).unwrap();
+            for _ in 0..5 {
+                db.execute("INSERT INTO t(b) VALUES (2)", []).unwrap();
+            }
+        }
+        mount.wait_captured(&name);
+        let rows: i64 = db.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+        mount.check_rows(&name, first, &(0..=rows).collect::<Vec<_>>());
+    }
+    mount.stop();
+}
+
+#[test]
 fn a_write_without_a_journal_is_refused_and_the_database_stays_whole() {
     let Some(mut mount) = Mount::new() else { return };
     let db = mount.open("a.db", "delete");
@@ -519,7 +753,7 @@ fn the_application_is_started_in_the_mount_and_its_status_passed_on() {
     let Some(mut mount) = Mount::new() else { return };
     mount.stop();
     let script = "import sqlite3; c = sqlite3.connect('db/app.db'); c.execute('create table t(a)'); c.execute('insert into t values (7)'); c.commit()";
-    mount.folder.write("app.py", format!("{script}\nimport sys, time; time.sleep(1); sys.exit(7)"));
+    mount.folder.write("app.py", format!("{script}\nimport sys; sys.exit(7)"));
     let ended = mount.folder.run(&Mount::arguments(&["--exec", "python3 app.py"]));
     assert_eq!(ended.code, 7, "{ended:?}");
     mount.restored("app.db", &[]).unwrap();

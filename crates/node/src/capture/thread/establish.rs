@@ -245,6 +245,11 @@ impl CaptureThread {
         }
     }
 
+    /// Whether a snapshot waits to be sent: what the log leads on from is not known before.
+    pub(in crate::capture) fn has_spooled(&self) -> bool {
+        self.spooled.is_some()
+    }
+
     /// Space that is free where the state folder lies, in bytes, where the system tells.
     fn free_bytes(&self) -> Option<u64> {
         let stat = rustix::fs::statvfs(&self.config.meta_path).ok()?;
