@@ -156,7 +156,11 @@ fn open(thread: &mut CaptureThread) -> Result<SessionEnd, SessionEnd> {
     let path = thread.config.path.clone();
     let file = match std::fs::metadata(&path) {
         Ok(file) => file,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+        // Links in a circle lead to no file either.
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+                || error.raw_os_error() == Some(libc::ELOOP) =>
+        {
             return Err(HandleError::Missing.into());
         }
         // Nobody knows what is there.
