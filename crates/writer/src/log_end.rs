@@ -1,7 +1,7 @@
 //! Where the log of a database ends in a store.
 //!
 //! Four requests when the local state tells where to look and nobody has claimed the manifest since: identity, manifest, the last
-//! segment, which must be there, and the next, which must not. Otherwise the log is listed.
+//! segment, which must end at the position that is looked for, and the next, which must not be there. Otherwise the log is listed.
 //!
 //! # Which segment is the last that counts
 //!
@@ -16,17 +16,15 @@ use futures_util::stream::{self, StreamExt, TryStreamExt};
 use rhyolite_format::identity::Identity;
 use rhyolite_format::manifest::Manifest;
 use rhyolite_format::segment::{FOOTER_SIZE, HEADER_SIZE, Segment, SegmentHeader, decode_footer, decode_index};
-use rhyolite_format::{Epoch, Nonce, Pos, Seq, keys};
+use rhyolite_format::{Epoch, Pos, Seq, keys};
 use rhyolite_logic::lease::Guards;
 use rhyolite_logic::log::VoidRule;
 use rhyolite_store::{LIST_PAGE, Store, StoreError, StoreErrorKind, Version};
 
 use crate::manifest_swap::{self, ManifestError};
 
-/// A segment up to this size is read whole to learn what it holds.
-const WHOLE_BYTES_MAX: u64 = 1 << 20;
-/// So much of the end of a larger one is read at first.
-const TAIL_BYTES: u64 = 64 << 10;
+/// So much of the end of a segment is read at first, to learn what it holds: all of most of them.
+const TAIL_BYTES: u64 = 1 << 20;
 /// Headers that are read at a time.
 const HEADERS_AT_ONCE: usize = 16;
 /// So often a log is looked at again that a new writer went on with meanwhile.
@@ -58,8 +56,6 @@ pub struct LogEnd {
     pub pos: Option<Pos>,
     /// The sequence number of the next segment.
     pub next_seq: Seq,
-    /// Who wrote the last segment.
-    pub last_nonce: Option<Nonce>,
 }
 
 /// Finds the end. `None` in an empty store.
@@ -94,10 +90,9 @@ pub async fn find(store: &Arc<dyn Store>, guards: Guards, hint: Option<Hint>) ->
             manifest_version: Some(version),
             epoch: Some(manifest.epoch),
             pos: from_manifest,
-            last_nonce: None,
         };
         let found = match hint.filter(|h| h.next_seq >= manifest.first_seq && h.epoch == manifest.epoch) {
-            Some(hint) if is_end(&**store, &manifest, hint.next_seq).await? => {
+            Some(hint) if is_end(&**store, &manifest, &end, hint).await? => {
                 end.next_seq = hint.next_seq;
                 end.pos = later(end.pos, Some(hint.pos));
                 true
@@ -130,22 +125,30 @@ async fn without_identity(store: &Arc<dyn Store>) -> Result<Option<LogEnd>, Mani
 fn without_manifest(identity: Identity) -> LogEnd {
     let next_seq = Seq::FIRST;
     let (manifest, manifest_version, epoch) = (None, None, None);
-    LogEnd { identity, manifest, manifest_version, epoch, pos: None, next_seq, last_nonce: None }
+    LogEnd { identity, manifest, manifest_version, epoch, pos: None, next_seq }
 }
 
 fn later(a: Option<Pos>, b: Option<Pos>) -> Option<Pos> {
     [a, b].into_iter().flatten().max_by_key(|p| p.txid)
 }
 
-/// Whether `seq` is the first sequence number without a segment: it has none, and the one before it has, or is in a bundle. A
-/// store that was put back to an older state is not taken for one that has everything.
-async fn is_end(store: &dyn Store, manifest: &Manifest, seq: Seq) -> Result<bool, StoreError> {
-    if !is_free(store, seq).await? {
+/// Whether the log ends where `hint` says: its next segment is not there, and what comes before that ends at its position. Numbers alone say nothing: another
+/// store of the same database has the same ones, and so has this store after it was put back to an older state. `end` is what the manifest says.
+async fn is_end(store: &dyn Store, manifest: &Manifest, end: &LogEnd, hint: Hint) -> Result<bool, ManifestError> {
+    if !is_free(store, hint.next_seq).await? {
         return Ok(false);
     }
-    match seq.previous().filter(|before| *before >= manifest.first_seq) {
-        Some(before) => Ok(!is_free(store, before).await?),
-        None => Ok(true),
+    let Some(last) = hint.next_seq.previous().filter(|last| *last >= manifest.first_seq) else {
+        return Ok(end.pos == Some(hint.pos));
+    };
+    match read_index(store, last).await {
+        Ok(segment) => {
+            let header = &segment.header;
+            let is_ours = header.lineage == end.identity.lineage && header.epoch == manifest.epoch;
+            Ok(is_ours && segment.end() == Some(hint.pos))
+        }
+        Err(ManifestError::Store(error)) if error.kind == StoreErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -169,10 +172,9 @@ async fn walk(
     if Some(store.head(keys::MANIFEST).await?.version) != end.manifest_version {
         return Ok(false);
     }
-    end.next_seq = segments.last().map_or(manifest.first_seq, |(seq, _)| seq.next());
-    let Some((last, size)) = segments.last().copied() else { return Ok(true) };
-    let newest = read_index(&**store, last, size).await?;
-    end.last_nonce = Some(newest.header.nonce);
+    end.next_seq = segments.last().map_or(manifest.first_seq, |last| last.next());
+    let Some(last) = segments.last().copied() else { return Ok(true) };
+    let newest = read_index(&**store, last).await?;
     let live = if newest.header.epoch == manifest.epoch && newest.end().is_some() {
         segments
     } else {
@@ -180,8 +182,8 @@ async fn walk(
         end.epoch = end.epoch.max(epochs.iter().copied().max());
         if guards.void_rule { without_void(manifest, &segments, &epochs) } else { segments }
     };
-    for (seq, size) in live.into_iter().rev() {
-        let segment = if seq == last { newest.clone() } else { read_index(&**store, seq, size).await? };
+    for seq in live.into_iter().rev() {
+        let segment = if seq == last { newest.clone() } else { read_index(&**store, seq).await? };
         if segment.header.lineage != end.identity.lineage {
             let text = format!("segment {seq} in {} belongs to another history", store.describe());
             return Err(ManifestError::Damaged(text));
@@ -194,22 +196,22 @@ async fn walk(
     Ok(true)
 }
 
-/// The live log as it is listed: sequence numbers and sizes, without a hole.
-async fn list(store: &Arc<dyn Store>, manifest: &Manifest) -> Result<Vec<(Seq, u64)>, ManifestError> {
-    let mut segments: Vec<(Seq, u64)> = Vec::new();
+/// The live log as it is listed, without a hole.
+async fn list(store: &Arc<dyn Store>, manifest: &Manifest) -> Result<Vec<Seq>, ManifestError> {
+    let mut segments: Vec<Seq> = Vec::new();
     let mut after = manifest.first_seq.previous().map(keys::segment);
     loop {
         let page = store.list_after(keys::LOG_PREFIX.trim_end_matches('/'), after.as_deref(), LIST_PAGE).await?;
         let last = page.len() < LIST_PAGE;
         after = page.last().map(|e| e.key.clone());
-        segments.extend(page.iter().filter_map(|e| Some((keys::parse_segment(&e.key)?, e.size))));
+        segments.extend(page.iter().filter_map(|e| keys::parse_segment(&e.key)));
         if last {
             break;
         }
     }
-    segments.retain(|(seq, _)| *seq >= manifest.first_seq);
+    segments.retain(|seq| *seq >= manifest.first_seq);
     let mut expected = manifest.first_seq;
-    for (seq, _) in &segments {
+    for seq in &segments {
         if *seq != expected {
             return Err(ManifestError::Damaged(format!("segment {expected} is missing in {}", store.describe())));
         }
@@ -219,8 +221,8 @@ async fn list(store: &Arc<dyn Store>, manifest: &Manifest) -> Result<Vec<(Seq, u
 }
 
 /// The epoch of every segment.
-async fn epochs(store: &Arc<dyn Store>, segments: &[(Seq, u64)]) -> Result<Vec<Epoch>, ManifestError> {
-    let headers: Vec<_> = segments.iter().map(|(seq, _)| epoch_of(Arc::clone(store), *seq)).collect();
+async fn epochs(store: &Arc<dyn Store>, segments: &[Seq]) -> Result<Vec<Epoch>, ManifestError> {
+    let headers: Vec<_> = segments.iter().map(|seq| epoch_of(Arc::clone(store), *seq)).collect();
     stream::iter(headers).buffered(HEADERS_AT_ONCE).try_collect().await
 }
 
@@ -232,23 +234,22 @@ async fn epoch_of(store: Arc<dyn Store>, seq: Seq) -> Result<Epoch, ManifestErro
 }
 
 /// Leaves void segments out.
-fn without_void(manifest: &Manifest, segments: &[(Seq, u64)], epochs: &[Epoch]) -> Vec<(Seq, u64)> {
+fn without_void(manifest: &Manifest, segments: &[Seq], epochs: &[Epoch]) -> Vec<Seq> {
     let mut rule = VoidRule::after(manifest);
     let judged = segments.iter().zip(epochs);
     judged.filter(|(_, epoch)| rule.counts(**epoch)).map(|(segment, _)| *segment).collect()
 }
 
 /// Header and entries of one segment.
-async fn read_index(store: &dyn Store, seq: Seq, size: u64) -> Result<Segment, ManifestError> {
+async fn read_index(store: &dyn Store, seq: Seq) -> Result<Segment, ManifestError> {
     let key = keys::segment(seq);
     let damaged = |e| ManifestError::Damaged(format!("{key} in {}: {e}", store.describe()));
-    if size <= WHOLE_BYTES_MAX {
-        let object = store.get(&key).await?;
-        return Segment::decode(&object.bytes).map_err(damaged);
+    let mut tail = store.get_tail(&key, TAIL_BYTES).await?;
+    if tail.bytes.len() as u64 == tail.size {
+        return Segment::decode(&tail.bytes).map_err(damaged);
     }
     let head = store.get_range(&key, 0..HEADER_SIZE as u64).await?;
     let header = SegmentHeader::decode(&head).map_err(damaged)?;
-    let mut tail = store.get_tail(&key, TAIL_BYTES).await?;
     let index = decode_footer(&tail.bytes, tail.size).map_err(damaged)?;
     let needed = tail.size - index.start;
     assert!(needed >= FOOTER_SIZE as u64, "the footer lies after the entries");

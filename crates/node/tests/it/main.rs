@@ -14,6 +14,7 @@ mod history_builder;
 mod lease;
 mod litefs;
 mod litestream;
+mod log_end;
 mod many;
 #[cfg(target_os = "linux")]
 mod mount;
