@@ -108,6 +108,38 @@ pub fn continues(captured: Captured, live: Live, backfill: u32) -> bool {
         && (captured.frame == live.max_frame || backfill < live.max_frame)
 }
 
+/// A transaction that was captured before anybody could know whether it is a commit: complete frames behind the last committed one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promise {
+    /// What the wal-index said when it was captured.
+    pub before: Live,
+    /// Its last frame, of the generation of `before`.
+    pub last: u32,
+}
+
+/// What became of a [`Promise`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promised {
+    /// Nothing that shows: its writer may be about to commit it, or gone.
+    Open,
+    /// It is committed, and capture goes on after it.
+    Kept,
+    /// Something else was committed in its place: what was captured is not what the database holds.
+    Broken,
+}
+
+/// Decides after a look at the live header. `is_there` tells whether the last frame is the one that was captured, looked at after `live`: committed
+/// frames are not rewritten (rule 4), so one that is there with `max_frame` beyond it is committed.
+pub fn promised(promise: &Promise, live: Live, is_there: bool) -> Promised {
+    if live == promise.before {
+        Promised::Open
+    } else if live.salt == promise.before.salt && live.max_frame >= promise.last && is_there {
+        Promised::Kept
+    } else {
+        Promised::Broken
+    }
+}
+
 /// When to checkpoint the user's database. Sizes are in bytes of WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CheckpointPolicy {
@@ -208,6 +240,20 @@ mod tests {
         assert!(continues(1, 12, 11) && continues(1, 12, 0), "a frame is left that keeps the WAL from being reset");
         assert!(!continues(1, 12, 12), "everything is backfilled");
         assert!(!continues(1, 9, 0) && !continues(2, 10, 0));
+    }
+
+    #[test]
+    fn a_promise_is_kept_by_the_very_frames_that_were_captured() {
+        let promise = Promise { before: Live { salt: salt(1), max_frame: 10 }, last: 13 };
+        let became = |n, max_frame, is_there| promised(&promise, Live { salt: salt(n), max_frame }, is_there);
+        assert_eq!(became(1, 10, true), Promised::Open);
+        assert_eq!(became(1, 10, false), Promised::Open, "overwritten, and nothing is committed yet");
+        assert_eq!(became(1, 13, true), Promised::Kept);
+        assert_eq!(became(1, 20, true), Promised::Kept, "others came after it");
+        assert_eq!(became(1, 13, false), Promised::Broken, "as long, and another");
+        assert_eq!(became(1, 12, true), Promised::Broken, "a shorter one before frames that are left over");
+        assert_eq!(became(1, 9, true), Promised::Broken);
+        assert_eq!(became(2, 13, true), Promised::Broken);
     }
 
     #[test]

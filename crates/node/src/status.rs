@@ -109,11 +109,13 @@ pub enum DiffReason {
     LogFull,
     /// A commit that came out of the WAL did not join what was captured before.
     Chain,
+    /// A transaction that the durability gate had captured before its end was not committed.
+    Promise,
 }
 
 impl DiffReason {
     /// Every reason.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::WalReset,
         Self::StateMissing,
         Self::StateDamaged,
@@ -122,6 +124,7 @@ impl DiffReason {
         Self::RollbackMode,
         Self::LogFull,
         Self::Chain,
+        Self::Promise,
     ];
 
     /// The name in metrics and JSON.
@@ -135,6 +138,7 @@ impl DiffReason {
             Self::RollbackMode => "rollback-mode",
             Self::LogFull => "log-full",
             Self::Chain => "chain",
+            Self::Promise => "promise",
         }
     }
 }
@@ -280,6 +284,9 @@ pub struct Figures {
     pub log_bytes: u64,
     /// What was captured.
     pub captured: Captured,
+    /// Transactions that were committed without waiting for the store, although `durability` asks for it: `synchronous` is not FULL.
+    #[serde(default)]
+    pub ungated: u64,
     /// What was uploaded.
     pub uploaded: Uploaded,
     /// Checkpoints of ours.

@@ -14,7 +14,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -22,6 +22,7 @@ use std::time::SystemTime;
 use rhyolite_format::{PageCount, PageNumber, PageSize, Pos, Timestamp};
 
 use super::backlog::{Backlog, Keeper, Room};
+use super::gate::Ticket;
 use super::watch::Wake;
 
 /// Bytes of pages that wait at most. A larger transaction, or a longer line, is found by comparing all pages.
@@ -66,20 +67,21 @@ impl Commit {
 pub struct CommitLines {
     lines: Mutex<HashMap<u64, Arc<CommitLine>>>,
     bell: Sender<Wake>,
+    is_gated: bool,
 }
 
 impl CommitLines {
-    /// None yet.
+    /// None yet. With `is_gated` commits are to wait for the store.
     ///
     /// # Errors
     /// There can be no thread.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(is_gated: bool) -> io::Result<Self> {
         let (bell, asked) = mpsc::channel::<Wake>();
         // It ends with the last line.
         std::thread::Builder::new()
             .name("commits".to_owned())
             .spawn(move || asked.iter().for_each(|wake| wake.ring()))?;
-        Ok(Self { lines: Mutex::default(), bell })
+        Ok(Self { lines: Mutex::default(), bell, is_gated })
     }
 
     /// The line of the file with this inode, if there is one by now.
@@ -90,7 +92,7 @@ impl CommitLines {
     /// The line of the file with this inode.
     pub fn of(&self, inode: u64) -> Arc<CommitLine> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = || Arc::new(CommitLine::new(self.bell.clone()));
+        let made = || Arc::new(CommitLine::new(self.bell.clone(), self.is_gated));
         Arc::clone(lines.entry(inode).or_insert_with(made))
     }
 }
@@ -99,6 +101,8 @@ impl CommitLines {
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) commit: Commit,
+    /// Who waits for it; it is not committed yet.
+    pub(super) ticket: Option<Ticket>,
     /// Where it lies in the backlog.
     kept_at: Option<u64>,
 }
@@ -117,9 +121,37 @@ struct Queue {
     is_called: bool,
 }
 
+/// Those who wait for what is in the WAL.
+#[derive(Debug, Default)]
+struct Syncs {
+    waiting: Vec<Ticket>,
+    /// Rings for whoever follows the WAL.
+    wake: Option<Wake>,
+    /// So many have begun to follow.
+    attendant: u64,
+}
+
+/// Whether commits wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GateState {
+    /// They need not.
+    Open,
+    /// They do if the database was ever captured.
+    Unknown,
+    /// They do.
+    Closed,
+}
+
+const GATE_OPEN: u8 = 0;
+const GATE_UNKNOWN: u8 = 1;
+const GATE_CLOSED: u8 = 2;
+
 /// Commits of one database that are still to be recorded.
 #[derive(Debug)]
 pub struct CommitLine {
+    is_gated: bool,
+    gate: AtomicU8,
+    syncs: Mutex<Syncs>,
     is_listening: AtomicBool,
     /// The database was captured as it is, or nobody knows when it will be.
     is_opened: AtomicBool,
@@ -130,8 +162,11 @@ pub struct CommitLine {
 }
 
 impl CommitLine {
-    fn new(bell: Sender<Wake>) -> Self {
+    fn new(bell: Sender<Wake>, is_gated: bool) -> Self {
         Self {
+            is_gated,
+            gate: AtomicU8::new(if is_gated { GATE_UNKNOWN } else { GATE_OPEN }),
+            syncs: Mutex::default(),
             is_listening: AtomicBool::new(false),
             is_opened: AtomicBool::new(false),
             captured: Mutex::default(),
@@ -164,7 +199,73 @@ impl CommitLine {
         if !self.is_listening() {
             *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.is_opened.store(false, Ordering::SeqCst);
+            self.set_gate(GATE_UNKNOWN);
         }
+    }
+
+    fn set_gate(&self, state: u8) {
+        self.gate.store(if self.is_gated { state } else { GATE_OPEN }, Ordering::SeqCst);
+    }
+
+    /// Whether commits are to wait for the store.
+    pub(super) fn is_gated(&self) -> bool {
+        self.is_gated
+    }
+
+    /// Whether commits wait for the store now.
+    pub fn gate(&self) -> GateState {
+        match self.gate.load(Ordering::SeqCst) {
+            GATE_OPEN => GateState::Open,
+            GATE_UNKNOWN => GateState::Unknown,
+            _ => GateState::Closed,
+        }
+    }
+
+    /// The database is captured: from here on its commits wait, and `wake` is rung for them until the result is dropped.
+    pub(super) fn close_gate(self: Arc<Self>, wake: Wake) -> Attending {
+        let mut syncs = self.syncs();
+        syncs.wake = Some(wake);
+        syncs.attendant += 1;
+        let attendant = syncs.attendant;
+        drop(syncs);
+        self.set_gate(GATE_CLOSED);
+        Attending { line: self, attendant }
+    }
+
+    /// The database is not replicated any more: nobody would answer.
+    pub fn release(&self) {
+        self.set_gate(GATE_OPEN);
+    }
+
+    /// Waits for what is in the WAL now.
+    pub fn sync(&self, ticket: Ticket) {
+        let mut syncs = self.syncs();
+        syncs.waiting.push(ticket);
+        if let Some(wake) = syncs.wake.clone() {
+            let sent = self.bell.send(wake);
+            assert!(sent.is_ok(), "the thread that rings lives as long as a line");
+        }
+    }
+
+    /// Those who wait for what is in the WAL.
+    pub(super) fn take_syncs(&self) -> Vec<Ticket> {
+        std::mem::take(&mut self.syncs().waiting)
+    }
+
+    /// Whether somebody waits for what is in the WAL.
+    pub(super) fn has_syncs(&self) -> bool {
+        !self.syncs().waiting.is_empty()
+    }
+
+    /// They wait on.
+    pub(super) fn put_syncs_back(&self, mut waiting: Vec<Ticket>) {
+        let mut syncs = self.syncs();
+        waiting.append(&mut syncs.waiting);
+        syncs.waiting = waiting;
+    }
+
+    fn syncs(&self) -> MutexGuard<'_, Syncs> {
+        self.syncs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn note_captured(&self, pos: Pos, time: Timestamp) {
@@ -173,13 +274,22 @@ impl CommitLine {
 
     /// Adds a commit, and keeps it in the backlog.
     pub fn push(&self, commit: Commit, keeper: &mut Keeper) {
+        self.put(commit, None, keeper);
+    }
+
+    /// Adds a commit that is about to end, and waits for its being told.
+    pub fn promise(&self, commit: Commit, ticket: Ticket, keeper: &mut Keeper) {
+        self.put(commit, Some(ticket), keeper);
+    }
+
+    fn put(&self, commit: Commit, ticket: Option<Ticket>, keeper: &mut Keeper) {
         self.change(|queue| {
             queue.bytes += commit.bytes();
             if queue.bytes > QUEUE_BYTES_MAX {
                 queue.cut();
             } else if !queue.is_cut {
                 let kept_at = queue.keep(&commit, keeper);
-                queue.commits.push_back(Waiting { commit, kept_at });
+                queue.commits.push_back(Waiting { commit, ticket, kept_at });
             }
         });
     }
@@ -218,6 +328,24 @@ impl CommitLine {
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The one who is rung for.
+#[derive(Debug)]
+pub(super) struct Attending {
+    line: Arc<CommitLine>,
+    /// The how manieth of this line it is.
+    attendant: u64,
+}
+
+impl Drop for Attending {
+    fn drop(&mut self) {
+        let mut syncs = self.line.syncs();
+        if syncs.attendant == self.attendant {
+            // Its descriptor is ours, and whoever holds the line last may have other ones.
+            syncs.wake = None;
+        }
     }
 }
 
@@ -350,7 +478,7 @@ mod tests {
 
     #[test]
     fn only_while_somebody_listens_and_never_more_than_fits() {
-        let lines = CommitLines::new().unwrap();
+        let lines = CommitLines::new(false).unwrap();
         let line = lines.of(7);
         let mut keeper = Keeper::default();
         line.push(commit(10), &mut keeper);

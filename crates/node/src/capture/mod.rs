@@ -15,6 +15,7 @@
 
 pub mod backlog;
 pub mod commits;
+pub mod gate;
 pub mod handle;
 pub mod local_log;
 pub mod restamp;
@@ -25,6 +26,7 @@ pub mod thread;
 
 mod frames;
 mod guard;
+mod promise;
 mod recorder;
 mod rollback;
 mod session;

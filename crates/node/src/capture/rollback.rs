@@ -40,6 +40,8 @@ const GIVE_WAY_MAX: u32 = 3;
 const REST_FACTOR: u32 = 4;
 /// Time between looks at a database that is not idle.
 const NAP: Duration = Duration::from_millis(20);
+/// Longest wait for a lock that the holder may give up only when we have taken its commit.
+const LOCK_WAIT_GATED: Duration = Duration::from_millis(5);
 /// Kept out for longer than this, the status says why.
 const KEPT_OUT_SILENTLY: Duration = Duration::from_secs(1);
 
@@ -138,6 +140,7 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
                 if kept_out.get_or_insert_with(Instant::now).elapsed() > KEPT_OUT_SILENTLY {
                     thread.set_waiting(reason);
                 }
+                thread.pass_on_recorded()?;
                 thread.wait(NAP);
                 continue;
             }
@@ -147,6 +150,7 @@ pub(super) fn follow(thread: &mut CaptureThread, handle: &Handle) -> Result<Sess
                 watch = None;
                 thread.status.set_state(State::Replicating);
                 thread.note_opened();
+                thread.close_gate();
             }
             Ok(Looked::Nothing) if kept_out.is_some() => thread.status.set_state(State::Replicating),
             Ok(Looked::Nothing) => {}
@@ -260,7 +264,7 @@ impl Follower<'_> {
         if self.seen.is_some() && !self.must_compare && read_mark(self.handle, &thread.config.path).is_ok_and(is_seen) {
             return Ok(nothing);
         }
-        self.handle.begin_read()?;
+        self.begin_read(thread)?;
         let hold = self.given_way >= GIVE_WAY_MAX;
         let began = Instant::now();
         let looked = self.look_locked(thread, hold);
@@ -277,6 +281,17 @@ impl Follower<'_> {
         thread.send_spooled()?;
         thread.save_state(None).map_err(RecordError::Log)?;
         Ok(looked)
+    }
+
+    /// Gets the lock. A writer that waits for us has it: then there is a commit to take first.
+    fn begin_read(&self, thread: &CaptureThread) -> Result<(), HandleError> {
+        if !thread.is_gated() {
+            return self.handle.begin_read();
+        }
+        self.handle.set_busy_timeout(LOCK_WAIT_GATED)?;
+        let begun = self.handle.begin_read();
+        self.handle.set_busy_timeout(thread.config.busy_timeout)?;
+        begun
     }
 
     /// What the files look like, if nothing was written since the last capture. Under the lock nobody is within a commit.
@@ -379,17 +394,24 @@ impl Follower<'_> {
             }
         };
         let mut recorded = Ok(true);
-        for waiting in &commits {
-            recorded = record(thread, &waiting.commit, |pos| listening.mark(waiting, pos));
+        let mut tickets = Vec::new();
+        for mut waiting in commits {
+            let before = thread.recorder().pos().txid;
+            recorded = record(thread, &waiting.commit, |pos| listening.mark(&waiting, pos));
             match &recorded {
                 Ok(true) => self.seen = Some(waiting.commit.mark),
                 _ => break,
+            }
+            match waiting.ticket.take() {
+                Some(ticket) => tickets.push(ticket),
+                None => thread.note_ungated(before),
             }
         }
         // What was recorded before an error is whole and stays.
         thread.recorder().flush().map_err(RecordError::Log)?;
         thread.publish();
         self.must_compare = !recorded?;
+        thread.hold(tickets);
         if !self.must_compare {
             listening.settle(thread.recorder().pos());
         }

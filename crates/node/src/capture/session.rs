@@ -14,7 +14,6 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use rhyolite_format::ltx::Packing;
 use rhyolite_format::sqlite::header::DatabaseHeader;
 use rhyolite_format::sqlite::wal::{FRAME_HEADER_SIZE, Salt, frame_offset, frame_size};
 use rhyolite_format::sqlite::wal_index::WalIndex;
@@ -25,6 +24,7 @@ use rhyolite_logic::tail::{self, Captured, Checkpoint, CheckpointPolicy, Live, S
 
 use super::frames::{FrameReader, FrameRun};
 use super::handle::{CheckpointResult, Handle, HandleError};
+use super::promise::Pending;
 use super::recorder::RecordError;
 use super::rollback;
 use super::thread::{CaptureThread, Stop};
@@ -32,6 +32,11 @@ use super::view::View;
 use super::watch::FileWatch;
 use crate::status::{self, DiffReason, State};
 use crate::time;
+
+mod load;
+mod promised;
+
+use load::Load;
 
 /// Longest wait for the write lock before a checkpoint is put off.
 const WRITE_LOCK_WAIT: Duration = Duration::from_millis(4);
@@ -57,10 +62,6 @@ const CHECKPOINT_GAP: (Duration, Duration) = (Duration::from_millis(4), Duration
 pub(super) const PARK_GAP: Duration = Duration::from_millis(500);
 /// Shortest time between attempts to leave the first read mark, which another reader may hold for long.
 const FIRST_MARK_GAP: Duration = Duration::from_millis(20);
-/// Above this many captured bytes per second pages are stored instead of compressed: LZ4 is four fifths of the cost. Below, what is
-/// not written to the disk does not keep the application waiting for it.
-const PACK_BYTES_PER_SECOND: u64 = 64 << 20;
-
 /// Why a session ended.
 #[derive(Debug)]
 pub(super) enum SessionEnd {
@@ -195,6 +196,8 @@ struct WalSession {
     free: Handle,
     page_size: PageSize,
     captured: Captured,
+    /// The log ends with a transaction that is not committed yet, as far as is known.
+    pending: Option<Pending>,
     reader: FrameReader,
     policy: CheckpointPolicy,
     /// The last look found a commit at this time.
@@ -246,13 +249,6 @@ impl Backfill {
     }
 }
 
-/// Captured bytes per second, to choose how pages are packed.
-#[derive(Debug)]
-struct Load {
-    since: Instant,
-    bytes: u64,
-}
-
 impl WalSession {
     fn begin(thread: &mut CaptureThread, pinned: Handle, free: Handle) -> Result<Self, SessionEnd> {
         pinned.begin_read()?;
@@ -277,6 +273,7 @@ impl WalSession {
             free,
             page_size: moment.page_size,
             captured,
+            pending: None,
             reader: FrameReader::default(),
             policy,
             active: now,
@@ -292,18 +289,28 @@ impl WalSession {
             gave_way: now,
             checkpoint_gap: CHECKPOINT_GAP.0,
             watch: None,
-            load: Load { since: now, bytes: 0 },
+            load: Load::new(),
         };
         session.save_state(thread)?;
         thread.status.set_state(State::Replicating);
         thread.note_opened();
+        thread.close_gate();
         Ok(session)
     }
 
     fn follow(mut self, thread: &mut CaptureThread) -> Result<SessionEnd, SessionEnd> {
+        let ended = self.follow_to_the_end(thread);
+        if self.pending.is_some() {
+            // The log ends with what the database may not hold.
+            thread.doubt(DiffReason::Promise);
+        }
+        ended
+    }
+
+    fn follow_to_the_end(&mut self, thread: &mut CaptureThread) -> Result<SessionEnd, SessionEnd> {
         loop {
             let stop = thread.take_messages();
-            let captured = self.capture(thread)?;
+            let captured = self.capture(thread)? | self.capture_promised(thread)?;
             if captured {
                 self.active = Instant::now();
                 self.has_captured = true;
@@ -312,7 +319,10 @@ impl WalSession {
             }
             match stop {
                 // What was committed before the one that is under way is captured as soon as the header can be read.
-                Some(Stop::Shutdown) if self.unreadable.is_some() && !thread.is_uploader_gone() => {
+                Some(Stop::Shutdown)
+                    if (self.unreadable.is_some() || self.pending.is_some()) && !thread.is_uploader_gone() =>
+                {
+                    thread.pass_on()?;
                     thread.wait(NAP.0);
                     continue;
                 }
@@ -365,6 +375,9 @@ impl WalSession {
     fn capture_frames(&mut self, thread: &mut CaptureThread) -> Result<Look, SessionEnd> {
         let Some(index) = self.live_index()? else { return Ok(Look::Unreadable) };
         let live = Live { salt: index.header.salt, max_frame: index.header.max_frame };
+        if !self.settle_promise(thread, live)? {
+            return Ok(Look::Nothing);
+        }
         let step = tail::next_step(self.captured, live);
         if matches!(step, Step::Frames { .. }) && !self.is_captured_frame_there(thread)? {
             let text = "the WAL has other frames than were captured".to_owned();
@@ -381,7 +394,9 @@ impl WalSession {
                 ));
             }
         };
+        let before = thread.recorder().pos().txid;
         self.record(thread, FrameRun { salt: live.salt, page_size: self.page_size, first, last })?;
+        thread.note_ungated(before);
         self.captured = Captured { salt: live.salt, frame: last };
         self.save_state(thread)?;
         Ok(Look::Frames)
@@ -476,6 +491,11 @@ impl WalSession {
             Checkpoint::No => {
                 self.rested = true;
                 return Ok(());
+            }
+            _ if thread.is_gated() => {
+                if !self.checkpoint_gated(thread)? {
+                    return Ok(());
+                }
             }
             Checkpoint::Passive => self.checkpoint_passive(thread)?,
             Checkpoint::Locked => {
@@ -652,7 +672,8 @@ impl WalSession {
     /// needed, which is held for a few looks, and not waited for.
     fn mark_at_rest(&mut self, thread: &mut CaptureThread) -> Result<Option<DatabaseMark>, SessionEnd> {
         let too_soon = self.tried_to_park.is_some_and(|tried| tried.elapsed() < PARK_GAP);
-        if too_soon || !thread.may_park(self.active.elapsed(), self.has_captured) {
+        let is_open = self.pending.is_some();
+        if too_soon || is_open || !thread.may_park(self.active.elapsed(), self.has_captured) {
             return Ok(None);
         }
         self.tried_to_park = Some(Instant::now());
@@ -687,7 +708,7 @@ impl WalSession {
 
     fn nap(&mut self, thread: &CaptureThread) {
         let quiet = self.active.elapsed();
-        if quiet < IDLE_AFTER || thread.has_unsent() {
+        if quiet < IDLE_AFTER || thread.has_unsent() || self.pending.is_some() {
             thread.wait((quiet / 16).clamp(NAP.0, NAP.1));
             return;
         }
@@ -708,7 +729,7 @@ impl WalSession {
     }
 
     fn save_state(&self, thread: &mut CaptureThread) -> Result<(), SessionEnd> {
-        let position = if self.captured.frame == 0 {
+        let position = if self.captured.frame == 0 || self.pending.is_some() {
             None
         } else {
             let mut frame_header = [0; FRAME_HEADER_SIZE];
@@ -717,16 +738,6 @@ impl WalSession {
             there.then_some(WalPosition { salt: self.captured.salt, frame: self.captured.frame, frame_header })
         };
         thread.save_state(position).map_err(|e| RecordError::Log(e).into())
-    }
-}
-
-impl Load {
-    fn packing(&mut self, bytes: u64) -> Packing {
-        if self.since.elapsed() >= Duration::from_secs(1) {
-            *self = Self { since: Instant::now(), bytes: self.bytes / 2 };
-        }
-        self.bytes += bytes;
-        if self.bytes > PACK_BYTES_PER_SECOND { Packing::Stored } else { Packing::Lz4 }
     }
 }
 

@@ -20,7 +20,8 @@ use rhyolite_logic::tail::{self, Captured, Live};
 use tokio::sync::mpsc::Sender;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-use super::commits::{CommitLine, CommitLines};
+use super::commits::{Attending, CommitLine, CommitLines};
+use super::gate::Ticket;
 use super::handle::Handle;
 use super::local_log::{LocalLog, SealedSegment, Writer};
 use super::recorder::{RecordError, Recorder};
@@ -34,6 +35,7 @@ use crate::status::{DatabaseStatus, DiffReason};
 
 mod ends;
 mod establish;
+mod gate;
 mod lines;
 
 /// Segments that may be on their way to the store at a time: one is sent, the next is ready.
@@ -178,6 +180,9 @@ pub struct CaptureThread {
     /// Where commits of the file come from, if somebody sees them, and whether those who do know that the database is open.
     line: Option<Arc<CommitLine>>,
     is_door_open: bool,
+    /// Those who wait until the store has everything up to here.
+    held: Vec<(Pos, Ticket)>,
+    attending: Option<Attending>,
 }
 
 /// When databases are parked, as all of the process have it.
@@ -323,6 +328,8 @@ impl CaptureThread {
             spooled: None,
             line: None,
             is_door_open: false,
+            held: Vec::new(),
+            attending: None,
         })
     }
 
@@ -493,6 +500,7 @@ impl CaptureThread {
         if let Some(error) = large.then(|| self.trim(keep / 2)).and_then(Result::err) {
             self.complain(&format!("trim the local log: {error}"));
         }
+        self.answer_held();
         self.publish();
     }
 
@@ -511,13 +519,20 @@ impl CaptureThread {
     /// Seals what is due and hands it to the uploader.
     pub(super) fn pass_on(&mut self) -> Result<(), SessionEnd> {
         let Some(Known::Recorded(recorder)) = self.known.as_ref() else { return Ok(()) };
-        let (open_bytes, pos) = (recorder.log.open_bytes(), recorder.pos());
+        let pos = recorder.pos();
         // They came before the last look, which has captured what they ask for.
         for sync in self.syncs.drain(..) {
             self.sync_now = true;
             // Whoever asked may not wait any more.
             let _ = sync.send(pos);
         }
+        self.pass_on_recorded()
+    }
+
+    /// The same after a look that came to nothing.
+    pub(super) fn pass_on_recorded(&mut self) -> Result<(), SessionEnd> {
+        let Some(Known::Recorded(recorder)) = self.known.as_ref() else { return Ok(()) };
+        let open_bytes = recorder.log.open_bytes();
         if open_bytes == 0 {
             self.open_since = None;
             self.sync_now = false;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use rhyolite_logic::park::Policy;
 
 use super::exit::Failure;
@@ -60,8 +60,40 @@ pub(super) struct MountArgs {
     /// How long the application of --exec, and then the last upload, may take at the end (30s)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     shutdown_sync_timeout: Option<Duration>,
+    /// When COMMIT returns: `local`, the commit is on this disk; `store`, it is in the store (local)
+    #[arg(long, value_name = "LEVEL", default_value = "local", hide_default_value = true)]
+    durability: Durability,
+    /// How long a commit waits for `--durability store` before it fails with an I/O error (5s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    durability_timeout: Option<Duration>,
     #[command(flatten)]
     settings: Settings,
+}
+
+/// Where a commit is before the application is told that it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Durability {
+    /// On this machine's disk, by SQLite's own sync.
+    Local,
+    /// In the store.
+    Store,
+}
+
+/// How long a commit waits for the store.
+const DURABILITY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long commits wait for the store, if they do.
+fn gate_timeout(args: &MountArgs) -> Result<Option<Duration>, Failure> {
+    match (args.durability, args.durability_timeout) {
+        (Durability::Local, None) => Ok(None),
+        (Durability::Local, Some(_)) => {
+            Err(Failure::usage("--durability-timeout says how long `--durability store` waits: give that, too"))
+        }
+        (Durability::Store, Some(Duration::ZERO)) => {
+            Err(Failure::usage("--durability-timeout must not be 0: no commit could wait for the store"))
+        }
+        (Durability::Store, timeout) => Ok(Some(timeout.unwrap_or(DURABILITY_TIMEOUT))),
+    }
 }
 
 /// Awake as long as the mount is there: a parked database sees its next commit too late to tell it from the one after.
@@ -76,13 +108,16 @@ pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
     config.logging.format = args.log_format.unwrap_or(config.logging.format);
     config.shutdown_sync_timeout = args.shutdown_sync_timeout.unwrap_or(config.shutdown_sync_timeout);
     // Whatever is wrong with the settings is said before anything is mounted.
+    let gate_timeout = gate_timeout(args)?;
     config.folders = vec![folder(args, args.at.clone())?];
     check_inputs(&config)?;
     logging::start(config.logging);
-    let lines = Arc::new(CommitLines::new().map_err(|e| Failure::failed(format!("start a thread: {e}")))?);
+    let lines = Arc::new(
+        CommitLines::new(gate_timeout.is_some()).map_err(|e| Failure::failed(format!("start a thread: {e}")))?,
+    );
     // A signal must not end the process between the mount and its end.
     let signals = Signals::listen(&config)?;
-    let mounted = Mounted::mount(&args.dir, &args.at, Arc::clone(&lines)).map_err(Failure::failed)?;
+    let mounted = Mounted::mount(&args.dir, &args.at, Arc::clone(&lines), gate_timeout).map_err(Failure::failed)?;
     config.folders = vec![folder(args, mounted.at().to_owned())?];
     let ended = run_daemon(config, signals, None, never_park(), Some(lines));
     drop(mounted);

@@ -15,6 +15,7 @@ use rhyolite_format::{PageNumber, PageSize, Timestamp};
 
 use crate::capture::backlog::Keeper;
 use crate::capture::commits::{Commit, CommitLine, QUEUE_BYTES_MAX, WriteMark};
+use crate::capture::gate::Ticket;
 use crate::time;
 
 /// First bytes of a rollback journal that is to be played back (SQLite's file format, "The Rollback Journal").
@@ -39,6 +40,10 @@ struct State {
     written: BTreeSet<u64>,
     /// There were too many.
     is_cut: bool,
+    /// They are recorded already: somebody waits, or has waited, for the store to have them.
+    is_promised: bool,
+    /// Something was promised since the last journal was finalised. SQLite syncs the database once before a commit, so another sync is that of a rollback.
+    was_promised: bool,
     /// Keeps its commits for the case that the process is killed.
     keeper: Keeper,
 }
@@ -50,6 +55,17 @@ pub(super) enum Verdict {
     Allowed,
     /// It is refused: it could not be taken back, and its end would not be seen.
     Unjournaled,
+}
+
+/// What became of a transaction that is about to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Promise {
+    /// It is recorded, and on its way to the store.
+    Made,
+    /// Nobody takes it, for the moment.
+    Unheard,
+    /// It is too large to be taken before its end.
+    TooLarge,
 }
 
 impl Database {
@@ -96,6 +112,7 @@ impl Database {
             line.cut();
             return Verdict::Allowed;
         }
+        state.is_promised = false;
         if len > 0 && !state.is_cut {
             state.written.extend(offset / PIECE..=(offset + len - 1) / PIECE);
             if state.written.len() > PIECES_MAX {
@@ -131,12 +148,36 @@ impl Database {
         }
     }
 
+    /// A transaction has written pages, and its journal can still take them back.
+    pub(super) fn is_about_to_commit(&self) -> bool {
+        let state = self.lock();
+        state.has_journal && !state.was_promised && (state.is_cut || !state.written.is_empty())
+    }
+
+    /// The transaction that is about to end is recorded now; who waits for the store to have it is told by `ticket`. The file is `file`.
+    pub(super) fn promise(&self, file: &File, ticket: &dyn Fn() -> Ticket) -> Promise {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let Some(line) = self.line() else { return Promise::Unheard };
+        if state.is_cut {
+            return Promise::TooLarge;
+        }
+        match read_commit(file, &state.written, time::now()) {
+            Ok(Some(commit)) => line.promise(commit, ticket(), &mut state.keeper),
+            Ok(None) | Err(_) => return Promise::TooLarge,
+        }
+        (state.is_promised, state.was_promised) = (true, true);
+        Promise::Made
+    }
+
     /// The journal was finalised: what was written is a transaction, or was taken back. One of a group ended when the group did.
     pub(super) fn finalise(&self, group: Option<Timestamp>, open: impl FnOnce() -> io::Result<File>) {
         let mut state = self.lock();
         state.has_journal = false;
         let (written, is_cut) = (std::mem::take(&mut state.written), std::mem::take(&mut state.is_cut));
-        let Some(line) = self.line() else { return };
+        let is_promised = std::mem::take(&mut state.is_promised);
+        state.was_promised = false;
+        let Some(line) = self.line().filter(|_| !is_promised) else { return };
         if is_cut {
             line.cut();
         } else if !written.is_empty() {

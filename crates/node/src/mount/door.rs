@@ -85,14 +85,14 @@ impl Door {
 }
 
 /// It has a state folder that says something.
-fn was_captured(nodes: &Nodes, place: &Place) -> bool {
+pub(super) fn was_captured(nodes: &Nodes, place: &Place) -> bool {
     let state = default_meta_path(Path::new(&place.name)).join(STATE_FILE);
     let Ok(folder) = nodes.get(INodeNo(place.parent)) else { return false };
     statat(&folder.fd, &state, AtFlags::empty()).is_ok_and(|stat| stat.st_size > 0)
 }
 
 /// A thread of this process; the kernel names threads.
-fn is_own(pid: u32) -> bool {
+pub(super) fn is_own(pid: u32) -> bool {
     std::fs::metadata(format!("/proc/self/task/{pid}")).is_ok()
 }
 

@@ -28,12 +28,17 @@ use fuser::{
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType as Kind, Gid, Mode, OFlags, Timestamps, Uid};
 
 use super::database::Verdict;
-use super::door::Door;
+use super::door::{self, Door};
+use super::gate::Gate;
 use super::groups::{self, Groups};
 use super::nodes::{Node, Nodes, is_hidden, kind, mode, timestamp};
 use super::operations::{Operation, count};
 use super::reports::{self, Report};
-use crate::capture::commits::CommitLines;
+use crate::capture::commits::{CommitLines, GateState};
+
+mod make;
+
+use make::Made;
 
 /// How long the kernel may believe what it was told: every change comes through it.
 const TTL: Duration = Duration::from_secs(3600);
@@ -108,6 +113,8 @@ pub(super) struct Mirror {
     nodes: Nodes,
     lines: Arc<CommitLines>,
     door: Door,
+    /// Where commits wait for the store, if they are to.
+    gate: Option<Gate>,
     groups: Groups,
     files: Mutex<HashMap<u64, Arc<Open>>>,
     folders: Mutex<HashMap<u64, Arc<Vec<Listed>>>>,
@@ -127,11 +134,12 @@ fn proc_path(node: &Node) -> String {
 
 impl Mirror {
     /// Mirrors `root`.
-    pub(super) fn new(root: File, lines: Arc<CommitLines>) -> io::Result<Self> {
+    pub(super) fn new(root: File, lines: Arc<CommitLines>, gate_timeout: Option<Duration>) -> io::Result<Self> {
         Ok(Self {
             nodes: Nodes::new(root)?,
             lines,
             door: Door::new()?,
+            gate: gate_timeout.map(Gate::new).transpose()?,
             groups: Groups::default(),
             files: Mutex::default(),
             folders: Mutex::default(),
@@ -257,48 +265,6 @@ impl Mirror {
         }
     }
 
-    fn create_file(&self, request: &Request, place: (INodeNo, &OsStr), mode: Mode, flags: i32) -> io::Result<Made> {
-        let (parent, name) = place;
-        self.refuse_ours(parent, name)?;
-        let folder = self.nodes.get(parent)?;
-        let more = OFlags::from_bits_truncate(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
-        let file = File::from(rustix::fs::openat(&folder.fd, name, flags, mode)?);
-        if self.is_root {
-            rustix::fs::fchown(&file, Some(Uid::from_raw(request.uid())), group(request, &folder)?)?;
-            if mode.intersects(LOST_TO_CHOWN) {
-                rustix::fs::fchmod(&file, mode)?;
-            }
-        }
-        let (node, attributes) = self.nodes.look_up(parent, name)?;
-        // Its number may have been that of a file that is gone.
-        if let Some(line) = self.lines.get(node.inode).filter(|_| attributes.size == 0) {
-            line.note_emptied();
-        }
-        Ok(Made { file, node, attributes })
-    }
-
-    /// Gives what was made to who asked for it, and tells the kernel of it.
-    fn made(&self, request: &Request, parent: INodeNo, name: &OsStr) -> io::Result<FileAttr> {
-        let folder = self.nodes.get(parent)?;
-        if self.is_root {
-            let (uid, gid) = (Uid::from_raw(request.uid()), group(request, &folder)?);
-            rustix::fs::chownat(&folder.fd, name, Some(uid), gid, AtFlags::SYMLINK_NOFOLLOW)?;
-        }
-        self.nodes.look_up(parent, name).map(|(_, attributes)| attributes)
-    }
-
-    /// The same for a file, pipe or device of this mode.
-    fn made_file(&self, request: &Request, parent: INodeNo, name: &OsStr, mode: Mode) -> io::Result<FileAttr> {
-        let attributes = self.made(request, parent, name)?;
-        if !self.is_root || !mode.intersects(LOST_TO_CHOWN) {
-            return Ok(attributes);
-        }
-        let node = self.nodes.get(attributes.ino)?;
-        rustix::fs::chmod(proc_path(&node), mode)?;
-        self.nodes.attributes(&node)
-    }
-
     /// Notes a write to a database, or refuses it.
     fn check_write(&self, open: &Open, offset: u64, len: u64) -> io::Result<()> {
         if open.node.database.note_write(&open.file, offset, len) == Verdict::Unjournaled {
@@ -362,6 +328,33 @@ impl Mirror {
         Ok(())
     }
 
+    /// A file was synced, which may be the last thing before a commit.
+    fn gate_sync(&self, request: &Request, open: &Open, reply: ReplyEmpty) {
+        let Some(gate) = self.gate.as_ref().filter(|_| !door::is_own(request.pid())) else { return reply.ok() };
+        let place = open.node.place();
+        let database = match place.name.as_bytes().strip_suffix(b"-wal").filter(|_| open.role == Role::Shared) {
+            Some(base) => self
+                .nodes
+                .get(INodeNo(place.parent))
+                .ok()
+                .and_then(|folder| self.nodes.sibling(&folder, OsStr::from_bytes(base))),
+            None => (open.role == Role::Plain && !open.node.is_ours).then(|| Arc::clone(&open.node)),
+        };
+        let Some(database) = database else { return reply.ok() };
+        let line = self.lines.of(database.inode);
+        let waits = match line.gate() {
+            GateState::Open => false,
+            GateState::Closed => true,
+            // What was never captured begins with what it holds then.
+            GateState::Unknown => door::was_captured(&self.nodes, &database.place()),
+        };
+        match open.role {
+            _ if !waits => reply.ok(),
+            Role::Shared => gate.hold_wal(&database, &line, reply),
+            Role::Journal | Role::Plain => gate.hold_database(&database, &open.file, reply),
+        }
+    }
+
     fn list(&self, inode: INodeNo) -> io::Result<Vec<Listed>> {
         let node = self.nodes.get(inode)?;
         let folder = node.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
@@ -375,13 +368,6 @@ impl Mirror {
         }
         Ok(listed)
     }
-}
-
-/// A file that was just made.
-struct Made {
-    file: File,
-    node: Arc<Node>,
-    attributes: FileAttr,
 }
 
 /// How the kernel is to use an open file.
@@ -398,12 +384,6 @@ fn refuse_unjournaled(node: &Node) -> io::Error {
         "refused a write without a journal: journal_mode MEMORY and OFF are not supported, nor is a copy over a database"
     );
     io::Error::from_raw_os_error(libc::EIO)
-}
-
-/// The group of what is made in a folder: the one that made it has, unless the folder gives its own.
-fn group(request: &Request, folder: &Node) -> io::Result<Option<Gid>> {
-    let gives_its_own = Mode::from_raw_mode(rustix::fs::fstat(&folder.fd)?.st_mode).contains(Mode::SGID);
-    Ok((!gives_its_own).then(|| Gid::from_raw(request.gid())))
 }
 
 fn no_access() -> io::Error {
@@ -712,13 +692,13 @@ impl Filesystem for Mirror {
         reply.ok();
     }
 
-    fn fsync(&self, _: &Request, _: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, request: &Request, _: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
         count(Operation::Sync);
         let synced = self.open_file(handle).and_then(|open| match datasync {
-            true => open.file.sync_data(),
-            false => open.file.sync_all(),
+            true => open.file.sync_data().map(|()| open),
+            false => open.file.sync_all().map(|()| open),
         });
-        answer!(reply, synced, () => reply.ok());
+        answer!(reply, synced, open => self.gate_sync(request, &open, reply));
     }
 
     fn fsyncdir(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

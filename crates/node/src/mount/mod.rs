@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 use rustix::io::Errno;
@@ -29,6 +30,7 @@ use crate::capture::commits::CommitLines;
 mod database;
 mod door;
 mod fs;
+pub mod gate;
 mod groups;
 mod leftover;
 mod nodes;
@@ -53,11 +55,17 @@ pub struct Mounted {
 }
 
 impl Mounted {
-    /// Mounts the folder `behind` at the folder `at`. Commits in rollback mode go to `lines`.
+    /// Mounts the folder `behind` at the folder `at`. Commits in rollback mode go to `lines`. With `gate_timeout` a commit waits for the store, and fails with
+    /// an I/O error when that takes longer; `lines` know that their commits wait.
     ///
     /// # Errors
     /// One line: a folder is missing or lies within the other, FUSE is not there, or we may not mount.
-    pub fn mount(behind: &Path, at: &Path, lines: Arc<CommitLines>) -> Result<Self, String> {
+    pub fn mount(
+        behind: &Path,
+        at: &Path,
+        lines: Arc<CommitLines>,
+        gate_timeout: Option<Duration>,
+    ) -> Result<Self, String> {
         stale::clear(at)?;
         let error = |path: &Path, e: &io::Error| format!("{}: {}", path.display(), crate::config::io_text(e));
         let real = |path: &Path| path.canonicalize().map_err(|e| error(path, &e));
@@ -74,7 +82,7 @@ impl Mounted {
         let (ready, is_ready) = mpsc::channel();
         let (stop, is_stopped) = mpsc::channel();
         let place = at.clone();
-        let serve = move || serve(&behind, &place, lines, &ready, &is_stopped);
+        let serve = move || serve(&behind, &place, (lines, gate_timeout), &ready, &is_stopped);
         let server = thread::Builder::new().name("mount".to_owned()).spawn(serve).map_err(|e| error(&at, &e))?;
         is_ready.recv().map_err(|_| format!("mount at {}: the thread has ended", at.display()))??;
         Ok(Self { stop: Some(stop), server: Some(server), at })
@@ -103,14 +111,14 @@ impl Drop for Mounted {
 fn serve(
     behind: &Path,
     at: &Path,
-    lines: Arc<CommitLines>,
+    commits: (Arc<CommitLines>, Option<Duration>),
     ready: &Sender<Result<(), String>>,
     is_stopped: &Receiver<()>,
 ) {
     if let Err(error) = own_descriptors() {
         tracing::warn!("a process that is killed may leave a mount that answers nobody: {error}");
     }
-    let session = match start_session(behind, at, lines) {
+    let session = match start_session(behind, at, commits) {
         Ok(session) => session,
         Err(error) => return drop(ready.send(Err(error))),
     };
@@ -144,10 +152,14 @@ fn own_descriptors() -> io::Result<()> {
     }
 }
 
-fn start_session(behind: &Path, at: &Path, lines: Arc<CommitLines>) -> Result<BackgroundSession, String> {
+fn start_session(
+    behind: &Path,
+    at: &Path,
+    (lines, gate_timeout): (Arc<CommitLines>, Option<Duration>),
+) -> Result<BackgroundSession, String> {
     let error = |path: &Path, e: &io::Error| format!("{}: {}", path.display(), crate::config::io_text(e));
     let root = File::open(behind).map_err(|e| error(behind, &e))?;
-    let mirror = fs::Mirror::new(root, lines).map_err(|e| error(behind, &e))?;
+    let mirror = fs::Mirror::new(root, lines, gate_timeout).map_err(|e| error(behind, &e))?;
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     config.mount_options = vec![

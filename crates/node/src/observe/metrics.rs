@@ -126,6 +126,12 @@ pub const METRICS: &[Metric] = &[
         source: Source::Parts("operation", crate::mount::operations::counts),
     },
     Metric {
+        name: "rhyolite_mount_gated_syncs_total",
+        kind: Counter,
+        help: "Syncs of commits that waited for the store, by what became of them.",
+        source: Source::Parts("result", crate::mount::gate::counts),
+    },
+    Metric {
         name: "rhyolite_state",
         kind: Gauge,
         help: "1 for the state that the database is in, 0 for the others.",
@@ -152,6 +158,11 @@ pub const METRICS: &[Metric] = &[
     counter("rhyolite_captured_transactions_total", "Transactions captured.", |d| {
         Some(d.figures.captured.transactions as f64)
     }),
+    counter(
+        "rhyolite_ungated_transactions_total",
+        "Transactions that were committed without waiting for the store, although they were to.",
+        |d| Some(d.figures.ungated as f64),
+    ),
     counter("rhyolite_captured_pages_total", "Page images in the captured transactions.", |d| {
         Some(d.figures.captured.pages as f64)
     }),

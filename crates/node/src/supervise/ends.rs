@@ -1,5 +1,7 @@
 //! How the life of a database ends, and what becomes of the database then.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -200,6 +202,9 @@ impl Supervisor {
             tracing::warn!(database = %member.status.path.display(), "removed: {error}");
         }
         member.status.set_state(State::Stopped);
+        if !*self.stop.borrow() {
+            self.release_commits(&member.status.path);
+        }
         self.by_path.remove(&member.status.path);
         self.has_left = true;
         self.folders.note_left(&member.status.path);
@@ -208,6 +213,14 @@ impl Supervisor {
         self.drills.forget(id);
         self.retries.forget(id);
         self.keep_past(&member);
+    }
+
+    /// Nobody would answer those whose commits wait.
+    fn release_commits(&self, path: &Path) {
+        let Some(lines) = &self.commits else { return };
+        if let Some(line) = std::fs::metadata(path).ok().and_then(|file| lines.get(file.ino())) {
+            line.release();
+        }
     }
 
     /// Under a lease that goes on, whoever comes to the same place must not take our own writings for another's.

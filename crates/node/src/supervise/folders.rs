@@ -17,6 +17,9 @@ use crate::config::folder::FolderConfig;
 const SETTLE: Duration = Duration::from_millis(100);
 /// Time between two searches of a watched folder that nothing asks for: events may be lost.
 const RESCAN: Duration = Duration::from_secs(60);
+/// Less often where a search takes long: it may have one part in so many of a processor, up to this time between two.
+const RESCAN_SHARE: u32 = 4000;
+const RESCAN_MAX: Duration = Duration::from_secs(300);
 /// An empty file may become a database: it is looked at again so often, and for so long.
 const EMPTY_AGAIN: Duration = Duration::from_millis(500);
 const EMPTY_PATIENCE: Duration = Duration::from_secs(30);
@@ -223,7 +226,7 @@ impl Supervisor {
             searched.plan(Instant::now() + MISSING_AGAIN);
         }
         if searched.config.watch {
-            searched.plan(Instant::now() + RESCAN);
+            searched.plan(Instant::now() + (took * RESCAN_SHARE).clamp(RESCAN, RESCAN_MAX));
             if found.empty > 0 && searched.last_event.elapsed() < EMPTY_PATIENCE {
                 searched.plan(Instant::now() + EMPTY_AGAIN);
             }

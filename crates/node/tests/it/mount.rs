@@ -16,6 +16,8 @@ use rustix::process::Signal;
 
 use crate::program::{Folder, Outcome, Running, wait_for};
 
+mod gate;
+
 /// What statfs(2) says of FUSE.
 const FUSE_MAGIC: rustix::fs::FsWord = 0x6573_5546;
 
@@ -65,12 +67,17 @@ fn not_permitted(stderr: &str) -> bool {
 impl Mount {
     /// `None` where there is no FUSE, or where mounting is not allowed; `RHYOLITE_REQUIRE_FUSE` makes an error of that.
     pub(crate) fn new() -> Option<Self> {
+        Self::with(&[])
+    }
+
+    /// The same, with further arguments.
+    fn with(more: &[&str]) -> Option<Self> {
         let folder = Folder::new();
         fs::create_dir(folder.path("data")).unwrap();
         fs::create_dir(folder.path("db")).unwrap();
         let mut mount = Self { program: None, _alive: watch_over(folder.path("db")), folder };
         let has_fuse = Path::new("/dev/fuse").exists();
-        if let Err(text) = mount.start(&[]) {
+        if let Err(text) = mount.start(more) {
             let may_skip = std::env::var_os("RHYOLITE_REQUIRE_FUSE").is_none() && (!has_fuse || not_permitted(&text));
             assert!(may_skip, "{text}");
             eprintln!("not tested, for want of FUSE: {text}");

@@ -1,0 +1,81 @@
+//! Makes files and folders, for whoever asked for them.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use fuser::{FileAttr, INodeNo, Request};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
+
+use super::{LOST_TO_CHOWN, Mirror, proc_path};
+use crate::mount::nodes::Node;
+
+/// A file that was just made.
+pub(super) struct Made {
+    pub(super) file: File,
+    pub(super) node: Arc<Node>,
+    pub(super) attributes: FileAttr,
+}
+
+impl Mirror {
+    pub(super) fn create_file(
+        &self,
+        request: &Request,
+        place: (INodeNo, &OsStr),
+        mode: Mode,
+        flags: i32,
+    ) -> io::Result<Made> {
+        let (parent, name) = place;
+        self.refuse_ours(parent, name)?;
+        let folder = self.nodes.get(parent)?;
+        let more = OFlags::from_bits_truncate(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
+        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
+        let file = File::from(rustix::fs::openat(&folder.fd, name, flags, mode)?);
+        if self.is_root {
+            rustix::fs::fchown(&file, Some(Uid::from_raw(request.uid())), group(request, &folder)?)?;
+            if mode.intersects(LOST_TO_CHOWN) {
+                rustix::fs::fchmod(&file, mode)?;
+            }
+        }
+        let (node, attributes) = self.nodes.look_up(parent, name)?;
+        // Its number may have been that of a file that is gone.
+        if let Some(line) = self.lines.get(node.inode).filter(|_| attributes.size == 0) {
+            line.note_emptied();
+        }
+        Ok(Made { file, node, attributes })
+    }
+
+    /// Gives what was made to who asked for it, and tells the kernel of it.
+    pub(super) fn made(&self, request: &Request, parent: INodeNo, name: &OsStr) -> io::Result<FileAttr> {
+        let folder = self.nodes.get(parent)?;
+        if self.is_root {
+            let (uid, gid) = (Uid::from_raw(request.uid()), group(request, &folder)?);
+            rustix::fs::chownat(&folder.fd, name, Some(uid), gid, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        self.nodes.look_up(parent, name).map(|(_, attributes)| attributes)
+    }
+
+    /// The same for a file, pipe or device of this mode.
+    pub(super) fn made_file(
+        &self,
+        request: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: Mode,
+    ) -> io::Result<FileAttr> {
+        let attributes = self.made(request, parent, name)?;
+        if !self.is_root || !mode.intersects(LOST_TO_CHOWN) {
+            return Ok(attributes);
+        }
+        let node = self.nodes.get(attributes.ino)?;
+        rustix::fs::chmod(proc_path(&node), mode)?;
+        self.nodes.attributes(&node)
+    }
+}
+
+/// The group of what is made in a folder: the one that made it has, unless the folder gives its own.
+fn group(request: &Request, folder: &Node) -> io::Result<Option<Gid>> {
+    let gives_its_own = Mode::from_raw_mode(rustix::fs::fstat(&folder.fd)?.st_mode).contains(Mode::SGID);
+    Ok((!gives_its_own).then(|| Gid::from_raw(request.gid())))
+}
