@@ -254,7 +254,7 @@ impl Mirror {
     fn open_node(&self, node: &Node, flags: OpenFlags) -> io::Result<File> {
         let wanted = OFlags::from_bits_truncate(flags.0 as u32);
         let more = wanted & OFlags::TRUNC;
-        if node.is_ours && (wanted & OFlags::ACCMODE != OFlags::RDONLY || !more.is_empty()) {
+        if node.is_read_only() && (wanted & OFlags::ACCMODE != OFlags::RDONLY || !more.is_empty()) {
             return Err(no_access());
         }
         match node.open(OFlags::RDWR | more) {

@@ -55,6 +55,11 @@ impl Node {
         Ok(File::from(open(path, flags | OFlags::CLOEXEC, Mode::empty())?))
     }
 
+    /// Whether nobody in front of the mount may open it for writing.
+    pub(super) fn is_read_only(&self) -> bool {
+        self.is_ours && !self.report.as_ref().is_some_and(Report::may_be_written)
+    }
+
     /// Where it was found last.
     pub(super) fn place(&self) -> Place {
         self.place.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -1,7 +1,8 @@
-//! Files that lie nowhere and say how far the log has come: `NAME-pos` beside a database, and `.lag` in the mount's root.
+//! Files that lie nowhere and say how far the log has come: `NAME-pos` beside a database, and `.lag` in the mount's root; and `NAME-lock`, which is empty and can be locked.
 //!
-//! They have LiteFS's form, so what was written for it can read them: an application that hands the position on to
-//! whoever is to see its write, for one. They can be opened and are not listed.
+//! They have LiteFS's form, so what was written for it can use them: an application that hands the position on to whoever is to see its write, for one; or a migration
+//! that locks byte 72 of `NAME-lock`, to be the only one that writes. Where everything is written here, that keeps out those who lock it, too, and no one else, as with
+//! LiteFS's primary. They can be opened and are not listed.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,6 +23,9 @@ const REPORT: u64 = 1 << 63;
 const LAG_NAME: &str = ".lag";
 const LAG: &str = "+000000000\n";
 const POS_SUFFIX: &[u8] = b"-pos";
+const LOCK_SUFFIX: &[u8] = b"-lock";
+/// Set as well in that of a file which is locked.
+const LOCK: u64 = 1 << 62;
 
 /// What a file says when it is opened.
 #[derive(Clone, Debug)]
@@ -30,16 +34,18 @@ pub(super) enum Report {
     Pos(Arc<CommitLine>),
     /// How far the databases are behind those of the primary.
     Lag,
+    /// Nothing: it is there to be locked.
+    Lock,
 }
 
-/// The database that a name asks the position of.
-fn database_of(name: &OsStr) -> Option<&OsStr> {
-    name.as_bytes().strip_suffix(POS_SUFFIX).filter(|base| !base.is_empty()).map(OsStr::from_bytes)
+/// The database that a name asks something of.
+fn database_of<'n>(name: &'n OsStr, suffix: &[u8]) -> Option<&'n OsStr> {
+    name.as_bytes().strip_suffix(suffix).filter(|base| !base.is_empty()).map(OsStr::from_bytes)
 }
 
 /// A name that may mean a report a moment later, if it does not now.
 pub(super) fn may_mean_one(name: &OsStr) -> bool {
-    name == LAG_NAME || database_of(name).is_some()
+    name == LAG_NAME || [POS_SUFFIX, LOCK_SUFFIX].iter().any(|suffix| database_of(name, suffix).is_some())
 }
 
 impl Report {
@@ -48,10 +54,21 @@ impl Report {
         if parent == INodeNo::ROOT && name == LAG_NAME {
             return Some((parent.0, Self::Lag));
         }
-        let (folder, base) = (nodes.get(parent).ok()?, database_of(name)?);
-        let inode = statat(&folder.fd, base, AtFlags::SYMLINK_NOFOLLOW).ok()?.st_ino;
-        let line = lines.get(inode).filter(|line| !folder.is_ours && line.captured().is_some())?;
-        Some((inode, Self::Pos(line)))
+        let folder = nodes.get(parent).ok()?;
+        let captured = |base: &OsStr| {
+            let inode = statat(&folder.fd, base, AtFlags::SYMLINK_NOFOLLOW).ok()?.st_ino;
+            let line = lines.get(inode).filter(|line| !folder.is_ours && line.captured().is_some())?;
+            Some((inode, line))
+        };
+        if let Some(base) = database_of(name, LOCK_SUFFIX) {
+            return captured(base).map(|(inode, _)| (inode | LOCK, Self::Lock));
+        }
+        captured(database_of(name, POS_SUFFIX)?).map(|(inode, line)| (inode, Self::Pos(line)))
+    }
+
+    /// Whether whoever opens it may want to write: a lock that keeps others out needs that.
+    pub(super) fn may_be_written(&self) -> bool {
+        matches!(self, Self::Lock)
     }
 
     /// Its inode number, from that of the database or of the root.
@@ -62,6 +79,7 @@ impl Report {
     fn text(&self) -> String {
         match self {
             Self::Lag => LAG.to_owned(),
+            Self::Lock => String::new(),
             Self::Pos(line) => match line.captured() {
                 Some((pos, _)) => format!("{}/{}\n", pos.txid, pos.checksum),
                 None => String::new(),
@@ -72,7 +90,7 @@ impl Report {
     fn changed(&self) -> SystemTime {
         let time = match self {
             Self::Pos(line) => line.captured().map(|(_, time)| time),
-            Self::Lag => Some(crate::time::now()),
+            Self::Lag | Self::Lock => Some(crate::time::now()),
         };
         let milliseconds = time.and_then(|time| u64::try_from(time.0).ok()).unwrap_or(0);
         SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds)
@@ -97,7 +115,7 @@ impl Report {
             ctime: time,
             crtime: time,
             kind: FileType::RegularFile,
-            perm: 0o444,
+            perm: if self.may_be_written() { 0o666 } else { 0o444 },
             nlink: 1,
             uid: 0,
             gid: 0,

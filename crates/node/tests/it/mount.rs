@@ -289,6 +289,7 @@ fn how_far_the_log_has_come_is_said_in_files() {
             assert_eq!(fs::metadata(&pos).unwrap().len(), 34);
             assert_eq!(fs::write(&pos, "x").unwrap_err().raw_os_error(), Some(libc::EACCES));
         }
+        check_lock_file(&mount.path(&format!("{name}-lock")));
     }
     let names: Vec<_> = fs::read_dir(mount.path("")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(names.iter().all(|name| name != ".lag" && name != "wal.db-pos"), "{names:?}");
@@ -296,6 +297,24 @@ fn how_far_the_log_has_come_is_said_in_files() {
     fs::write(mount.path("b-pos"), "mine").unwrap();
     assert_eq!(fs::read_to_string(mount.path("b-pos")).unwrap(), "mine");
     mount.stop();
+}
+
+/// Two who lock byte 72, as LiteFS's libraries do, keep each other out.
+fn check_lock_file(path: &Path) {
+    let open = || fs::File::options().read(true).write(true).open(path).unwrap();
+    let lock = |file: &fs::File| {
+        // SAFETY: all zeros is a lock.
+        let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+        (lock.l_type, lock.l_whence) = (libc::F_WRLCK as i16, libc::SEEK_SET as i16);
+        (lock.l_start, lock.l_len) = (72, 1);
+        // SAFETY: the descriptor is open, and `lock` outlives the call.
+        unsafe { libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(file), libc::F_OFD_SETLK, &raw const lock) }
+    };
+    let (one, other) = (open(), open());
+    assert_eq!((lock(&one), lock(&other)), (0, -1));
+    drop(one);
+    wait_for("the lock to be free", || lock(&other) == 0);
+    assert_eq!(fs::read(path).unwrap(), b"");
 }
 
 /// No point in time lies between the members of one transaction over two databases.
