@@ -323,7 +323,7 @@ impl Replication {
         let loading = move || {
             let parked = park::read(&meta_path);
             park::forget(&meta_path)?;
-            Ok((parked, restart::load(&meta_path)?))
+            Ok((parked, restart::load_whole(&meta_path)?))
         };
         let loaded = tokio::task::spawn_blocking(loading).await.expect("loading does not panic");
         let (parked, mut local) = loaded.map_err(|e| self.local_error("read", &e))?;

@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use rhyolite_format::ltx::Decoder;
 use rhyolite_format::segment::SegmentEntry;
@@ -50,6 +51,10 @@ impl LocalStart {
     }
 }
 
+/// So often, and after this time, a folder is looked at again that lacks what it had a moment ago.
+const REMOVAL_LOOKS: u32 = 20;
+const REMOVAL_LOOK: Duration = Duration::from_millis(50);
+
 /// Reads the state folder.
 pub fn load(meta_path: &Path) -> io::Result<LocalStart> {
     let mut start = LocalStart::default();
@@ -77,6 +82,20 @@ pub fn load(meta_path: &Path) -> io::Result<LocalStart> {
         Err(reason) => start.problems.push(format!("page table: {reason}")),
     }
     Ok(start)
+}
+
+/// The same of a folder that somebody may be removing right now, file by file: what is not there any more is an error only once the lock file is gone, too, by which
+/// a removal is told from damage, or when the folder stays like that.
+pub fn load_whole(meta_path: &Path) -> io::Result<LocalStart> {
+    for _ in 0..REMOVAL_LOOKS {
+        match load(meta_path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && meta_path.join(LOCK_FILE).exists() => {
+                std::thread::sleep(REMOVAL_LOOK);
+            }
+            loaded => return loaded,
+        }
+    }
+    load(meta_path)
 }
 
 /// The history to which the folder belongs, if that can be read. Needs no lock.
@@ -190,4 +209,44 @@ pub fn boot_id() -> [u8; 16] {
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();
     let id = read.ok().and_then(|_| u128::from_str_radix(&digits, 16).ok());
     id.map_or([0; 16], u128::to_be_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use rhyolite_format::{Epoch, PageCount, Seq};
+
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_just_being_removed_is_waited_for_until_it_is_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let meta = folder.path().join("meta");
+        fs::create_dir_all(meta.join(LOG_FOLDER)).unwrap();
+        let state = LocalState {
+            lineage: Lineage([1; 16]),
+            pos: None,
+            durable: None,
+            page_size: None,
+            commit: PageCount(0),
+            wal: None,
+            epoch: Epoch::FIRST,
+            next_seq: Seq::FIRST,
+            boot_id: boot_id(),
+        };
+        fs::write(meta.join(STATE_FILE), state.encode()).unwrap();
+        fs::write(meta.join(LOCK_FILE), "").unwrap();
+        assert!(load_whole(&meta).unwrap().segments.is_empty());
+        // Listed, and not there when it is opened.
+        std::os::unix::fs::symlink("nowhere", meta.join(LOG_FOLDER).join("0000000000000001.seg")).unwrap();
+        let removed = meta.clone();
+        let removing = std::thread::spawn(move || {
+            std::thread::sleep(3 * REMOVAL_LOOK);
+            fs::remove_file(removed.join(LOCK_FILE)).unwrap();
+        });
+        assert_eq!(load_whole(&meta).unwrap_err().kind(), io::ErrorKind::NotFound);
+        removing.join().unwrap();
+        assert!(!meta.join(LOCK_FILE).exists(), "it was told as an error before the lock file was gone");
+        fs::remove_dir_all(&meta).unwrap();
+        assert!(load_whole(&meta).unwrap().state.is_none());
+    }
 }
