@@ -113,7 +113,9 @@ pub fn continues(captured: Captured, live: Live, backfill: u32) -> bool {
 pub struct Promise {
     /// What the wal-index said when it was captured.
     pub before: Live,
-    /// Its last frame, of the generation of `before`.
+    /// Its generation. For the first frames of a WAL a writer may draw one that the wal-index only gets with the commit.
+    pub salt: Salt,
+    /// Its last frame.
     pub last: u32,
 }
 
@@ -133,7 +135,7 @@ pub enum Promised {
 pub fn promised(promise: &Promise, live: Live, is_there: bool) -> Promised {
     if live == promise.before {
         Promised::Open
-    } else if live.salt == promise.before.salt && live.max_frame >= promise.last && is_there {
+    } else if live.salt == promise.salt && live.max_frame >= promise.last && is_there {
         Promised::Kept
     } else {
         Promised::Broken
@@ -244,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_promise_is_kept_by_the_very_frames_that_were_captured() {
-        let promise = Promise { before: Live { salt: salt(1), max_frame: 10 }, last: 13 };
+        let promise = Promise { before: Live { salt: salt(1), max_frame: 10 }, salt: salt(1), last: 13 };
         let became = |n, max_frame, is_there| promised(&promise, Live { salt: salt(n), max_frame }, is_there);
         assert_eq!(became(1, 10, true), Promised::Open);
         assert_eq!(became(1, 10, false), Promised::Open, "overwritten, and nothing is committed yet");
@@ -254,6 +256,11 @@ mod tests {
         assert_eq!(became(1, 12, true), Promised::Broken, "a shorter one before frames that are left over");
         assert_eq!(became(1, 9, true), Promised::Broken);
         assert_eq!(became(2, 13, true), Promised::Broken);
+        let first = Promise { before: Live { salt: salt(1), max_frame: 0 }, salt: salt(7), last: 3 };
+        let became = |n, max_frame| promised(&first, Live { salt: salt(n), max_frame }, true);
+        assert_eq!(became(1, 0), Promised::Open);
+        assert_eq!(became(7, 3), Promised::Kept, "the writer has drawn the generation");
+        assert_eq!(became(2, 3), Promised::Broken);
     }
 
     #[test]

@@ -103,6 +103,8 @@ pub(super) struct Waiting {
     pub(super) commit: Commit,
     /// Who waits for it; it is not committed yet.
     pub(super) ticket: Option<Ticket>,
+    /// It takes back a transaction that waited in vain.
+    pub(super) takes_back: bool,
     /// Where it lies in the backlog.
     kept_at: Option<u64>,
 }
@@ -121,14 +123,22 @@ struct Queue {
     is_called: bool,
 }
 
+/// Somebody who waits for what is in a WAL.
+#[derive(Debug)]
+pub(super) struct WalSync {
+    /// The inode of the WAL: a database with two names has two.
+    wal: u64,
+    pub(super) ticket: Ticket,
+}
+
 /// Those who wait for what is in the WAL.
 #[derive(Debug, Default)]
 struct Syncs {
-    waiting: Vec<Ticket>,
-    /// Rings for whoever follows the WAL.
-    wake: Option<Wake>,
+    waiting: Vec<WalSync>,
+    /// Ring for those who follow a WAL of the database, by the how manieth of this line they are.
+    wakes: Vec<(u64, Wake)>,
     /// So many have begun to follow.
-    attendant: u64,
+    attendants: u64,
 }
 
 /// Whether commits wait.
@@ -199,7 +209,8 @@ impl CommitLine {
         if !self.is_listening() {
             *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.is_opened.store(false, Ordering::SeqCst);
-            self.set_gate(GATE_UNKNOWN);
+            // Whatever had its name before, this one was never captured.
+            self.set_gate(GATE_OPEN);
         }
     }
 
@@ -224,9 +235,9 @@ impl CommitLine {
     /// The database is captured: from here on its commits wait, and `wake` is rung for them until the result is dropped.
     pub(super) fn close_gate(self: Arc<Self>, wake: Wake) -> Attending {
         let mut syncs = self.syncs();
-        syncs.wake = Some(wake);
-        syncs.attendant += 1;
-        let attendant = syncs.attendant;
+        syncs.attendants += 1;
+        let attendant = syncs.attendants;
+        syncs.wakes.push((attendant, wake));
         drop(syncs);
         self.set_gate(GATE_CLOSED);
         Attending { line: self, attendant }
@@ -237,19 +248,20 @@ impl CommitLine {
         self.set_gate(GATE_OPEN);
     }
 
-    /// Waits for what is in the WAL now.
-    pub fn sync(&self, ticket: Ticket) {
+    /// Waits for what is now in the WAL with this inode.
+    pub fn sync(&self, wal: u64, ticket: Ticket) {
         let mut syncs = self.syncs();
-        syncs.waiting.push(ticket);
-        if let Some(wake) = syncs.wake.clone() {
+        syncs.waiting.push(WalSync { wal, ticket });
+        for (_, wake) in &syncs.wakes {
+            let wake = wake.clone();
             let sent = self.bell.send(wake);
             assert!(sent.is_ok(), "the thread that rings lives as long as a line");
         }
     }
 
-    /// Those who wait for what is in the WAL.
-    pub(super) fn take_syncs(&self) -> Vec<Ticket> {
-        std::mem::take(&mut self.syncs().waiting)
+    /// Those who wait for what is in the WAL with this inode.
+    pub(super) fn take_syncs(&self, wal: u64) -> Vec<WalSync> {
+        self.syncs().waiting.extract_if(.., |sync| sync.wal == wal).collect()
     }
 
     /// Whether somebody waits for what is in the WAL.
@@ -258,7 +270,7 @@ impl CommitLine {
     }
 
     /// They wait on.
-    pub(super) fn put_syncs_back(&self, mut waiting: Vec<Ticket>) {
+    pub(super) fn put_syncs_back(&self, mut waiting: Vec<WalSync>) {
         let mut syncs = self.syncs();
         waiting.append(&mut syncs.waiting);
         syncs.waiting = waiting;
@@ -274,22 +286,27 @@ impl CommitLine {
 
     /// Adds a commit, and keeps it in the backlog.
     pub fn push(&self, commit: Commit, keeper: &mut Keeper) {
-        self.put(commit, None, keeper);
+        self.put(commit, None, false, keeper);
+    }
+
+    /// The same of what a transaction that waited in vain has left.
+    pub fn take_back(&self, commit: Commit, keeper: &mut Keeper) {
+        self.put(commit, None, true, keeper);
     }
 
     /// Adds a commit that is about to end, and waits for its being told.
     pub fn promise(&self, commit: Commit, ticket: Ticket, keeper: &mut Keeper) {
-        self.put(commit, Some(ticket), keeper);
+        self.put(commit, Some(ticket), false, keeper);
     }
 
-    fn put(&self, commit: Commit, ticket: Option<Ticket>, keeper: &mut Keeper) {
+    fn put(&self, commit: Commit, ticket: Option<Ticket>, takes_back: bool, keeper: &mut Keeper) {
         self.change(|queue| {
             queue.bytes += commit.bytes();
             if queue.bytes > QUEUE_BYTES_MAX {
                 queue.cut();
             } else if !queue.is_cut {
                 let kept_at = queue.keep(&commit, keeper);
-                queue.commits.push_back(Waiting { commit, ticket, kept_at });
+                queue.commits.push_back(Waiting { commit, ticket, takes_back, kept_at });
             }
         });
     }
@@ -341,11 +358,8 @@ pub(super) struct Attending {
 
 impl Drop for Attending {
     fn drop(&mut self) {
-        let mut syncs = self.line.syncs();
-        if syncs.attendant == self.attendant {
-            // Its descriptor is ours, and whoever holds the line last may have other ones.
-            syncs.wake = None;
-        }
+        // Its descriptor is ours, and whoever holds the line last may have other ones.
+        self.line.syncs().wakes.retain(|(attendant, _)| *attendant != self.attendant);
     }
 }
 

@@ -35,7 +35,12 @@ pub(super) struct Pending {
 impl Pending {
     /// How far the WAL is captured once it is committed.
     pub(super) fn captured(&self) -> Captured {
-        Captured { salt: self.promise.before.salt, frame: self.promise.last }
+        Captured { salt: self.promise.salt, frame: self.promise.last }
+    }
+
+    /// Whether `again`, found later, is the same transaction: not another one in its place, of which this one's last frames are left over.
+    pub(super) fn is_same(&self, again: &Self) -> bool {
+        self.promise == again.promise && self.header == again.header
     }
 
     /// What is known by now, when the wal-index says `live`.
@@ -46,7 +51,7 @@ impl Pending {
     }
 
     /// Whether its last frame is what it was.
-    pub(super) fn is_there(&self, handle: &Handle) -> Result<bool, HandleError> {
+    fn is_there(&self, handle: &Handle) -> Result<bool, HandleError> {
         let mut header = [0; FRAME_HEADER_SIZE];
         let there = handle.read_wal(&mut header, frame_offset(self.promise.last, self.page_size))?;
         Ok(there && header == self.header)
@@ -66,10 +71,11 @@ impl Pending {
 pub(super) fn find(
     handle: &Handle,
     header: &WalIndexHeader,
+    captured: Captured,
     page_size: PageSize,
 ) -> Result<Option<(FrameRun, Pending)>, HandleError> {
-    let Some(start) = start(handle, header, page_size)? else { return Ok(None) };
-    let mut search = Search { salt: header.salt, big_endian: start.big_endian, checksum: Some(start.checksum) };
+    let Some(start) = start(handle, header, captured, page_size)? else { return Ok(None) };
+    let mut search = Search { salt: start.salt, big_endian: start.big_endian, checksum: Some(start.checksum) };
     let (first, frame_bytes) = (header.max_frame + 1, frame_size(page_size));
     let window_frames = (WINDOW_BYTES / frame_bytes).max(1) as u32;
     let wal_bytes = handle.wal_bytes()?;
@@ -86,10 +92,10 @@ pub(super) fn find(
             Found::Commit(last) => {
                 let at = (last - next) as usize * frame_bytes;
                 let found = *buffer[at..].first_chunk().expect("a whole frame was read");
-                let promise = Promise { before: live(header), last };
+                let promise = Promise { before: live(header), salt: start.salt, last };
                 let is_summed = search.checksum.is_some();
                 let pending = Pending { promise, page_size, header: found, is_summed, asked: Instant::now() };
-                return Ok(Some((FrameRun { salt: header.salt, page_size, first, last }, pending)));
+                return Ok(Some((FrameRun { salt: start.salt, page_size, first, last }, pending)));
             }
             Found::End => return Ok(None),
             Found::More => next += count,
@@ -104,21 +110,30 @@ fn live(header: &WalIndexHeader) -> Live {
 
 /// From where checksums go on.
 struct Start {
+    salt: Salt,
     big_endian: bool,
     checksum: (u32, u32),
 }
 
-/// `None` when the file has no frame of this generation yet: its header is only written with the first one.
-fn start(handle: &Handle, header: &WalIndexHeader, page_size: PageSize) -> Result<Option<Start>, HandleError> {
+/// `None` when the file has no frame that could follow: its header is only written with the first one. Whoever writes that may draw a generation of his own
+/// (a connection that has made no checkpoint yet), which is another than the one before.
+fn start(
+    handle: &Handle,
+    header: &WalIndexHeader,
+    captured: Captured,
+    page_size: PageSize,
+) -> Result<Option<Start>, HandleError> {
     if header.max_frame > 0 {
-        return Ok(Some(Start { big_endian: header.big_endian_checksums, checksum: header.frame_checksum }));
+        let (big_endian, checksum) = (header.big_endian_checksums, header.frame_checksum);
+        return Ok(Some(Start { salt: header.salt, big_endian, checksum }));
     }
     let mut bytes = [0; WAL_HEADER_SIZE];
     if !handle.read_wal(&mut bytes, 0)? {
         return Ok(None);
     }
-    let found = WalHeader::decode(&bytes).ok().filter(|h| h.salt == header.salt && h.page_size == page_size);
-    Ok(found.map(|h| Start { big_endian: h.big_endian, checksum: h.checksum }))
+    let is_next = |h: &WalHeader| h.page_size == page_size && (h.salt == header.salt || h.salt != captured.salt);
+    let found = WalHeader::decode(&bytes).ok().filter(is_next);
+    Ok(found.map(|h| Start { salt: h.salt, big_endian: h.big_endian, checksum: h.checksum }))
 }
 
 /// What a run of frames has shown.

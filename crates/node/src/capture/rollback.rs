@@ -404,6 +404,7 @@ impl Follower<'_> {
             }
             match waiting.ticket.take() {
                 Some(ticket) => tickets.push(ticket),
+                None if waiting.takes_back => {}
                 None => thread.note_ungated(before),
             }
         }

@@ -40,6 +40,8 @@ use load::Load;
 
 /// Longest wait for the write lock before a checkpoint is put off.
 const WRITE_LOCK_WAIT: Duration = Duration::from_millis(4);
+/// The same where its holder may be waiting for us.
+const WRITE_LOCK_WAIT_GATED: Duration = Duration::from_millis(1);
 /// Further checkpoints without the lock before one under it, while more frames than these are left to copy.
 const PREPARATIONS: usize = 2;
 const FRAMES_UNDER_LOCK: u32 = 32;
@@ -198,6 +200,8 @@ struct WalSession {
     captured: Captured,
     /// The log ends with a transaction that is not committed yet, as far as is known.
     pending: Option<Pending>,
+    /// Such a one was committed since the last look.
+    has_kept: bool,
     reader: FrameReader,
     policy: CheckpointPolicy,
     /// The last look found a commit at this time.
@@ -274,6 +278,7 @@ impl WalSession {
             page_size: moment.page_size,
             captured,
             pending: None,
+            has_kept: false,
             reader: FrameReader::default(),
             policy,
             active: now,
@@ -303,6 +308,8 @@ impl WalSession {
         if self.pending.is_some() {
             // The log ends with what the database may not hold.
             thread.doubt(DiffReason::Promise);
+            // The next session may take it back before they are told.
+            thread.give_up_held();
         }
         ended
     }
@@ -310,7 +317,12 @@ impl WalSession {
     fn follow_to_the_end(&mut self, thread: &mut CaptureThread) -> Result<SessionEnd, SessionEnd> {
         loop {
             let stop = thread.take_messages();
-            let captured = self.capture(thread)? | self.capture_promised(thread)?;
+            let mut captured = self.capture(thread)?;
+            if thread.is_gated() {
+                // Right after a commit nobody has the write lock, and nobody waits for us.
+                self.checkpoint_if_due(thread)?;
+                captured |= self.capture_promised(thread)?;
+            }
             if captured {
                 self.active = Instant::now();
                 self.has_captured = true;
@@ -352,7 +364,7 @@ impl WalSession {
     /// Captures what was committed since the last look. `false` when nothing was.
     fn capture(&mut self, thread: &mut CaptureThread) -> Result<bool, SessionEnd> {
         self.recent_bytes = 0;
-        let captured = self.capture_frames(thread)? == Look::Frames;
+        let captured = (self.capture_frames(thread)? == Look::Frames) | std::mem::take(&mut self.has_kept);
         if captured && (self.maybe_on_mark_zero || self.is_on_first_mark()?) {
             self.pin_again(thread)?;
         }
@@ -560,7 +572,7 @@ impl WalSession {
     fn checkpoint_locked(&mut self, thread: &mut CaptureThread) -> Result<(), SessionEnd> {
         let began = Instant::now();
         self.free.set_busy_timeout(Duration::ZERO)?;
-        let locked = self.free.begin_immediate(WRITE_LOCK_WAIT);
+        let locked = self.free.begin_immediate(if thread.is_gated() { WRITE_LOCK_WAIT_GATED } else { WRITE_LOCK_WAIT });
         self.free.set_busy_timeout(thread.config.busy_timeout)?;
         match locked {
             Ok(()) => {}

@@ -42,8 +42,11 @@ struct State {
     is_cut: bool,
     /// They are recorded already: somebody waits, or has waited, for the store to have them.
     is_promised: bool,
-    /// Something was promised since the last journal was finalised. SQLite syncs the database once before a commit, so another sync is that of a rollback.
-    was_promised: bool,
+    /// A sync since the last journal was finalised was one that waited, or was refused. SQLite syncs the database once before a commit, so another sync is that of a
+    /// rollback.
+    was_answered: bool,
+    /// The thread that made the last write, by the kernel's number.
+    writer: u32,
     /// Keeps its commits for the case that the process is killed.
     keeper: Keeper,
 }
@@ -99,9 +102,10 @@ impl Database {
         }
     }
 
-    /// Notes a write that is about to be made, to a file that is `file`.
-    pub(super) fn note_write(&self, file: &File, offset: u64, len: u64) -> Verdict {
+    /// Notes a write that is about to be made by this thread, to a file that is `file`.
+    pub(super) fn note_write(&self, file: &File, offset: u64, len: u64, thread: u32) -> Verdict {
         let mut state = self.lock();
+        state.writer = thread;
         if !state.has_journal {
             // Where nobody records commits the next look finds everything.
             let Some(line) = self.line() else { return Verdict::Allowed };
@@ -148,10 +152,16 @@ impl Database {
         }
     }
 
-    /// A transaction has written pages, and its journal can still take them back.
-    pub(super) fn is_about_to_commit(&self) -> bool {
+    /// A transaction has written pages, its journal can still take them back, and who has written them syncs them. Others may sync in the middle of it.
+    pub(super) fn is_about_to_commit(&self, thread: u32) -> bool {
         let state = self.lock();
-        state.has_journal && !state.was_promised && (state.is_cut || !state.written.is_empty())
+        let has_written = state.is_cut || !state.written.is_empty();
+        state.has_journal && !state.was_answered && has_written && state.writer == thread
+    }
+
+    /// Its sync is refused: what comes next is the rollback, which waits for nobody.
+    pub(super) fn note_refused(&self) {
+        self.lock().was_answered = true;
     }
 
     /// The transaction that is about to end is recorded now; who waits for the store to have it is told by `ticket`. The file is `file`.
@@ -166,7 +176,7 @@ impl Database {
             Ok(Some(commit)) => line.promise(commit, ticket(), &mut state.keeper),
             Ok(None) | Err(_) => return Promise::TooLarge,
         }
-        (state.is_promised, state.was_promised) = (true, true);
+        (state.is_promised, state.was_answered) = (true, true);
         Promise::Made
     }
 
@@ -176,13 +186,20 @@ impl Database {
         state.has_journal = false;
         let (written, is_cut) = (std::mem::take(&mut state.written), std::mem::take(&mut state.is_cut));
         let is_promised = std::mem::take(&mut state.is_promised);
-        state.was_promised = false;
+        let was_answered = std::mem::take(&mut state.was_answered);
         let Some(line) = self.line().filter(|_| !is_promised) else { return };
         if is_cut {
             line.cut();
         } else if !written.is_empty() {
             match open() {
-                Ok(file) => put(line, &file, &written, group.unwrap_or_else(time::now), &mut state.keeper),
+                Ok(file) => {
+                    let commit = read_commit(&file, &written, group.unwrap_or_else(time::now));
+                    match commit {
+                        Ok(Some(commit)) if was_answered => line.take_back(commit, &mut state.keeper),
+                        Ok(Some(commit)) => line.push(commit, &mut state.keeper),
+                        Ok(None) | Err(_) => line.cut(),
+                    }
+                }
                 Err(_) => line.cut(),
             }
         }

@@ -266,16 +266,16 @@ impl Mirror {
     }
 
     /// Notes a write to a database, or refuses it.
-    fn check_write(&self, open: &Open, offset: u64, len: u64) -> io::Result<()> {
-        if open.node.database.note_write(&open.file, offset, len) == Verdict::Unjournaled {
+    fn check_write(&self, open: &Open, offset: u64, len: u64, thread: u32) -> io::Result<()> {
+        if open.node.database.note_write(&open.file, offset, len, thread) == Verdict::Unjournaled {
             return Err(refuse_unjournaled(&open.node));
         }
         Ok(())
     }
 
-    fn write_file(&self, open: &Open, offset: u64, data: &[u8]) -> io::Result<()> {
+    fn write_file(&self, open: &Open, offset: u64, data: &[u8], thread: u32) -> io::Result<()> {
         if open.role == Role::Plain {
-            self.check_write(open, offset, data.len() as u64)?;
+            self.check_write(open, offset, data.len() as u64, thread)?;
         }
         open.file.write_all_at(data, offset)?;
         if offset == 0
@@ -350,8 +350,8 @@ impl Mirror {
         };
         match open.role {
             _ if !waits => reply.ok(),
-            Role::Shared => gate.hold_wal(&database, &line, reply),
-            Role::Journal | Role::Plain => gate.hold_database(&database, &open.file, reply),
+            Role::Shared => gate.hold_wal(&database, &line, open.node.inode, reply),
+            Role::Journal | Role::Plain => gate.hold_database(&database, &open.file, request.pid(), reply),
         }
     }
 
@@ -655,7 +655,7 @@ impl Filesystem for Mirror {
 
     fn write(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -666,7 +666,7 @@ impl Filesystem for Mirror {
         reply: ReplyWrite,
     ) {
         count(Operation::Write);
-        let written = self.open_file(handle).and_then(|open| self.write_file(&open, offset, data));
+        let written = self.open_file(handle).and_then(|open| self.write_file(&open, offset, data, request.pid()));
         answer!(reply, written, () => reply.written(u32::try_from(data.len()).expect("bounded by the session")));
     }
 
@@ -748,7 +748,7 @@ impl Filesystem for Mirror {
 
     fn fallocate(
         &self,
-        _: &Request,
+        request: &Request,
         _: INodeNo,
         handle: FileHandle,
         offset: u64,
@@ -763,7 +763,7 @@ impl Filesystem for Mirror {
             // Holes and zeros are writes; more room alone is none.
             let writes = !FallocateFlags::KEEP_SIZE.contains(flags);
             if writes && open.role == Role::Plain {
-                self.check_write(&open, offset, length)?;
+                self.check_write(&open, offset, length, request.pid())?;
             }
             rustix::fs::fallocate(&open.file, flags, offset, length)?;
             if !writes && open.role == Role::Plain {

@@ -62,6 +62,8 @@ enum Event {
     /// Nobody has taken the commit yet.
     Offer(u64, Unheard),
     TooLarge(u64),
+    /// The mount is gone.
+    Stop,
 }
 
 /// Somebody whose commit is on its way.
@@ -88,15 +90,15 @@ impl Gate {
         Ok(Self { timeout, next: AtomicU64::new(0), come })
     }
 
-    /// The WAL of a database was synced.
-    pub(super) fn hold_wal(&self, node: &Node, line: &CommitLine, reply: ReplyEmpty) {
+    /// The WAL of a database, with this inode, was synced.
+    pub(super) fn hold_wal(&self, node: &Node, line: &CommitLine, wal: u64, reply: ReplyEmpty) {
         let id = self.wait(node, reply);
-        line.sync(ticket(id, &self.come));
+        line.sync(wal, ticket(id, &self.come));
     }
 
-    /// The file of a database was synced.
-    pub(super) fn hold_database(&self, node: &Arc<Node>, file: &File, reply: ReplyEmpty) {
-        if !node.database.is_about_to_commit() {
+    /// The file of a database was synced by this thread.
+    pub(super) fn hold_database(&self, node: &Arc<Node>, file: &File, thread: u32, reply: ReplyEmpty) {
+        if !node.database.is_about_to_commit(thread) {
             return reply.ok();
         }
         let id = self.wait(node, reply);
@@ -106,7 +108,10 @@ impl Gate {
                 let until = Instant::now() + UNHEARD_MAX;
                 self.tell(Event::Offer(id, Unheard { node: Arc::clone(node), until }));
             }
-            Promise::TooLarge => self.tell(Event::TooLarge(id)),
+            Promise::TooLarge => {
+                node.database.note_refused();
+                self.tell(Event::TooLarge(id));
+            }
         }
     }
 
@@ -119,7 +124,13 @@ impl Gate {
 
     fn tell(&self, event: Event) {
         let told = self.come.send(event);
-        assert!(told.is_ok(), "the thread that answers lives as long as the mount");
+        assert!(told.is_ok(), "the thread that answers lives until it is told to stop");
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.tell(Event::Stop);
     }
 }
 
@@ -142,9 +153,9 @@ impl Keeper {
     fn run(mut self, events: &Receiver<Event>) {
         loop {
             match events.recv_timeout(self.pause()) {
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(event) => self.take_in(event),
                 Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return,
             }
             self.offer_again();
             self.refuse_late();
@@ -169,6 +180,7 @@ impl Keeper {
                 self.refuse(id, GIVEN_UP, "nobody can say whether the store has it, as capture begins anew");
             }
             Event::TooLarge(id) => self.refuse(id, GIVEN_UP, TOO_LARGE),
+            Event::Stop => {}
         }
     }
 
@@ -194,8 +206,14 @@ impl Keeper {
                     }
                 }
                 Ok(Promise::Unheard) if Instant::now() < until => {}
-                Ok(Promise::TooLarge) => self.refuse(id, GIVEN_UP, TOO_LARGE),
-                Ok(Promise::Unheard) | Err(_) => self.refuse(id, GIVEN_UP, "nobody captures the database right now"),
+                refused => {
+                    let is_too_large = matches!(refused, Ok(Promise::TooLarge));
+                    self.refuse(
+                        id,
+                        GIVEN_UP,
+                        if is_too_large { TOO_LARGE } else { "nobody captures the database right now" },
+                    );
+                }
             }
         }
     }
@@ -210,6 +228,9 @@ impl Keeper {
 
     fn refuse(&mut self, id: u64, result: usize, why: &str) {
         let Some(waiting) = self.waiting.remove(&id) else { return };
+        if let Some(unheard) = &waiting.unheard {
+            unheard.node.database.note_refused();
+        }
         count(result);
         tracing::error!(
             database = %Path::new(&waiting.database).display(),

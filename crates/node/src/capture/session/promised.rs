@@ -20,6 +20,7 @@ impl WalSession {
             Promised::Kept => {
                 self.captured = pending.captured();
                 self.pending = None;
+                self.has_kept = true;
                 self.save_state(thread)?;
                 Ok(true)
             }
@@ -41,35 +42,44 @@ impl WalSession {
             thread.put_back(waiting);
             return Ok(false);
         };
+        let found = promise::find(&self.pinned, &index.header, self.captured, self.page_size)?;
         let mut captured = false;
-        match &self.pending {
+        match (&self.pending, found) {
             // Synced once more.
-            Some(pending) if pending.is_there(&self.pinned)? => {}
-            Some(_) => {
+            (Some(pending), Some((_, again))) if pending.is_same(&again) => {}
+            (Some(_), _) => {
                 thread.put_back(waiting);
                 return Err(broken_promise());
             }
-            None => {
-                if let Some((run, pending)) = promise::find(&self.pinned, &index.header, self.page_size)? {
-                    self.record(thread, run)?;
-                    self.pending = Some(pending);
-                    thread.save_state(None).map_err(RecordError::Log)?;
-                    captured = true;
-                }
+            (None, Some((run, pending))) if self.is_being_written(thread)? => {
+                self.record(thread, run)?;
+                self.pending = Some(pending);
+                thread.save_state(None).map_err(RecordError::Log)?;
+                captured = true;
             }
+            // Only a checkpoint has synced, and what it has found is left over from a transaction that failed, if it has found anything.
+            (None, _) => {}
         }
-        thread.hold(waiting);
+        thread.hold(waiting.into_iter().map(|sync| sync.ticket));
         Ok(captured)
+    }
+
+    /// Whether somebody is within a transaction: nobody else can get the write lock then.
+    fn is_being_written(&self, thread: &CaptureThread) -> Result<bool, SessionEnd> {
+        self.free.set_busy_timeout(Duration::ZERO)?;
+        let locked = self.free.begin_immediate(Duration::ZERO);
+        self.free.set_busy_timeout(thread.config.busy_timeout)?;
+        if locked.is_ok() {
+            self.free.end_read();
+        }
+        Ok(locked.is_err())
     }
 
     /// A checkpoint where commits wait for us: only under the write lock, which nobody has who waits. Otherwise the application's own checkpoints get
     /// further, at least. `false` when it has to wait.
     pub(super) fn checkpoint_gated(&mut self, thread: &mut CaptureThread) -> Result<bool, SessionEnd> {
-        if self.pending.is_some() {
-            return Ok(false);
-        }
         self.pin_again(thread)?;
-        if thread.is_waited_for() {
+        if self.pending.is_some() || thread.is_waited_for() {
             return Ok(false);
         }
         self.checkpoint_locked(thread)?;

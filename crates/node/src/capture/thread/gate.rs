@@ -1,11 +1,14 @@
 //! Those who wait for the store before their commit is told ([`crate::capture::gate`]).
 
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
 use rhyolite_format::Txid;
 
 use super::{CaptureThread, Known};
+use crate::capture::commits::WalSync;
 use crate::capture::gate::Ticket;
+use crate::capture::watch::beside;
 
 impl CaptureThread {
     /// From here on commits wait, where they are to.
@@ -19,17 +22,26 @@ impl CaptureThread {
         self.line.as_ref().is_some_and(|line| line.is_gated())
     }
 
-    /// Those who wait for what is in the WAL.
-    pub(in crate::capture) fn take_tickets(&self) -> Vec<Ticket> {
-        self.line.as_ref().filter(|line| line.is_gated()).map_or_else(Vec::new, |line| line.take_syncs())
+    /// Those who wait for what is in our WAL.
+    pub(in crate::capture) fn take_tickets(&self) -> Vec<WalSync> {
+        let Some(line) = self.line.as_ref().filter(|line| line.is_gated() && line.has_syncs()) else {
+            return Vec::new();
+        };
+        let wal = std::fs::metadata(beside(&self.config.path, "-wal"));
+        wal.map_or_else(|_| Vec::new(), |wal| line.take_syncs(wal.ino()))
     }
 
     /// They wait on, for the next look or the next session.
-    pub(in crate::capture) fn put_back(&self, tickets: Vec<Ticket>) {
+    pub(in crate::capture) fn put_back(&self, tickets: Vec<WalSync>) {
         // Without a line nothing was taken.
         if let Some(line) = &self.line {
             line.put_syncs_back(tickets);
         }
+    }
+
+    /// Nobody can say any more what becomes of that for which they wait.
+    pub(in crate::capture) fn give_up_held(&mut self) {
+        self.held.clear();
     }
 
     /// Everything that they wait for is in the log: it is uploaded at once, and they are told when the store has it.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use fuser::{FileAttr, INodeNo, Request};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 
-use super::{LOST_TO_CHOWN, Mirror, proc_path};
+use super::{LOST_TO_CHOWN, Mirror, Role, proc_path};
 use crate::mount::nodes::Node;
 
 /// A file that was just made.
@@ -39,9 +39,9 @@ impl Mirror {
             }
         }
         let (node, attributes) = self.nodes.look_up(parent, name)?;
-        // Its number may have been that of a file that is gone.
-        if let Some(line) = self.lines.get(node.inode).filter(|_| attributes.size == 0) {
-            line.note_emptied();
+        if attributes.size == 0 && Role::of(name) == Role::Plain {
+            // Its number may have been that of a file that is gone.
+            self.lines.of(node.inode).note_emptied();
         }
         Ok(Made { file, node, attributes })
     }

@@ -171,3 +171,109 @@ fn several_writers_large_transactions_and_checkpoints_wait_as_well() {
         assert_eq!(mount.folder.run(&["verify", &format!("./backup/{name}"), "--every-point"]).code, 0);
     }
 }
+
+/// Nothing of a WAL is in shared memory then: its writer draws the salts.
+#[test]
+fn the_first_commit_of_an_empty_wal_waits() {
+    let Some((mut mount, db)) = Mount::strict("a.db", "wal") else { return };
+    insert(&db, 0..2);
+    drop(db);
+    mount.stop();
+    // Closed by the last who had it open, it has no WAL any more.
+    let behind = mount.folder.path("data/a.db");
+    drop(Connection::open(&behind).unwrap().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())));
+    assert!(!behind.with_extension("db-wal").exists());
+    mount.start(&STRICT).unwrap();
+    let db = Connection::open(mount.path("a.db")).unwrap();
+    wait_for("the database to be captured", || mount.path("a.db-pos").exists());
+    mount.cut_off();
+    let failed = db.execute("INSERT INTO t(b) VALUES (1)", []).unwrap_err();
+    assert!(is_io_error(&failed), "{failed}");
+    mount.connect_again();
+    wait_for("a commit", || db.execute("INSERT INTO t(b) VALUES (2)", []).is_ok());
+    for mode in ["RESTART", "TRUNCATE"] {
+        // By another connection: the writer has made no checkpoint of its own.
+        let other = Connection::open(mount.path("a.db")).unwrap();
+        other.busy_timeout(Duration::from_secs(5)).unwrap();
+        other.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(())).unwrap();
+        insert(&db, 0..1);
+        insert(&db, 0..1);
+    }
+    assert_eq!(mount.ungated("a.db"), 0);
+    let rows = count(&db);
+    assert_eq!(mount.rows_of_restore("a.db"), rows);
+    drop(db);
+    mount.stop();
+}
+
+#[test]
+fn a_transaction_that_is_too_large_to_wait_fails_and_leaves_the_database_usable() {
+    let Some((mut mount, db)) = Mount::strict("a.db", "delete") else { return };
+    insert(&db, 0..2);
+    let large = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 70) INSERT INTO t(b) SELECT randomblob(1 << 20) FROM n";
+    let failed = db.execute(large, []).unwrap_err();
+    assert!(is_io_error(&failed), "{failed}");
+    assert_eq!(count(&db), 2);
+    wait_for("a commit", || db.execute("INSERT INTO t(b) VALUES (2)", []).is_ok());
+    assert_eq!(mount.rows_of_restore("a.db"), 3);
+    drop(db);
+    let ended = mount.signal(Signal::TERM);
+    assert_eq!(ended.code, 0, "{ended:?}");
+    assert!(ended.stderr.contains("more than 64 MiB"), "{ended:?}");
+}
+
+#[test]
+fn a_database_that_is_removed_can_be_made_again() {
+    for mode in ["wal", "delete"] {
+        let name = format!("{mode}.db");
+        let Some((mut mount, db)) = Mount::strict(&name, mode) else { return };
+        drop(db);
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(mount.path(&format!("{name}{suffix}")));
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let db = Connection::open(mount.path(&name)).unwrap();
+        db.pragma_update(None, "journal_mode", mode).unwrap();
+        db.execute_batch("CREATE TABLE t(a INTEGER PRIMARY KEY, b); INSERT INTO t VALUES (7, 2)").unwrap();
+        mount.wait_captured(&name);
+        insert(&db, 0..1);
+        assert_eq!(mount.rows_of_restore(&name), 2);
+        drop(db);
+        mount.stop();
+    }
+}
+
+/// Each name has a WAL of its own.
+#[test]
+fn who_waits_under_one_of_two_names_is_not_answered_by_the_other() {
+    let Some((mut mount, db)) = Mount::strict("a.db", "wal") else { return };
+    std::fs::hard_link(mount.path("a.db"), mount.path("b.db")).unwrap();
+    wait_for("the other name", || mount.restored("b.db", &[]).is_some());
+    insert(&db, 0..3);
+    assert_eq!(mount.rows_of_restore("a.db"), 3);
+    mount.cut_off();
+    let failed = db.execute("INSERT INTO t(b) VALUES (1)", []).unwrap_err();
+    assert!(is_io_error(&failed), "{failed}");
+    mount.connect_again();
+    wait_for("a commit", || db.execute("INSERT INTO t(b) VALUES (2)", []).is_ok());
+    drop(db);
+    mount.signal(Signal::TERM);
+}
+
+/// Somebody else's sync in the middle of a transaction is no commit.
+#[test]
+fn a_sync_by_others_in_the_middle_of_a_transaction_opens_nothing() {
+    let Some((mut mount, db)) = Mount::strict("a.db", "delete") else { return };
+    insert(&db, 0..3);
+    let before = mount.points("a.db").len();
+    db.execute_batch("PRAGMA cache_size=5; BEGIN").unwrap();
+    insert(&db, 0..300);
+    let path = mount.path("a.db");
+    std::thread::spawn(move || std::fs::File::open(path).unwrap().sync_all().unwrap()).join().unwrap();
+    insert(&db, 0..10);
+    db.execute_batch("COMMIT").unwrap();
+    assert_eq!(mount.points("a.db").len(), before + 1);
+    assert_eq!(mount.rows_of_restore("a.db"), 313);
+    drop(db);
+    mount.stop();
+}
