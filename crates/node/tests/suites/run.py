@@ -4,9 +4,10 @@
   sqlite     SQLite's own TCL tests, each file on a mount of its own; and what is restored against what is there
   fsx        random operations on one file, each read checked
   pjdfstest  what POSIX says of file system calls
+  drivers    SQLite from a shell, Python, Node and a JVM; and what is restored against what is there
 
 What may differ is listed, with reasons, in SUITE.expected beside this program. It ends with 1 when anything else differs. Suites that are not
-there are fetched and built by build.sh, from Debian and crates.io. It needs Linux with FUSE; as root it tests more.
+there are fetched and built by build.sh, from Debian, crates.io and npm. It needs Linux with FUSE; as root it tests more.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from mounted import empty_folder  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[3]
-SUITES = ["sqlite", "fsx", "pjdfstest"]
+SUITES = ["sqlite", "fsx", "pjdfstest", "drivers"]
 
 
 def options():
