@@ -92,7 +92,7 @@ fn was_captured(nodes: &Nodes, place: &Place) -> bool {
 }
 
 /// A thread of this process; the kernel names threads.
-fn is_own(pid: u32) -> bool {
+pub(super) fn is_own(pid: u32) -> bool {
     std::fs::metadata(format!("/proc/self/task/{pid}")).is_ok()
 }
 

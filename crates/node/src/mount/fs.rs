@@ -29,12 +29,12 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType as Kind, Gid, Mode, OFla
 
 use super::anchor::Anchor;
 use super::database::Verdict;
-use super::door::Door;
+use super::door::{Door, is_own};
 use super::groups::{self, Groups};
 use super::nodes::{Node, Nodes, is_hidden, kind, mode, timestamp};
 use super::operations::{Operation, count};
 use super::reports::{self, Report};
-use super::role::{Role, base_of};
+use super::role::{Role, base_of, database_of};
 use crate::capture::commits::CommitLines;
 
 /// How long the kernel may believe what it was told: every change comes through it.
@@ -248,7 +248,8 @@ impl Mirror {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
         let file = File::from(rustix::fs::openat(&folder.fd, name, flags, mode)?);
         if self.is_root {
-            rustix::fs::fchown(&file, Some(Uid::from_raw(request.uid())), group(request, &folder)?)?;
+            let (uid, gid) = owner(request, &folder, name)?;
+            rustix::fs::fchown(&file, Some(uid), gid)?;
             if mode.intersects(LOST_TO_CHOWN) {
                 rustix::fs::fchmod(&file, mode)?;
             }
@@ -381,6 +382,19 @@ fn refuse_unjournaled(node: &Node) -> io::Error {
         "refused a write without a journal: journal_mode MEMORY and OFF are not supported, nor is a copy over a database"
     );
     io::Error::from_raw_os_error(libc::EIO)
+}
+
+/// Who has a file that is made.
+fn owner(request: &Request, folder: &Node, name: &OsStr) -> io::Result<(Uid, Option<Gid>)> {
+    if let Some(database) = database_of(name)
+        && is_own(request.pid())
+        && let Ok(stat) = rustix::fs::statat(&folder.fd, database, AtFlags::SYMLINK_NOFOLLOW)
+    {
+        // Our SQLite gives it to the owner of the database, a moment later. Who opens a wal-index before that may only read it, and the
+        // connection would write nothing any more.
+        return Ok((Uid::from_raw(stat.st_uid), Some(Gid::from_raw(stat.st_gid))));
+    }
+    Ok((Uid::from_raw(request.uid()), group(request, folder)?))
 }
 
 /// The group of what is made in a folder: the one that made it has, unless the folder gives its own.

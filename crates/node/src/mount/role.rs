@@ -30,3 +30,10 @@ impl Role {
 pub(super) fn base_of(journal: &OsStr) -> Option<&OsStr> {
     journal.as_bytes().strip_suffix(b"-journal").filter(|base| !base.is_empty()).map(OsStr::from_bytes)
 }
+
+/// The database of a journal, WAL or wal-index, by its name.
+pub(super) fn database_of(name: &OsStr) -> Option<&OsStr> {
+    let name = name.as_bytes();
+    let base = [&b"-journal"[..], b"-wal", b"-shm"].iter().find_map(|suffix| name.strip_suffix(*suffix));
+    base.filter(|base| !base.is_empty()).map(OsStr::from_bytes)
+}

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -102,5 +103,37 @@ fn a_killed_daemon_of_an_ordinary_user_leaves_nobody_waiting() {
             mount.wait_captured(&format!("{mode}.db"));
         }
     }
+    mount.stop();
+}
+
+/// Databases of a user on root's mount go over to WAL mode. Root's daemon may be the first to make the wal-index, which is the user's at once.
+const SWITCHER: &str = "
+import os, sqlite3, sys, time
+for number in range(40):
+    path = f'{sys.argv[1]}/{number}.db'
+    db = sqlite3.connect(path, isolation_level=None, timeout=20)
+    db.execute('create table t(a)')
+    while not os.path.exists(path + '-pos'): time.sleep(0.002)
+    db.execute('pragma journal_mode=wal')
+    db.execute('insert into t values (1)')
+    db.close()
+    for suffix in ('', '-wal', '-shm'):
+        if os.path.exists(path + suffix): os.remove(path + suffix)
+";
+
+#[test]
+fn a_user_can_write_what_root_captures() {
+    if !geteuid().is_root() {
+        return eprintln!("not tested: it needs root to be another user");
+    }
+    let Some(mut mount) = Mount::new() else { return };
+    // The folder of the test is root's alone.
+    for path in [mount.folder.path(""), mount.folder.path("data")] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let mut command = Command::new(PYTHON);
+    command.args(["-c", SWITCHER]).arg(mount.path("")).current_dir("/").uid(USER).gid(USER);
+    let done = command.output().unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
     mount.stop();
 }
