@@ -260,6 +260,7 @@ impl WalSession {
         let captured = Captured { salt: moment.salt, frame: moment.max_frame };
         let captured = match thread.continues(&pinned, &moment) {
             Some(frame) => Captured { frame, ..captured },
+            None if thread.is_followed_by_wal(&pinned, &moment)? => Captured { frame: 0, ..captured },
             None => {
                 thread.establish(&moment.view(&pinned)?)?;
                 captured

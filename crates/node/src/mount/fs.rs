@@ -27,6 +27,7 @@ use fuser::{
 };
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType as Kind, Gid, Mode, OFlags, Timestamps, Uid};
 
+use super::anchor::Anchor;
 use super::database::Verdict;
 use super::door::{self, Door};
 use super::gate::Gate;
@@ -34,6 +35,7 @@ use super::groups::{self, Groups};
 use super::nodes::{Node, Nodes, is_hidden, kind, mode, timestamp};
 use super::operations::{Operation, count};
 use super::reports::{self, Report};
+use super::role::{Role, base_of};
 use crate::capture::commits::{CommitLines, GateState};
 
 mod make;
@@ -68,30 +70,6 @@ const ABSENT: FileAttr = FileAttr {
     flags: 0,
 };
 
-/// What a name says about a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Role {
-    Shared,
-    Journal,
-    Plain,
-}
-
-impl Role {
-    fn of(name: &OsStr) -> Self {
-        let name = name.as_bytes();
-        match () {
-            () if name.ends_with(b"-wal") || name.ends_with(b"-shm") => Self::Shared,
-            () if name.ends_with(b"-journal") => Self::Journal,
-            () => Self::Plain,
-        }
-    }
-}
-
-/// The database of a journal, by its name.
-fn base_of(journal: &OsStr) -> Option<&OsStr> {
-    journal.as_bytes().strip_suffix(b"-journal").filter(|base| !base.is_empty()).map(OsStr::from_bytes)
-}
-
 /// An open file.
 #[derive(Debug)]
 struct Open {
@@ -112,6 +90,7 @@ type Listed = (u64, FileType, Vec<u8>);
 pub(super) struct Mirror {
     nodes: Nodes,
     lines: Arc<CommitLines>,
+    anchor: Arc<Anchor>,
     door: Door,
     /// Where commits wait for the store, if they are to.
     gate: Option<Gate>,
@@ -134,10 +113,16 @@ fn proc_path(node: &Node) -> String {
 
 impl Mirror {
     /// Mirrors `root`.
-    pub(super) fn new(root: File, lines: Arc<CommitLines>, gate_timeout: Option<Duration>) -> io::Result<Self> {
+    pub(super) fn new(
+        root: File,
+        lines: Arc<CommitLines>,
+        anchor: Arc<Anchor>,
+        gate_timeout: Option<Duration>,
+    ) -> io::Result<Self> {
         Ok(Self {
             nodes: Nodes::new(root)?,
             lines,
+            anchor,
             door: Door::new()?,
             gate: gate_timeout.map(Gate::new).transpose()?,
             groups: Groups::default(),
@@ -207,6 +192,9 @@ impl Mirror {
             node.database.attach(|| self.lines.of(node.inode));
         }
         let shared = (role == Role::Shared).then(|| self.backing(&node, &file, backing)).flatten();
+        if role == Role::Shared && shared.is_none() {
+            self.anchor.cast();
+        }
         let flags = match role {
             _ if node.is_ours => FopenFlags::FOPEN_DIRECT_IO,
             Role::Journal => FopenFlags::FOPEN_DIRECT_IO,
@@ -736,8 +724,9 @@ impl Filesystem for Mirror {
         reply.ok();
     }
 
-    fn statfs(&self, _: &Request, inode: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, request: &Request, inode: INodeNo, reply: ReplyStatfs) {
         count(Operation::StatFileSystem);
+        let Some(reply) = self.anchor.hold(request.pid(), reply) else { return };
         let found = || -> io::Result<_> { Ok(rustix::fs::fstatvfs(self.nodes.get(inode)?.fd.as_fd())?) };
         answer!(reply, found(), s => {
             let short = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);

@@ -17,16 +17,17 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 use rustix::io::Errno;
-use rustix::mount::{UnmountFlags, unmount};
 
+use self::anchor::Anchor;
 use crate::capture::commits::CommitLines;
 
+mod anchor;
 mod database;
 mod door;
 mod fs;
@@ -36,6 +37,7 @@ mod leftover;
 mod nodes;
 pub mod operations;
 mod reports;
+mod role;
 mod stale;
 
 /// Threads that serve the kernel. None of them ever waits for another.
@@ -81,8 +83,16 @@ impl Mounted {
         }
         let (ready, is_ready) = mpsc::channel();
         let (stop, is_stopped) = mpsc::channel();
-        let place = at.clone();
-        let serve = move || serve(&behind, &place, (lines, gate_timeout), &ready, &is_stopped);
+        let (anchor, anchored) = Anchor::new(&at).map_err(|e| error(&at, &e))?;
+        let (place, anchor) = (at.clone(), Arc::new(anchor));
+        let serve = move || {
+            let Some(session) = serve(&behind, &place, (lines, gate_timeout), &anchor, &ready) else { return };
+            // Nothing is ever sent: it ends when the other side goes.
+            let _ = is_stopped.recv();
+            anchor.let_go();
+            anchored.join().expect("a thread that only asks does not panic");
+            end(&place, session);
+        };
         let server = thread::Builder::new().name("mount".to_owned()).spawn(serve).map_err(|e| error(&at, &e))?;
         is_ready.recv().map_err(|_| format!("mount at {}: the thread has ended", at.display()))??;
         Ok(Self { stop: Some(stop), server: Some(server), at })
@@ -103,7 +113,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Mounts, says so, and unmounts when told to. It runs on a thread of its own.
+/// Mounts, and says so. It runs on a thread of its own.
 ///
 /// When a process is killed, the kernel ends its mounts' connections when their descriptors are closed, which is when the last
 /// thread that shares them has ended. Our capture threads use files on the mount: one that waits for an answer cannot end before
@@ -112,21 +122,27 @@ fn serve(
     behind: &Path,
     at: &Path,
     commits: (Arc<CommitLines>, Option<Duration>),
+    anchor: &Arc<Anchor>,
     ready: &Sender<Result<(), String>>,
-    is_stopped: &Receiver<()>,
-) {
+) -> Option<BackgroundSession> {
     if let Err(error) = own_descriptors() {
         tracing::warn!("a process that is killed may leave a mount that answers nobody: {error}");
     }
-    let session = match start_session(behind, at, commits) {
+    let session = match start_session(behind, at, commits, Arc::clone(anchor)) {
         Ok(session) => session,
-        Err(error) => return drop(ready.send(Err(error))),
+        Err(error) => {
+            let _ = ready.send(Err(error));
+            return None;
+        }
     };
     tracing::info!("{} is mounted at {}", behind.display(), at.display());
     let _ = ready.send(Ok(()));
-    // Nothing is ever sent: it ends when the other side goes.
-    let _ = is_stopped.recv();
-    if let Err(error) = unmount(at, UnmountFlags::empty()) {
+    Some(session)
+}
+
+/// Unmounts.
+fn end(at: &Path, session: BackgroundSession) {
+    if let Err(error) = stale::unmount_idle(at) {
         if error == Errno::BUSY {
             tracing::warn!("{} is still in use: files that are open there can no longer be used", at.display());
         }
@@ -156,10 +172,11 @@ fn start_session(
     behind: &Path,
     at: &Path,
     (lines, gate_timeout): (Arc<CommitLines>, Option<Duration>),
+    anchor: Arc<Anchor>,
 ) -> Result<BackgroundSession, String> {
     let error = |path: &Path, e: &io::Error| format!("{}: {}", path.display(), crate::config::io_text(e));
     let root = File::open(behind).map_err(|e| error(behind, &e))?;
-    let mirror = fs::Mirror::new(root, lines, gate_timeout).map_err(|e| error(behind, &e))?;
+    let mirror = fs::Mirror::new(root, lines, anchor, gate_timeout).map_err(|e| error(behind, &e))?;
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     config.mount_options = vec![
@@ -172,6 +189,12 @@ fn start_session(
     }
     fuser::spawn_mount(mirror, at, &config).map_err(|e| match e.kind() {
         _ if !Path::new(DEVICE).exists() => format!("mount at {}: there is no {DEVICE}", at.display()),
+        io::ErrorKind::PermissionDenied if File::open(DEVICE).is_err() => {
+            format!(
+                "mount at {}: {DEVICE}: permission denied (its mode must be 0666 where others than root mount)",
+                at.display()
+            )
+        }
         // Both folders are there.
         io::ErrorKind::NotFound => {
             format!("mount at {}: not permitted without fusermount3, which is not there", at.display())

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 /// Longest wait for an answer.
@@ -92,15 +93,27 @@ fn health(at: &Path) -> Health {
     }
 }
 
-/// Takes the mount away, with the help that a user without privileges has.
-pub(super) fn detach(at: &Path) -> io::Result<()> {
-    let Err(error) = unmount(at, UnmountFlags::DETACH) else { return Ok(()) };
-    let mut command = Command::new("fusermount3");
-    command.args(["-u", "-z", "--"]).arg(at).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    match command.status() {
-        Ok(status) if status.success() => Ok(()),
-        _ => Err(error.into()),
+/// Takes the mount away if nobody uses it.
+///
+/// # Errors
+/// [`Errno::BUSY`] when somebody does.
+pub(super) fn unmount_idle(at: &Path) -> Result<(), Errno> {
+    match unmount(at, UnmountFlags::empty()) {
+        Err(Errno::PERM) => helper("-u", at).map_err(|_| Errno::BUSY),
+        done => done,
     }
+}
+
+/// Takes the mount away, whoever uses it.
+pub(super) fn detach(at: &Path) -> io::Result<()> {
+    unmount(at, UnmountFlags::DETACH).or_else(|error| helper("-uz", at).map_err(|_| error.into()))
+}
+
+/// The help that a user without privileges has.
+fn helper(how: &str, at: &Path) -> Result<(), ()> {
+    let mut command = Command::new("fusermount3");
+    command.args([how, "--"]).arg(at).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    if command.status().is_ok_and(|status| status.success()) { Ok(()) } else { Err(()) }
 }
 
 #[cfg(test)]

@@ -26,6 +26,45 @@ pub(crate) fn replicate_two_commits(folder: &Folder) {
     assert_eq!(ended.code, 0, "{ended:?}");
 }
 
+/// The application begins the WAL anew while nobody looks: each commit in the new one is a restore point all the same.
+#[test]
+fn commits_after_a_reset_of_the_wal_behind_a_killed_daemon_are_not_folded() {
+    let folder = Folder::new();
+    let db = folder.database("a.db");
+    db.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+    let start = || folder.start(&["replicate", "a.db", "./backup", "--sync-interval", "0"]);
+    let daemon = start();
+    folder.wait_durable("a.db", 1);
+    db.execute_batch("INSERT INTO t VALUES (2)").unwrap();
+    folder.wait_durable("a.db", 2);
+    daemon.signal(Signal::KILL);
+    daemon.wait();
+    for (round, mode) in ["RESTART", "TRUNCATE"].into_iter().enumerate() {
+        db.query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(())).unwrap();
+        for row in 0..3 {
+            db.execute("INSERT INTO t VALUES (?1)", [row]).unwrap();
+        }
+        let daemon = start();
+        folder.wait_durable("a.db", 5 + 3 * round as u64);
+        daemon.signal(Signal::KILL);
+        daemon.wait();
+    }
+    let points = folder.run(&["log", "./backup", "--json"]).stdout.lines().count();
+    assert_eq!(points, 8, "a restore point for each commit");
+    assert_eq!(folder.run(&["verify", "./backup", "--every-point"]).code, 0);
+    // Frames that are in the database file already cannot be told apart from what it was before.
+    db.execute_batch("INSERT INTO t VALUES (10); INSERT INTO t VALUES (11); PRAGMA wal_checkpoint(PASSIVE);").unwrap();
+    db.execute_batch("PRAGMA wal_checkpoint(RESTART); INSERT INTO t VALUES (12); PRAGMA wal_checkpoint(PASSIVE)")
+        .unwrap();
+    let daemon = start();
+    folder.wait_durable("a.db", 9);
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.wait().code, 0);
+    assert_eq!(folder.run(&["verify", "./backup", "--every-point"]).code, 0);
+    assert_eq!(folder.run(&["restore", "./backup", "-o", "copy.db"]).code, 0);
+    assert_eq!(rows(&folder.path("copy.db")), rows(&folder.path("a.db")));
+}
+
 /// Exactly one line on standard error, the given status, nothing on standard output, and nothing touched.
 #[track_caller]
 pub(crate) fn check_refused(folder: &Folder, arguments: &[&str], code: i32, line: &str) {

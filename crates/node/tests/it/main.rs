@@ -19,6 +19,8 @@ mod many;
 #[cfg(target_os = "linux")]
 mod mount;
 mod mount_cost;
+#[cfg(target_os = "linux")]
+mod mount_user;
 mod operating;
 mod parked;
 mod pins;

@@ -29,7 +29,7 @@ pub(crate) struct Mount {
     program: Option<Running>,
     /// Dropped when the mount is not needed any more.
     _alive: Sender<()>,
-    folder: Folder,
+    pub(crate) folder: Folder,
 }
 
 impl Drop for Mount {
@@ -67,14 +67,18 @@ fn not_permitted(stderr: &str) -> bool {
 impl Mount {
     /// `None` where there is no FUSE, or where mounting is not allowed; `RHYOLITE_REQUIRE_FUSE` makes an error of that.
     pub(crate) fn new() -> Option<Self> {
-        Self::with(&[])
+        Self::within(Folder::new(), &[])
     }
 
     /// The same, with further arguments.
     fn with(more: &[&str]) -> Option<Self> {
-        let folder = Folder::new();
-        fs::create_dir(folder.path("data")).unwrap();
-        fs::create_dir(folder.path("db")).unwrap();
+        Self::within(Folder::new(), more)
+    }
+
+    /// The same in a folder that may be another user's.
+    pub(crate) fn within(folder: Folder, more: &[&str]) -> Option<Self> {
+        folder.make_folder("data");
+        folder.make_folder("db");
         let mut mount = Self { program: None, _alive: watch_over(folder.path("db")), folder };
         let has_fuse = Path::new("/dev/fuse").exists();
         if let Err(text) = mount.start(more) {
@@ -105,7 +109,7 @@ impl Mount {
         if has_ended { Err(self.ended().stderr) } else { Ok(()) }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path("db").join(name)
     }
 
@@ -146,7 +150,7 @@ impl Mount {
         bytes
     }
 
-    fn restored(&self, name: &str, more: &[&str]) -> Option<Vec<u8>> {
+    pub(crate) fn restored(&self, name: &str, more: &[&str]) -> Option<Vec<u8>> {
         let _ = fs::remove_file(self.folder.path("copy.db"));
         let store = format!("./backup/{name}");
         let restored = self.folder.run(&[&["restore", &store, "-o", "copy.db"], more].concat());
@@ -154,7 +158,7 @@ impl Mount {
     }
 
     /// TXIDs of all restore points.
-    fn points(&self, name: &str) -> Vec<u64> {
+    pub(crate) fn points(&self, name: &str) -> Vec<u64> {
         let log = self.folder.run(&["log", &format!("./backup/{name}"), "--json"]);
         assert_eq!(log.code, 0, "{log:?}");
         let txid = |line| {
@@ -188,7 +192,7 @@ impl Mount {
         self.program.take().unwrap().wait()
     }
 
-    fn signal(&mut self, signal: Signal) -> Outcome {
+    pub(crate) fn signal(&mut self, signal: Signal) -> Outcome {
         self.program.as_ref().unwrap().signal(signal);
         self.ended()
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -29,15 +30,38 @@ impl Outcome {
 }
 
 /// A folder in which commands run.
-pub(crate) struct Folder(TempDir);
+pub(crate) struct Folder {
+    folder: TempDir,
+    /// Whose it is, and who runs the commands, if not we.
+    user: Option<u32>,
+}
 
 impl Folder {
     pub(crate) fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self { folder: tempfile::tempdir().unwrap(), user: None }
+    }
+
+    /// The folder of another user, with a program of their own: they may not be able to reach ours. Only root can make it.
+    pub(crate) fn of_user(user: u32) -> Self {
+        let folder = Self { user: Some(user), ..Self::new() };
+        std::fs::copy(env!("CARGO_BIN_EXE_rhyolite"), folder.path("rhyolite")).unwrap();
+        folder.give_to_user("");
+        folder
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
+        self.folder.path().join(name)
+    }
+
+    pub(crate) fn make_folder(&self, name: &str) {
+        std::fs::create_dir(self.path(name)).unwrap();
+        self.give_to_user(name);
+    }
+
+    fn give_to_user(&self, name: &str) {
+        if self.user.is_some() {
+            std::os::unix::fs::chown(self.path(name), self.user, self.user).unwrap();
+        }
     }
 
     pub(crate) fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
@@ -52,13 +76,24 @@ impl Folder {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rhyolite"));
-        command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null());
+        let program = if self.user.is_some() { self.path("rhyolite") } else { env!("CARGO_BIN_EXE_rhyolite").into() };
+        let mut command = self.command_of(&program);
+        command.args(arguments);
         for (name, _) in std::env::vars_os() {
             let text = name.to_string_lossy();
             if ["AWS_", "AZURE_", "GOOGLE_", "LITESTREAM_", "RHYOLITE_"].iter().any(|p| text.starts_with(p)) {
                 command.env_remove(&name);
             }
+        }
+        command
+    }
+
+    /// Any program, run in the folder by the user whose it is.
+    pub(crate) fn command_of(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.folder.path()).stdin(Stdio::null());
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
         }
         command
     }
@@ -91,7 +126,7 @@ impl Folder {
     /// Every file and folder with its content.
     pub(crate) fn content(&self) -> BTreeMap<PathBuf, Vec<u8>> {
         let mut content = BTreeMap::new();
-        let mut folders = vec![self.0.path().to_owned()];
+        let mut folders = vec![self.path("")];
         while let Some(folder) = folders.pop() {
             for entry in std::fs::read_dir(folder).unwrap() {
                 let path = entry.unwrap().path();

@@ -19,3 +19,16 @@ if {[info commands do_test_at_once]==""} {
     set result
   }
 }
+
+# The daemon is one more connection, which holds locks for some milliseconds. Applications have a busy timeout for that, and so do the tests here.
+if {[info commands sqlite3_at_once]==""} {
+  rename sqlite3 sqlite3_at_once
+  proc sqlite3 {args} {
+    set result [uplevel 1 [linsert $args 0 sqlite3_at_once]]
+    if {[llength $args]>=2 && [string index [lindex $args 0] 0]!="-"} {
+      catch {uplevel 1 [list [lindex $args 0] timeout 300]}
+    }
+    set result
+  }
+  catch {db timeout 300}
+}

@@ -13,6 +13,7 @@ there are fetched and built by build.sh, from Debian, crates.io and npm. It need
 import argparse
 import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def options():
     parser.add_argument("suites", nargs="*", metavar="SUITE", help="default: all")
     parser.add_argument("--short", action="store_true", help="a selection: a minute for sqlite, seconds for the others")
     parser.add_argument("--only", nargs="+", metavar="PATTERN", help="sqlite: files of these names; pjdfstest: tests with this in their names")
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="sqlite: the Kth of N parts of the files, to run side by side with the others")
     parser.add_argument("--rhyolite", type=Path, default=ROOT / "target/debug/rhyolite", metavar="PROGRAM", help="default: target/debug/rhyolite")
     parser.add_argument("--work", type=Path, default=ROOT / "target/suites", metavar="FOLDER", help="builds; default: target/suites")
     parser.add_argument("--name", default="0", help="files and logs of the run are in WORK/runs/NAME, which is emptied at its start; default: 0")
@@ -44,6 +46,9 @@ def options():
     chosen.program, chosen.work = chosen.rhyolite.resolve(), chosen.work.resolve()
     if not chosen.program.exists():
         parser.error(f"{chosen.program} is not there: cargo build --workspace --bins")
+    if not (part := re.fullmatch(r"(\d+)/(\d+)", chosen.part)) or not 1 <= int(part[1]) <= int(part[2]):
+        parser.error(f"no part: {chosen.part}")
+    chosen.part = slice(int(part[1]) - 1, None, int(part[2]))
     chosen.is_root = os.geteuid() == 0
     chosen.runs = empty_folder(chosen.work / "runs" / chosen.name)
     chosen.logs = empty_folder(chosen.runs / "logs")

@@ -15,9 +15,10 @@ use bytes::Bytes;
 use rhyolite_format::{Checksum, Pos, Timestamp, Txid};
 
 use super::{CaptureThread, FAILURES_COUNTED, Known, RETRY, SnapshotAnswer, TableError, ToCapture, ToUploader};
+use crate::capture::handle::{Handle, HandleError};
 use crate::capture::recorder::{RecordError, Recorder};
 use crate::capture::restart::SPOOL_FILE;
-use crate::capture::session::{Need, SessionEnd};
+use crate::capture::session::{Moment, Need, SessionEnd};
 use crate::capture::snapshot::{self, PIECE_BYTES, SnapshotError, SnapshotSummary};
 use crate::capture::table::PageTable;
 use crate::capture::view::View;
@@ -35,6 +36,18 @@ pub(super) struct Spooled {
     summary: SnapshotSummary,
     table: PageTable,
     file: SpoolFile,
+}
+
+/// Why the database file is not what the log ends with.
+enum Unlike {
+    Page,
+    Unread(HandleError),
+}
+
+impl From<HandleError> for Unlike {
+    fn from(error: HandleError) -> Self {
+        Self::Unread(error)
+    }
 }
 
 /// The file of a spooled snapshot, which goes when this does.
@@ -83,6 +96,51 @@ impl CaptureThread {
         self.failures = 0;
         self.publish();
         Ok(())
+    }
+
+    /// Whether the database file, without the WAL, is what the log ends with. Then the frames of the WAL are the transactions after it, one by one, whoever has begun the
+    /// WAL anew while nobody looked, and no page needs to be compared. The caller holds a read transaction.
+    pub(in crate::capture) fn is_followed_by_wal(
+        &mut self,
+        handle: &Handle,
+        moment: &Moment,
+    ) -> Result<bool, SessionEnd> {
+        let Some(Known::Recorded(recorder)) = self.known.as_ref().filter(|_| !self.snapshot_wanted) else {
+            return Ok(false);
+        };
+        let table = recorder.table();
+        // Of frames that are in the file already nobody can tell what it was before. What led to no transaction once would do so again.
+        let may_be = moment.max_frame > 0
+            && moment.backfill == 0
+            && table.page_size() == moment.page_size
+            && !matches!(self.doubt, Some(DiffReason::Chain | DiffReason::Promise));
+        if !may_be {
+            return Ok(false);
+        }
+        let below = Moment { page_count: table.page_count(), max_frame: 0, ..*moment };
+        let compared = below.view(handle)?.each_page(|pgno, data| {
+            let is_same = table.get(pgno) == Some(Checksum::of_page(pgno, data));
+            if is_same { Ok(()) } else { Err(Unlike::Page) }
+        });
+        match compared {
+            Ok(()) => {}
+            Err(Unlike::Page) => return Ok(false),
+            Err(Unlike::Unread(error)) => {
+                // It may be shorter; what is wrong with it otherwise the comparison says.
+                tracing::debug!(database = %self.config.path.display(), "{error}");
+                return Ok(false);
+            }
+        }
+        tracing::info!(
+            database = %self.config.path.display(),
+            frames = moment.max_frame,
+            "the WAL was begun anew: going on with its first frame"
+        );
+        self.abort_snapshot();
+        self.doubt = None;
+        self.failures = 0;
+        self.publish();
+        Ok(true)
     }
 
     /// Gets what a session asked for, for as long as that takes; ends earlier when the uploader is gone.

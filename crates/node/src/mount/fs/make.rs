@@ -8,8 +8,10 @@ use std::sync::Arc;
 use fuser::{FileAttr, INodeNo, Request};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 
-use super::{LOST_TO_CHOWN, Mirror, Role, proc_path};
+use super::{LOST_TO_CHOWN, Mirror, proc_path};
+use crate::mount::door::is_own;
 use crate::mount::nodes::Node;
+use crate::mount::role::{Role, database_of};
 
 /// A file that was just made.
 pub(super) struct Made {
@@ -33,7 +35,8 @@ impl Mirror {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
         let file = File::from(rustix::fs::openat(&folder.fd, name, flags, mode)?);
         if self.is_root {
-            rustix::fs::fchown(&file, Some(Uid::from_raw(request.uid())), group(request, &folder)?)?;
+            let (uid, gid) = owner(request, &folder, name)?;
+            rustix::fs::fchown(&file, Some(uid), gid)?;
             if mode.intersects(LOST_TO_CHOWN) {
                 rustix::fs::fchmod(&file, mode)?;
             }
@@ -72,6 +75,19 @@ impl Mirror {
         rustix::fs::chmod(proc_path(&node), mode)?;
         self.nodes.attributes(&node)
     }
+}
+
+/// Who has a file that is made.
+fn owner(request: &Request, folder: &Node, name: &OsStr) -> io::Result<(Uid, Option<Gid>)> {
+    if let Some(database) = database_of(name)
+        && is_own(request.pid())
+        && let Ok(stat) = rustix::fs::statat(&folder.fd, database, AtFlags::SYMLINK_NOFOLLOW)
+    {
+        // Our SQLite gives it to the owner of the database, a moment later. Who opens a wal-index before that may only read it, and the
+        // connection would write nothing any more.
+        return Ok((Uid::from_raw(stat.st_uid), Some(Gid::from_raw(stat.st_gid))));
+    }
+    Ok((Uid::from_raw(request.uid()), group(request, folder)?))
 }
 
 /// The group of what is made in a folder: the one that made it has, unless the folder gives its own.
