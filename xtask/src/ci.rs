@@ -26,6 +26,7 @@ const STEPS: &[(&str, &[&str])] = &[
     ("large", &["xtask", "large"]),
     ("torture", &["xtask", "torture", "--seconds", "60"]),
     ("torture-mount", &["xtask", "torture-mount", "--seconds", "40"]),
+    ("suites", &["xtask", "suites"]),
 ];
 
 /// Runs all steps in order, or only those named.

@@ -20,6 +20,7 @@ mod rhyolite;
 pub mod rng;
 mod s3_server;
 pub mod scratch;
+mod suites;
 mod tidy;
 mod torture;
 mod torture_mount;
@@ -40,6 +41,8 @@ usage: cargo xtask COMMAND
   torture-mount
             the same for a mount, in every journal mode, every restore point looked at (needs FUSE): --minutes N | --seconds N,
             --cycles N, --seed S, --lanes N, --allow-folded
+  suites    a selection of the suites of others on a mount, and drivers of four languages (docs/suites.md); needs FUSE, and what
+            crates/node/tests/suites/build.sh makes
   bench     measure and rewrite the table in docs/benchmarks.md; or only the benchmarks named
   deb       a Debian package of the released program in target/debian; --bin PATH, --out FOLDER
   tidy      layering, purity, file sizes and other rules that the compiler does not check
@@ -56,6 +59,7 @@ pub fn run(command: &str, args: Args) -> Outcome {
         "large" => large::run(args),
         "torture" => torture::run(args),
         "torture-mount" => torture_mount::run(args),
+        "suites" => suites::run(args),
         "bench" => bench::run(args),
         "writer" => writer::run(args),
         _ => {

@@ -43,6 +43,11 @@ impl Rhyolite {
         Ok(Self { binary: own.with_file_name("rhyolite"), environment: Vec::new() })
     }
 
+    /// Where it lies.
+    pub(crate) fn binary(&self) -> &Path {
+        &self.binary
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(&self.binary);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));

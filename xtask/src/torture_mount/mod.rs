@@ -17,6 +17,8 @@ mod world;
 
 use std::time::Duration;
 
+pub(crate) use mount::find_obstacle;
+
 use crate::args::Args;
 use crate::error::{Context, Outcome, fail};
 use crate::limits::{FAULTS_MAX, Limits};
@@ -43,7 +45,7 @@ pub(crate) fn run(mut args: Args) -> Outcome {
     let rules = Rules { allow_folded: args.switch("--allow-folded") };
     args.finish()?;
     let rhyolite = Rhyolite::find()?;
-    if let Some(reason) = mount::find_obstacle(&rhyolite)? {
+    if let Some(reason) = find_obstacle(&rhyolite)? {
         if std::env::var_os("RHYOLITE_REQUIRE_FUSE").is_some() {
             return fail(format!("nothing can be mounted here: {reason}"));
         }

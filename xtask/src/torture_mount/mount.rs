@@ -206,7 +206,7 @@ impl Drop for Mount {
 }
 
 /// Why nothing can be mounted on this machine, if that is so; any other failure is one of the program.
-pub(super) fn find_obstacle(rhyolite: &Rhyolite) -> Outcome<Option<String>> {
+pub(crate) fn find_obstacle(rhyolite: &Rhyolite) -> Outcome<Option<String>> {
     if !fuse::is_there() {
         return Ok(Some("there is no /dev/fuse".to_owned()));
     }
