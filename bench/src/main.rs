@@ -68,6 +68,12 @@ fn settle() -> Outcome {
 }
 
 fn run(mut args: Args) -> Outcome {
+    if args.switch("--help") {
+        let names: Vec<_> = BENCHMARKS.iter().map(|(name, _)| *name).collect();
+        println!("usage: cargo xtask bench [NAME ...] [--OPTION VALUE ...]\n\nNAME: {}", names.join(", "));
+        println!("Without a name all are measured, which takes an hour; docs/benchmarks.md is written anew.");
+        return Ok(());
+    }
     let mut wanted = Vec::new();
     while let Some(word) = args.word() {
         if !BENCHMARKS.iter().any(|(name, _)| *name == word) {

@@ -11,6 +11,7 @@ mod cycle;
 mod fuse;
 mod mount;
 mod report;
+mod seen;
 mod verdict;
 mod verify;
 mod world;

@@ -7,10 +7,17 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify;
+
+/// Watches that this process has at most. By default a user has 128 inotify instances, for all programs.
+const WATCHES_MAX: usize = 32;
+
+/// How many it has.
+static WATCHES: AtomicUsize = AtomicUsize::new(0);
 
 /// Lets other threads end a wait.
 #[derive(Clone, Debug)]
@@ -59,12 +66,37 @@ fn wait_for(fds: &mut [PollFd<'_>], timeout: Duration) -> io::Result<()> {
 
 /// A watch on the files of one idle database.
 #[derive(Debug)]
-pub(super) struct FileWatch(OwnedFd);
+pub(super) struct FileWatch {
+    inotify: OwnedFd,
+    _right: Right,
+}
+
+/// The right to one of the watches of this process.
+#[derive(Debug)]
+struct Right;
+
+impl Right {
+    fn new() -> io::Result<Self> {
+        let more = |count: usize| (count < WATCHES_MAX).then_some(count + 1);
+        let taken = WATCHES.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.map(|_| Self).map_err(|_| io::ErrorKind::QuotaExceeded.into())
+    }
+}
+
+impl Drop for Right {
+    fn drop(&mut self) {
+        WATCHES.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 impl FileWatch {
     /// Watches the database, its WAL and its journal for writes, and its folder for files that come and go. Nothing is
     /// opened: closing a watch drops no lock.
+    ///
+    /// # Errors
+    /// The process has as many watches as it may have, or the system gives no other. Then the database is to be looked at on a timer.
     pub(super) fn new(database: &Path) -> io::Result<Self> {
+        let right = Right::new()?;
         let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
         let on_file = inotify::WatchFlags::MODIFY | inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::MOVE_SELF;
         for path in [database.to_owned(), beside(database, "-wal"), beside(database, "-journal")] {
@@ -76,17 +108,18 @@ impl FileWatch {
         let folder = database.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let in_folder = inotify::WatchFlags::CREATE | inotify::WatchFlags::MOVED_TO;
         inotify::add_watch(&fd, folder, in_folder)?;
-        Ok(Self(fd))
+        Ok(Self { inotify: fd, _right: right })
     }
 
     /// Waits until a watched file changes, `wake` is rung, or `timeout` has passed.
     pub(super) fn wait(&self, wake: &Wake, timeout: Duration) -> io::Result<()> {
-        let mut fds = [PollFd::from_borrowed_fd(self.0.as_fd(), PollFlags::IN), PollFd::new(&wake.0, PollFlags::IN)];
+        let mut fds =
+            [PollFd::from_borrowed_fd(self.inotify.as_fd(), PollFlags::IN), PollFd::new(&wake.0, PollFlags::IN)];
         wait_for(&mut fds, timeout)?;
         wake.clear();
         let mut events = [0; 4096];
         // The events themselves do not matter: something happened, so look. No event is no error.
-        let _ = rustix::io::read(&self.0, &mut events);
+        let _ = rustix::io::read(&self.inotify, &mut events);
         Ok(())
     }
 }
@@ -96,4 +129,20 @@ pub(crate) fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
     path.push(suffix);
     PathBuf::from(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_leaves_watches_to_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("app.db");
+        let mut watches: Vec<_> = std::iter::from_fn(|| FileWatch::new(&database).ok()).take(2 * WATCHES_MAX).collect();
+        assert!(watches.len() <= WATCHES_MAX);
+        assert_eq!(FileWatch::new(&database).unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
+        watches.pop();
+        watches.push(FileWatch::new(&database).unwrap());
+    }
 }

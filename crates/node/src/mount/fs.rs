@@ -38,8 +38,10 @@ use super::reports::{self, Report};
 use super::role::{Role, base_of};
 use crate::capture::commits::{CommitLines, GateState};
 
+mod folder;
 mod make;
 
+use folder::OpenFolder;
 use make::Made;
 
 /// How long the kernel may believe what it was told: every change comes through it.
@@ -82,9 +84,6 @@ struct Open {
     _backing: Option<Arc<BackingId>>,
 }
 
-/// An entry of an open folder.
-type Listed = (u64, FileType, Vec<u8>);
-
 /// The file system.
 #[derive(Debug)]
 pub(super) struct Mirror {
@@ -96,7 +95,7 @@ pub(super) struct Mirror {
     gate: Option<Gate>,
     groups: Groups,
     files: Mutex<HashMap<u64, Arc<Open>>>,
-    folders: Mutex<HashMap<u64, Arc<Vec<Listed>>>>,
+    folders: Mutex<HashMap<u64, Arc<OpenFolder>>>,
     backings: Mutex<HashMap<u64, std::sync::Weak<BackingId>>>,
     next_handle: AtomicU64,
     can_pass_through: AtomicBool,
@@ -141,6 +140,11 @@ impl Mirror {
 
     fn open_file(&self, handle: FileHandle) -> io::Result<Arc<Open>> {
         let found = lock(&self.files).get(&handle.0).cloned();
+        found.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
+    }
+
+    fn open_folder(&self, handle: FileHandle) -> io::Result<Arc<OpenFolder>> {
+        let found = lock(&self.folders).get(&handle.0).cloned();
         found.ok_or_else(|| io::Error::from_raw_os_error(libc::EBADF))
     }
 
@@ -341,20 +345,6 @@ impl Mirror {
             Role::Shared => gate.hold_wal(&database, &line, open.node.inode, reply),
             Role::Journal | Role::Plain => gate.hold_database(&database, &open.file, request.pid(), reply),
         }
-    }
-
-    fn list(&self, inode: INodeNo) -> io::Result<Vec<Listed>> {
-        let node = self.nodes.get(inode)?;
-        let folder = node.open(OFlags::RDONLY | OFlags::DIRECTORY)?;
-        let mut listed = Vec::new();
-        for entry in rustix::fs::Dir::read_from(folder)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes().to_vec();
-            if !is_hidden(OsStr::from_bytes(&name)) {
-                listed.push((entry.ino(), kind(entry.file_type()), name));
-            }
-        }
-        Ok(listed)
     }
 }
 
@@ -689,33 +679,32 @@ impl Filesystem for Mirror {
         answer!(reply, synced, open => self.gate_sync(request, &open, reply));
     }
 
-    fn fsyncdir(&self, _: &Request, inode: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {
         count(Operation::SyncFolder);
-        let synced = self.nodes.get(inode).and_then(|node| node.open(OFlags::RDONLY | OFlags::DIRECTORY)?.sync_all());
-        answer!(reply, synced, () => reply.ok());
+        answer!(reply, self.open_folder(handle).and_then(|folder| folder.sync()), () => reply.ok());
     }
 
     fn opendir(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
         count(Operation::OpenFolder);
-        answer!(reply, self.list(inode), listed => {
+        let opened = self.nodes.get(inode).and_then(|node| node.open(OFlags::RDONLY | OFlags::DIRECTORY));
+        answer!(reply, opened, folder => {
             let handle = self.handle();
-            lock(&self.folders).insert(handle, Arc::new(listed));
+            lock(&self.folders).insert(handle, Arc::new(OpenFolder::new(folder)));
             reply.opened(FileHandle(handle), FopenFlags::empty());
         });
     }
 
     fn readdir(&self, _: &Request, _: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
         count(Operation::ReadFolder);
-        let Some(listed) = lock(&self.folders).get(&handle.0).cloned() else {
-            return reply.error(Errno::EBADF);
-        };
-        let start = usize::try_from(offset).unwrap_or(usize::MAX);
-        for (index, (inode, kind, name)) in listed.iter().enumerate().skip(start) {
-            if reply.add(INodeNo(*inode), index as u64 + 1, *kind, OsStr::from_bytes(name)) {
-                break;
+        answer!(reply, self.open_folder(handle).and_then(|folder| folder.read(offset)), listed => {
+            let start = usize::try_from(offset).unwrap_or(usize::MAX);
+            for (index, (inode, kind, name)) in listed.iter().enumerate().skip(start) {
+                if reply.add(INodeNo(*inode), index as u64 + 1, *kind, OsStr::from_bytes(name)) {
+                    break;
+                }
             }
-        }
-        reply.ok();
+            reply.ok();
+        });
     }
 
     fn releasedir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: OpenFlags, reply: ReplyEmpty) {

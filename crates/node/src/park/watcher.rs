@@ -9,7 +9,8 @@
 //! 1. Files are only touched under the lock of the registry, and only those of databases that are in it. After [`Watcher::forget`], and
 //!    before a database's id was sent, nothing here has one of its files open: closing a file drops the process's locks on it.
 //! 2. A database that is in the registry has the mark that it had when it was put there. Every look compares with that.
-//! 3. Without inotify (none left, a limit reached) everything works by looking in turn, only later.
+//! 3. Without inotify (none left, a limit reached) everything works by looking in turn, only later: what is parked every second, and a
+//!    folder that is searched every few seconds. It is asked for again from time to time.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{OsStr, OsString};
@@ -45,8 +46,10 @@ const EVENT_PAUSE: Duration = Duration::from_millis(5);
 /// More events than this in a turn that concern nothing parked, and the folder is left alone for a while.
 const NOISE_MAX: u32 = 2_000;
 const NOISE_REST: Duration = Duration::from_secs(60);
-/// How often a searched folder that is left alone is to be searched.
+/// How often a searched folder without a watch is to be searched.
 const SEARCH_GAP: Duration = Duration::from_secs(3);
+/// Without inotify, it is asked for again so often: other processes of the same user may have had all that there are.
+const INOTIFY_AGAIN: Duration = Duration::from_secs(30);
 
 /// What the watcher tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,7 +95,7 @@ struct Folder {
     noise: u32,
     /// Not watched before this.
     rests_until: Option<Instant>,
-    /// When it was last told that a searched folder is to be searched, while it rests.
+    /// When it was last told that a searched folder is to be searched, while it has no watch.
     told: Option<Instant>,
 }
 
@@ -108,6 +111,8 @@ struct Round {
 #[derive(Debug)]
 struct Registry {
     inotify: Option<Arc<OwnedFd>>,
+    /// When it was last asked for.
+    asked: Instant,
     folders: HashMap<Arc<Path>, Folder>,
     watches: HashMap<i32, Arc<Path>>,
     resting: BTreeMap<DatabaseId, Resting>,
@@ -137,13 +142,13 @@ impl Watcher {
     /// # Errors
     /// The system has no more threads or descriptors.
     pub fn start(noticed: UnboundedSender<Noticed>) -> std::io::Result<Self> {
-        let inotify = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK);
-        let inotify = inotify
-            .inspect_err(|e| tracing::warn!("no inotify ({e}): parked databases are looked at in turn"))
-            .ok()
-            .map(Arc::new);
+        let inotify = inotify().inspect_err(|e| {
+            let hint = "see fs.inotify.max_user_instances";
+            tracing::warn!("no inotify ({e}; {hint}): databases and folders are looked at in turn");
+        });
         let registry = Registry {
-            inotify,
+            inotify: inotify.ok(),
+            asked: Instant::now(),
             folders: HashMap::new(),
             watches: HashMap::new(),
             resting: BTreeMap::new(),
@@ -221,7 +226,13 @@ impl Watcher {
         let folder = registry.arm(folder, false);
         let entry = registry.folders.get_mut(&folder).expect("armed above");
         entry.is_searched = true;
-        entry.watch.is_some()
+        let is_watched = entry.watch.is_some();
+        drop(registry);
+        if !is_watched {
+            // The thread waits without end while there are watches for everything.
+            self.shared.wake.ring();
+        }
+        is_watched
     }
 
     /// Tells no more of names in `folder`.
@@ -286,7 +297,7 @@ impl Shared {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let (inotify, is_idle) = {
             let registry = self.lock();
-            let is_idle = registry.resting.is_empty() && registry.folders.values().all(|f| f.rests_until.is_none());
+            let is_idle = registry.resting.is_empty() && registry.folders.values().all(|f| f.watch.is_some());
             (registry.inotify.clone(), is_idle)
         };
         let timeout = TURN.saturating_sub(turn.elapsed());
@@ -329,6 +340,8 @@ impl Registry {
                     entry.rests_until = None;
                     self.watches.insert(watch, Arc::clone(&folder));
                 }
+                // It was removed.
+                Err(rustix::io::Errno::NOENT) => {}
                 Err(error) if !std::mem::replace(&mut self.told_of_limit, true) => {
                     let folder = folder.display();
                     tracing::warn!(
@@ -468,35 +481,50 @@ impl Registry {
             let open_files = self.round.count % HEADER_ROUNDS == HEADER_ROUNDS - 1;
             self.look(id, open_files, noticed);
         }
+        if self.inotify.is_none() && self.asked.elapsed() >= INOTIFY_AGAIN {
+            self.asked = Instant::now();
+            self.inotify = inotify().ok();
+        }
         let folders: Vec<_> = self.folders.keys().cloned().collect();
         for folder in folders {
-            self.see_to_noise(&folder, noticed);
+            self.see_to_noise(&folder);
+            self.see_to_watch(&folder, noticed);
         }
     }
 
-    fn see_to_noise(&mut self, folder: &Arc<Path>, noticed: &mut Vec<Noticed>) {
+    fn see_to_noise(&mut self, folder: &Arc<Path>) {
         let Some(entry) = self.folders.get_mut(folder) else { return };
         let noise = std::mem::take(&mut entry.noise);
         if noise > NOISE_MAX && entry.watch.is_some() {
             entry.rests_until = Some(Instant::now() + NOISE_REST);
             entry.told = Some(Instant::now());
             self.drop_watch(folder);
-        } else if entry.watch.is_none()
-            && entry.is_searched
-            && entry.rests_until.is_some_and(|until| Instant::now() < until)
-            && entry.told.is_none_or(|told| told.elapsed() >= SEARCH_GAP)
-        {
-            entry.told = Some(Instant::now());
-            noticed.push(Noticed::Lost);
-        } else if entry.watch.is_none() && entry.rests_until.is_some_and(|until| Instant::now() >= until) {
-            self.arm(folder, false);
-            let ids: Vec<_> = self.folders.get(folder).into_iter().flat_map(|f| f.names.values().copied()).collect();
-            ids.into_iter().for_each(|id| self.look(id, false, noticed));
-            if self.folders.get(folder).is_some_and(|f| f.is_searched) {
-                noticed.push(Noticed::Lost);
-            }
         }
     }
+
+    /// A folder without a watch gets one, if it can be had. Until then it is told every few seconds that it is to be searched, if it is.
+    fn see_to_watch(&mut self, folder: &Arc<Path>, noticed: &mut Vec<Noticed>) {
+        let is_unwatched = |f: &&Folder| f.watch.is_none();
+        if self.folders.get(folder).filter(is_unwatched).is_none() {
+            return;
+        }
+        self.arm(folder, false);
+        let Some(entry) = self.folders.get_mut(folder) else { return };
+        let is_armed = entry.watch.is_some();
+        if entry.is_searched && (is_armed || entry.told.is_none_or(|told| told.elapsed() >= SEARCH_GAP)) {
+            entry.told = Some(Instant::now());
+            noticed.push(Noticed::Lost);
+        }
+        if is_armed {
+            // What was written before the watch was there.
+            let ids: Vec<_> = entry.names.values().copied().collect();
+            ids.into_iter().for_each(|id| self.look(id, false, noticed));
+        }
+    }
+}
+
+fn inotify() -> rustix::io::Result<Arc<OwnedFd>> {
+    inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK).map(Arc::new)
 }
 
 /// What a watch tells of.
@@ -604,6 +632,23 @@ mod tests {
         watcher.park(3, &path, mark(&path).unwrap());
         std::fs::write(&path, b"other content").unwrap();
         assert_eq!(next(&mut noticed), Noticed::Changed(3));
+    }
+
+    /// Without a watch a folder is to be searched again and again; and once inotify can be had, it is watched.
+    #[test]
+    fn a_searched_folder_without_a_watch_is_to_be_searched_in_turn() {
+        let (watcher, mut noticed, folder) = watcher();
+        watcher.shared.lock().inotify = None;
+        assert!(!watcher.search(folder.path()));
+        for _ in 0..2 {
+            assert_eq!(next(&mut noticed), Noticed::Lost);
+        }
+        watcher.shared.lock().asked -= INOTIFY_AGAIN;
+        assert_eq!(next(&mut noticed), Noticed::Lost);
+        let path = folder.path().join("new.db");
+        std::fs::write(&path, b"").unwrap();
+        let told = std::iter::repeat_with(|| next(&mut noticed)).find(|told| *told != Noticed::Lost);
+        assert_eq!(told, Some(Noticed::Name(path)));
     }
 
     #[test]

@@ -20,9 +20,9 @@ const RESCAN: Duration = Duration::from_secs(60);
 /// Less often where a search takes long: it may have one part in so many of a processor, up to this time between two.
 const RESCAN_SHARE: u32 = 4000;
 const RESCAN_MAX: Duration = Duration::from_secs(300);
-/// An empty file may become a database: it is looked at again so often, and for so long.
-const EMPTY_AGAIN: Duration = Duration::from_millis(500);
-const EMPTY_PATIENCE: Duration = Duration::from_secs(30);
+/// A file that may become a database is looked at again so often, and for so long.
+const UNSURE_AGAIN: Duration = Duration::from_millis(500);
+const UNSURE_PATIENCE: Duration = Duration::from_secs(30);
 /// A folder that cannot be read is tried again so often, watched or not.
 const MISSING_AGAIN: Duration = Duration::from_secs(5);
 /// A search that took long is not begun again before so many times as long.
@@ -227,8 +227,8 @@ impl Supervisor {
         }
         if searched.config.watch {
             searched.plan(Instant::now() + (took * RESCAN_SHARE).clamp(RESCAN, RESCAN_MAX));
-            if found.empty > 0 && searched.last_event.elapsed() < EMPTY_PATIENCE {
-                searched.plan(Instant::now() + EMPTY_AGAIN);
+            if found.unsure > 0 && searched.last_event.elapsed() < UNSURE_PATIENCE {
+                searched.plan(Instant::now() + UNSURE_AGAIN);
             }
             self.watch_folders(index, &found.folders);
         }

@@ -25,8 +25,8 @@ pub(super) struct Found {
     pub(super) databases: HashSet<Arc<str>>,
     /// Folders that were searched.
     pub(super) folders: Vec<PathBuf>,
-    /// Files with the right names that are empty: they may be about to become databases.
-    pub(super) empty: usize,
+    /// Files with the right names that may be about to become databases: they are empty, begin with nothing yet, or could not be looked at.
+    pub(super) unsure: usize,
     /// What could not be looked at, one line each.
     pub(super) problems: Vec<String>,
     /// Folders that were not read whole, by their paths there.
@@ -105,13 +105,17 @@ fn take(found: &mut Found, file: &Path, path: Arc<str>, known: &HashSet<Arc<str>
         found.databases.insert(path);
         return;
     }
-    let mut start = [0; 16];
+    let mut start = [0; MAGIC.len()];
     match File::open(file).and_then(|mut file| file.read_exact(&mut start)) {
         Ok(()) if start == *MAGIC => drop(found.databases.insert(path)),
-        Ok(()) => {}
-        Err(_) if fs::metadata(file).is_ok_and(|meta| meta.len() == 0) => found.empty += 1,
-        Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound) => {}
-        Err(error) => found.problems.push(format!("{}: {error}", file.display())),
+        Ok(()) => found.unsure += usize::from(start == [0; MAGIC.len()]),
+        Err(error) if matches!(error.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::NotFound) => {
+            found.unsure += 1
+        }
+        Err(error) => {
+            found.problems.push(format!("{}: {error}", file.display()));
+            found.unsure += 1;
+        }
     }
 }
 
@@ -128,5 +132,28 @@ mod tests {
         assert!(!part.may_hide("a.db") && !part.may_hide("subs/a.db") && !part.may_hide("deep/a.db"));
         assert!(found(&[""]).may_hide("a.db"), "the folder itself");
         assert!(!found(&[]).may_hide("a.db"));
+    }
+
+    /// What is about to become a database, or could not be looked at, is looked at again.
+    #[test]
+    fn what_may_become_a_database_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let files: [(&str, &[u8]); 5] = [
+            ("empty.db", b""),
+            ("begun.db", b"SQLite"),
+            ("nothing.db", &[0; 4096]),
+            ("other.db", b"this is some other file"),
+            ("whole.db", b"SQLite format 3\0 and so on"),
+        ];
+        let mut found = Found::default();
+        for (name, content) in files {
+            fs::write(folder.path().join(name), content).unwrap();
+            take(&mut found, &folder.path().join(name), Arc::from(name), &HashSet::new());
+        }
+        take(&mut found, &folder.path().join("gone.db"), Arc::from("gone.db"), &HashSet::new());
+        fs::create_dir(folder.path().join("folder.db")).unwrap();
+        take(&mut found, &folder.path().join("folder.db"), Arc::from("folder.db"), &HashSet::new());
+        assert_eq!((found.databases, found.unsure), (HashSet::from([Arc::from("whole.db")]), 5));
+        assert_eq!(found.problems.len(), 1, "a folder cannot be read as a file");
     }
 }

@@ -231,6 +231,13 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+        if let (true, Some(mut stderr)) = (std::thread::panicking(), self.0.stderr.take()) {
+            // What the test failed for may be there. Others that it has started may have the pipe open still.
+            rustix::io::ioctl_fionbio(&stderr, true).unwrap();
+            let mut said = Vec::new();
+            let _ = stderr.read_to_end(&mut said);
+            eprintln!("a command that was still running had said:\n{}", String::from_utf8_lossy(&said));
+        }
     }
 }
 
