@@ -14,6 +14,7 @@ mod faults;
 mod large;
 mod limits;
 mod oracle;
+mod power;
 pub mod process;
 mod report;
 mod rhyolite;
@@ -41,6 +42,8 @@ usage: cargo xtask COMMAND
   torture-mount
             the same for a mount, in every journal mode, every restore point looked at (needs FUSE): --minutes N | --seconds N,
             --cycles N, --seed S, --lanes N, --allow-folded
+  power-cut databases and state on a disk that loses what was not synced, beside the application and on a mount (needs root, FUSE, ext4):
+            --minutes N | --seconds N, --cycles N, --seed S
   suites    a selection of the suites of others on a mount, and drivers of four languages (docs/suites.md); needs FUSE, and what
             crates/node/tests/suites/build.sh makes
   bench     measure and rewrite the table in docs/benchmarks.md; or only the benchmarks named
@@ -59,6 +62,7 @@ pub fn run(command: &str, args: Args) -> Outcome {
         "large" => large::run(args),
         "torture" => torture::run(args),
         "torture-mount" => torture_mount::run(args),
+        "power-cut" => power::run(args),
         "suites" => suites::run(args),
         "bench" => bench::run(args),
         "writer" => writer::run(args),

@@ -9,7 +9,7 @@
 
 mod cycle;
 mod fuse;
-mod mount;
+pub(crate) mod mount;
 mod report;
 mod seen;
 mod verdict;

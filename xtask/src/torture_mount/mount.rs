@@ -27,9 +27,10 @@ const END_LIMIT: Duration = Duration::from_secs(60);
 
 /// `data` is mounted at `db`, and replicated to `backup`, all in one folder.
 #[derive(Debug)]
-pub(super) struct Mount {
+pub(crate) struct Mount {
     rhyolite: Rhyolite,
     folder: PathBuf,
+    options: Vec<String>,
     daemon: Option<Daemon>,
 }
 
@@ -64,8 +65,15 @@ impl Watch {
 
 impl Mount {
     /// Makes the folders; mounts nothing.
-    pub(super) fn new(rhyolite: &Rhyolite, folder: &Path) -> Outcome<Self> {
-        let mount = Self { rhyolite: rhyolite.clone(), folder: folder.to_owned(), daemon: None };
+    pub(crate) fn new(rhyolite: &Rhyolite, folder: &Path) -> Outcome<Self> {
+        Self::with_options(rhyolite, folder, &[])
+    }
+
+    /// The same for a daemon with further options.
+    pub(crate) fn with_options(rhyolite: &Rhyolite, folder: &Path, more: &[&str]) -> Outcome<Self> {
+        let options = ["--sync-interval", "0", "--log-level", "warn"];
+        let options = options.iter().chain(more).map(ToString::to_string).collect();
+        let mount = Self { rhyolite: rhyolite.clone(), folder: folder.to_owned(), options, daemon: None };
         for folder in [mount.behind(), mount.front(), mount.store()] {
             fs::create_dir(&folder).context(format!("make {}", folder.display()))?;
         }
@@ -73,22 +81,22 @@ impl Mount {
     }
 
     /// The folder with the files.
-    pub(super) fn behind(&self) -> PathBuf {
+    pub(crate) fn behind(&self) -> PathBuf {
         self.folder.join("data")
     }
 
     /// Where applications use them.
-    pub(super) fn front(&self) -> PathBuf {
+    pub(crate) fn front(&self) -> PathBuf {
         self.folder.join("db")
     }
 
     /// Below which every database has its store.
-    pub(super) fn store(&self) -> PathBuf {
+    pub(crate) fn store(&self) -> PathBuf {
         self.folder.join("backup")
     }
 
     /// What all daemons have said.
-    pub(super) fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 
@@ -97,9 +105,9 @@ impl Mount {
     }
 
     /// Starts a daemon, and does not wait for anything.
-    pub(super) fn launch(&mut self) -> Outcome {
+    pub(crate) fn launch(&mut self) -> Outcome {
         assert!(self.daemon.is_none(), "one daemon at a time");
-        let options = ["--sync-interval", "0", "--log-level", "warn"];
+        let options: Vec<_> = self.options.iter().map(String::as_str).collect();
         let (behind, front, store) = (self.behind(), self.front(), self.store());
         let process = self.rhyolite.mount(&behind, &front, &store, &options, &self.log_path())?;
         self.daemon = Some(Daemon { process, watch: Watch::over(front) });
@@ -108,7 +116,7 @@ impl Mount {
 
     /// Starts a daemon, and waits until the folder is mounted. Gives how often it was refused because the kernel had not yet closed a WAL
     /// of killed processes.
-    pub(super) fn start(&mut self) -> Outcome<u64> {
+    pub(crate) fn start(&mut self) -> Outcome<u64> {
         let deadline = Instant::now() + CLOSING_LIMIT;
         for refusals in 0.. {
             let said_before = self.log().len();
@@ -147,7 +155,7 @@ impl Mount {
     }
 
     /// Whether a daemon runs that was not found to hang.
-    pub(super) fn check(&mut self) -> Outcome {
+    pub(crate) fn check(&mut self) -> Outcome {
         let daemon = self.daemon.as_mut().context("no daemon runs")?;
         daemon.watch.check()?;
         match daemon.process.ended()? {
@@ -157,7 +165,7 @@ impl Mount {
     }
 
     /// Kills the daemon with SIGKILL. Gives whether it was alive.
-    pub(super) fn kill(&mut self) -> Outcome<bool> {
+    pub(crate) fn kill(&mut self) -> Outcome<bool> {
         let mut daemon = self.daemon.take().context("no daemon runs")?;
         let was_alive = daemon.process.kill()?;
         daemon.watch.check()?;
@@ -165,7 +173,7 @@ impl Mount {
     }
 
     /// Asks the daemon to end, which it must with everything uploaded and nothing mounted.
-    pub(super) fn stop(&mut self) -> Outcome {
+    pub(crate) fn stop(&mut self) -> Outcome {
         let mut daemon = self.daemon.take().context("no daemon runs")?;
         let ended = daemon.process.terminate(END_LIMIT);
         if ended.is_err() {
@@ -181,7 +189,7 @@ impl Mount {
     }
 
     /// Whatever is mounted goes, so that nobody waits for it.
-    pub(super) fn take_away(&self) {
+    pub(crate) fn take_away(&self) {
         fuse::take_away(&self.front());
     }
 }

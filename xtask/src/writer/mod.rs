@@ -42,6 +42,8 @@ struct Settings {
     transactions: u64,
     /// Longest pause between two transactions, in microseconds; 0 is full speed.
     pause_us_max: u64,
+    /// What it asks for; otherwise NORMAL, or by chance in a storm.
+    synchronous: Option<String>,
     /// Everything an application can do to a database, or only rows.
     storm: bool,
     journal: Journal,
@@ -91,6 +93,7 @@ pub(crate) fn run(mut args: Args) -> Outcome {
         seed: args.option_or("--seed", 1)?,
         transactions: args.option_or("--transactions", 0)?,
         pause_us_max: args.option_or("--pause-us", 0)?,
+        synchronous: args.option("--synchronous")?,
         storm: args.switch("--storm"),
         journal: args.option_or("--journal", Journal::Wal)?,
         acknowledge: args.switch("--acknowledge"),
@@ -245,6 +248,9 @@ fn connect(settings: &Settings, rng: &mut Rng) -> rusqlite::Result<Connection> {
         conn.pragma_update(None, "cache_size", cache)?;
     } else {
         conn.pragma_update(None, "synchronous", "NORMAL")?;
+    }
+    if let Some(synchronous) = &settings.synchronous {
+        conn.pragma_update(None, "synchronous", synchronous)?;
     }
     Ok(conn)
 }

@@ -32,7 +32,7 @@ use super::database::Verdict;
 use super::door::{self, Door};
 use super::gate::Gate;
 use super::groups::{self, Groups};
-use super::nodes::{Node, Nodes, is_hidden, kind, mode, timestamp};
+use super::nodes::{Node, Nodes, is_hidden, mode, timestamp};
 use super::operations::{Operation, count};
 use super::reports::{self, Report};
 use super::role::{Role, base_of};
