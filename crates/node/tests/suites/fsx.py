@@ -11,7 +11,7 @@ from mounted import Mount, empty_folder, run
 HERE = Path(__file__).resolve().parent
 SECONDS = 600
 SEEDS, OPERATIONS = 6, 20_000
-SEEDS_SHORT, OPERATIONS_SHORT = 2, 3_000
+SEEDS_SHORT, OPERATIONS_SHORT = 1, 2_000
 
 # The mount opens files in three ways, by their names: cached by the kernel, direct I/O, passed through by the kernel.
 NAMES = ["plain", "x-journal", "x-wal"]
