@@ -28,6 +28,7 @@ use fuser::{
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType as Kind, Gid, Mode, OFlags, Timestamps, Uid};
 
 use super::anchor::Anchor;
+use super::below::Place;
 use super::database::Verdict;
 use super::door::{self, Door};
 use super::gate::Gate;
@@ -88,6 +89,7 @@ struct Open {
 #[derive(Debug)]
 pub(super) struct Mirror {
     nodes: Nodes,
+    below: Place,
     lines: Arc<CommitLines>,
     anchor: Arc<Anchor>,
     door: Door,
@@ -111,15 +113,16 @@ fn proc_path(node: &Node) -> String {
 }
 
 impl Mirror {
-    /// Mirrors `root`.
+    /// Mirrors `root`, where it is mounted over the folder `below`.
     pub(super) fn new(
         root: File,
-        lines: Arc<CommitLines>,
-        anchor: Arc<Anchor>,
+        below: Place,
+        (lines, anchor): (Arc<CommitLines>, Arc<Anchor>),
         gate_timeout: Option<Duration>,
     ) -> io::Result<Self> {
         Ok(Self {
             nodes: Nodes::new(root)?,
+            below,
             lines,
             anchor,
             door: Door::new()?,
@@ -385,6 +388,8 @@ macro_rules! answer {
 
 impl Filesystem for Mirror {
     fn init(&mut self, _: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // Nobody gets an answer from this mount before this one.
+        self.below.check()?;
         let can = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok() && config.set_max_stack_depth(2).is_ok();
         self.can_pass_through.store(can, Ordering::Relaxed);
         if !can {

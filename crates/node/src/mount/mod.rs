@@ -28,6 +28,7 @@ use self::anchor::Anchor;
 use crate::capture::commits::CommitLines;
 
 mod anchor;
+mod below;
 mod database;
 mod door;
 mod fs;
@@ -61,25 +62,27 @@ impl Mounted {
     /// an I/O error when that takes longer; `lines` know that their commits wait.
     ///
     /// # Errors
-    /// One line: a folder is missing or lies within the other, FUSE is not there, or we may not mount.
+    /// One line: a folder is missing or lies within the other, something lies in the folder `at`, FUSE is not there, or we may not mount.
     pub fn mount(
         behind: &Path,
         at: &Path,
         lines: Arc<CommitLines>,
         gate_timeout: Option<Duration>,
     ) -> Result<Self, String> {
-        stale::clear(at)?;
         let error = |path: &Path, e: &io::Error| format!("{}: {}", path.display(), crate::config::io_text(e));
         let real = |path: &Path| path.canonicalize().map_err(|e| error(path, &e));
-        let (behind, at) = (real(behind)?, real(at)?);
-        if behind.starts_with(&at) || at.starts_with(&behind) {
-            return Err(format!("{} and {} must not lie within each other", behind.display(), at.display()));
-        }
+        let behind = real(behind)?;
         if let Some(file) = leftover::in_use(&behind).map_err(|e| error(&behind, &e))? {
             return Err(format!(
                 "{} is in use: stop the processes that still have it open from an earlier mount, or that use the folder itself",
                 file.display()
             ));
+        }
+        // As late as that: whoever uses a dead mount gets errors, and who uses the folder below it is lost.
+        stale::clear(at)?;
+        let at = real(at)?;
+        if behind.starts_with(&at) || at.starts_with(&behind) {
+            return Err(format!("{} and {} must not lie within each other", behind.display(), at.display()));
         }
         let (ready, is_ready) = mpsc::channel();
         let (stop, is_stopped) = mpsc::channel();
@@ -176,7 +179,9 @@ fn start_session(
 ) -> Result<BackgroundSession, String> {
     let error = |path: &Path, e: &io::Error| format!("{}: {}", path.display(), crate::config::io_text(e));
     let root = File::open(behind).map_err(|e| error(behind, &e))?;
-    let mirror = fs::Mirror::new(root, lines, anchor, gate_timeout).map_err(|e| error(behind, &e))?;
+    let place = below::Place::open(at).map_err(|e| error(at, &e))?;
+    let hidden = place.hidden();
+    let mirror = fs::Mirror::new(root, place, (lines, anchor), gate_timeout).map_err(|e| error(behind, &e))?;
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     config.mount_options = vec![
@@ -188,6 +193,11 @@ fn start_session(
         config.acl = SessionACL::All;
     }
     fuser::spawn_mount(mirror, at, &config).map_err(|e| match e.kind() {
+        io::ErrorKind::DirectoryNotEmpty => format!(
+            "mount at {}: the folder is not empty, and what lies in it would be hidden: {}. An application may have made it while nothing was mounted. Move it away, and look whether it is needed",
+            at.display(),
+            hidden.get().map_or("a file", String::as_str)
+        ),
         _ if !Path::new(DEVICE).exists() => format!("mount at {}: there is no {DEVICE}", at.display()),
         io::ErrorKind::PermissionDenied if File::open(DEVICE).is_err() => {
             format!(

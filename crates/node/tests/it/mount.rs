@@ -17,9 +17,7 @@ use rustix::process::Signal;
 use crate::program::{Folder, Outcome, Running, wait_for};
 
 mod gate;
-
-/// What statfs(2) says of FUSE.
-const FUSE_MAGIC: rustix::fs::FsWord = 0x6573_5546;
+mod place;
 
 /// Longest life of a mount. After it every wait in the kernel ends with an error, and the test with it.
 const LIFE: Duration = Duration::from_secs(110);
@@ -99,12 +97,10 @@ impl Mount {
     pub(crate) fn start(&mut self, more: &[&str]) -> Result<(), String> {
         // Dropped after the mount is taken away, whatever happens here.
         let program = self.program.insert(self.folder.start(&Self::arguments(more)));
-        let path = self.folder.path("db");
         let mut has_ended = false;
         wait_for("the mount", || {
             has_ended = program.has_ended();
-            // A dead mount does not answer; of the folder itself the kernel may still know enough.
-            has_ended || statfs(&path).is_ok_and(|there| there.f_type == FUSE_MAGIC)
+            has_ended || place::is_mounted(&self.folder)
         });
         if has_ended { Err(self.ended().stderr) } else { Ok(()) }
     }

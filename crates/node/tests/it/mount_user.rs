@@ -26,7 +26,10 @@ path, mode, commits = sys.argv[1], sys.argv[2], int(sys.argv[3])
 db = sqlite3.connect(path, isolation_level=None, timeout=20)
 db.execute('pragma journal_mode=' + mode)
 db.execute('create table if not exists t(a integer primary key, b)')
-while not os.path.exists(path + '-pos'): time.sleep(0.02)
+began = time.monotonic()
+while not os.path.exists(path + '-pos'):
+    assert time.monotonic() - began < 60, 'not captured'
+    time.sleep(0.02)
 while commits != 0:
     db.execute('insert into t(b) values(hex(randomblob(300)))')
     commits -= 1
@@ -49,21 +52,17 @@ fn mount() -> Option<Mount> {
     Mount::within(Folder::of_user(USER), &[])
 }
 
-fn writer(mount: &Mount, mode: &str, commits: i64) -> Child {
+fn writer(mount: &Mount, mode: &str, commits: i64, stderr: Stdio) -> Child {
     let path = mount.path(&format!("{mode}.db"));
     let mut command = mount.folder.command_of(Path::new(PYTHON));
-    command.args(["-c", WRITER]).arg(path).args([mode, &commits.to_string()]).stderr(Stdio::null());
+    command.args(["-c", WRITER]).arg(path).args([mode, &commits.to_string()]).stderr(stderr);
     command.spawn().unwrap()
 }
 
 fn write(mount: &Mount, mode: &str, commits: i64) {
-    let mut child = writer(mount, mode, commits);
-    let mut status = None;
-    wait_for("a writer", || {
-        status = child.try_wait().unwrap();
-        status.is_some()
-    });
-    assert!(status.unwrap().success(), "{mode}");
+    let child = writer(mount, mode, commits, Stdio::piped());
+    let ended = child.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{mode}: {}", String::from_utf8_lossy(&ended.stderr));
 }
 
 #[test]
@@ -91,7 +90,7 @@ fn a_killed_daemon_of_an_ordinary_user_leaves_nobody_waiting() {
     let Some(mut mount) = mount() else { return };
     MODES.iter().for_each(|mode| write(&mount, mode, 1));
     for round in 0..4 {
-        let mut writers: Vec<Child> = MODES.iter().map(|mode| writer(&mount, mode, -1)).collect();
+        let mut writers: Vec<Child> = MODES.iter().map(|mode| writer(&mount, mode, -1, Stdio::null())).collect();
         std::thread::sleep(Duration::from_millis(300 + 100 * round));
         mount.signal(Signal::KILL);
         for writer in &mut writers {

@@ -49,6 +49,10 @@ impl Folder {
         folder
     }
 
+    pub(crate) fn is_of_user(&self) -> bool {
+        self.user.is_some()
+    }
+
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }

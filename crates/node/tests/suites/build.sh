@@ -49,7 +49,7 @@ build_sqlite() {
     rm -rf "$to/sqlite/build"
     mkdir -p "$to/sqlite/build"
     cd "$to/sqlite/build"
-    ../source/tree/configure --with-tcl=/usr/lib/tcl8.6 --enable-all > configure.log
+    ../source/tree/configure CFLAGS="-O1" --with-tcl=/usr/lib/tcl8.6 --enable-all > configure.log
     make -j "$(nproc)" testfixture sqlite3 > make.log 2>&1 || { tail -n 30 make.log >&2; exit 1; }
 }
 
@@ -66,12 +66,12 @@ for suite in "${@:-all}"; do
     case $suite in
     sqlite) (build_sqlite) ;;
     fsx)
-        [ -x "$to/cargo/bin/fsx" ] || cargo install --quiet --locked --root "$to/cargo" --target-dir "$to/cargo/target" fsx@0.3.2
+        [ -x "$to/cargo/bin/fsx" ] || cargo install --quiet --debug --locked --root "$to/cargo" --target-dir "$to/cargo/target" fsx@0.3.2
         ;;
     pjdfstest)
         [ -x "$to/cargo/bin/pjdfstest" ] && continue
         install gcc libc6-dev acl libacl1-dev
-        cargo install --quiet --locked --root "$to/cargo" --target-dir "$to/cargo/target" pjdfstest@0.2.2
+        cargo install --quiet --debug --locked --root "$to/cargo" --target-dir "$to/cargo/target" pjdfstest@0.2.2
         ;;
     drivers) (build_drivers) ;;
     all) SUITES="$to" "$here/build.sh" sqlite fsx pjdfstest drivers ;;
