@@ -71,18 +71,17 @@ impl Mounted {
     ) -> Result<Self, String> {
         let error = |path: &Path, e: &io::Error| format!("{}: {}", path.display(), crate::config::io_text(e));
         let real = |path: &Path| path.canonicalize().map_err(|e| error(path, &e));
-        let behind = real(behind)?;
+        // First of all: the files that the kernel has passed through a mount are in use as long as it is there.
+        stale::clear(at)?;
+        let (behind, at) = (real(behind)?, real(at)?);
+        if behind.starts_with(&at) || at.starts_with(&behind) {
+            return Err(format!("{} and {} must not lie within each other", behind.display(), at.display()));
+        }
         if let Some(file) = leftover::in_use(&behind).map_err(|e| error(&behind, &e))? {
             return Err(format!(
                 "{} is in use: stop the processes that still have it open from an earlier mount, or that use the folder itself",
                 file.display()
             ));
-        }
-        // As late as that: whoever uses a dead mount gets errors, and who uses the folder below it is lost.
-        stale::clear(at)?;
-        let at = real(at)?;
-        if behind.starts_with(&at) || at.starts_with(&behind) {
-            return Err(format!("{} and {} must not lie within each other", behind.display(), at.display()));
         }
         let (ready, is_ready) = mpsc::channel();
         let (stop, is_stopped) = mpsc::channel();
