@@ -28,8 +28,8 @@ use crate::random;
 use crate::restore::RestoreError;
 use crate::restore::draft::{beside, sync_folder_of};
 
-/// Between two looks whether readers have ended.
-const LOCK_POLL: Duration = Duration::from_millis(2);
+/// Between two looks whether readers have ended: at first, when a single read is nearly over, and later.
+const LOCK_POLL: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
 /// Journal records that are written at once, in bytes.
 const JOURNAL_WRITE_BYTES: usize = 256 << 10;
 
@@ -46,15 +46,37 @@ pub(super) struct Follower {
     change_counter: u32,
 }
 
-/// Changed pages, each at its place in a spool file.
+/// The content of changed pages.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// Each at its place in a spool file.
+    Spool(File),
+    /// One after the other.
+    Memory(Vec<u8>),
+}
+
+/// Changed pages.
 #[derive(Debug)]
 pub(super) struct Batch {
-    pub(super) spool: File,
+    pub(super) content: Content,
     /// Ascending.
     pub(super) pages: Vec<PageNumber>,
     pub(super) pos: Pos,
     pub(super) page_size: PageSize,
     pub(super) commit: PageCount,
+}
+
+impl Batch {
+    /// Reads the page at this place of [`Batch::pages`].
+    fn read(&self, index: usize, page: &mut [u8]) -> std::io::Result<()> {
+        match &self.content {
+            Content::Spool(spool) => spool.read_exact_at(page, self.pages[index].offset(self.page_size)),
+            Content::Memory(bytes) => {
+                page.copy_from_slice(&bytes[index * page.len()..][..page.len()]);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Where the state of a followed file lies.
@@ -178,8 +200,8 @@ impl Follower {
         bits ^= old.iter().skip(batch.commit.get() as usize).fold(0, |bits, page| bits ^ page);
         let mut changed = Vec::with_capacity(batch.pages.len());
         let mut page = vec![0; batch.page_size.bytes()];
-        for pgno in &batch.pages {
-            batch.spool.read_exact_at(&mut page, pgno.offset(batch.page_size)).map_err(failed)?;
+        for (index, pgno) in batch.pages.iter().enumerate() {
+            batch.read(index, &mut page).map_err(failed)?;
             let checksum = Checksum::of_page(*pgno, &page).get();
             bits ^= checksum ^ old.get(pgno.index()).copied().unwrap_or(0);
             changed.push(checksum);
@@ -296,8 +318,8 @@ impl Follower {
         let size = batch.page_size;
         let mut page = vec![0; size.bytes()];
         let mut write = || {
-            for pgno in &batch.pages {
-                batch.spool.read_exact_at(&mut page, pgno.offset(size))?;
+            for (index, pgno) in batch.pages.iter().enumerate() {
+                batch.read(index, &mut page)?;
                 if *pgno == PageNumber::FIRST {
                     page_one.put(&mut page);
                 }
@@ -324,11 +346,13 @@ fn wait<T>(
     deadline: Instant,
     mut ask: impl FnMut() -> std::io::Result<Result<T, Busy>>,
 ) -> std::io::Result<Result<T, Busy>> {
+    let mut pause = LOCK_POLL.0;
     loop {
         match ask()? {
-            Err(Busy) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
+            Err(Busy) if Instant::now() < deadline => std::thread::sleep(pause),
             answer => return Ok(answer),
         }
+        pause = (pause * 2).min(LOCK_POLL.1);
     }
 }
 

@@ -1,0 +1,29 @@
+//! The live stream: what is captured here, for followers elsewhere, as soon as it is in the local log (docs/spec/stream.md).
+//!
+//! ```text
+//!   capture ──► local log ──► files ─────────┐ who is behind
+//!      │                                     ▼
+//!      └──────► feed (a few MiB) ──► server: one HTTP/2 stream per database ──► client ──► follow
+//!                                            ▲
+//!   store ───────────────────────────────────┘ who is far behind, or begins
+//! ```
+//!
+//! Capture looks at one number, and only when somebody follows the database it copies what it has just logged into the [`feed`]. Nobody
+//! waits for a follower: who does not keep up finds that the feed has gone on without it, and reads the files of the local log; who cannot go
+//! on from there either reads the store.
+
+pub mod client;
+pub mod feed;
+mod log_files;
+pub mod query;
+pub mod remote_store;
+pub mod server;
+
+use std::time::Duration;
+
+/// How often a server says that it lives, and asks whether the other end does.
+pub const HEARTBEAT: Duration = Duration::from_secs(1);
+/// How long nothing may be heard from the other end before it is taken for dead.
+pub const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Commits are sent in frames of about this size.
+const FRAME_BYTES: usize = 1 << 20;
