@@ -138,9 +138,9 @@ fn watch(replica: &Path, last: u64, done: &AtomicBool) -> Outcome<Vec<(u64, u64)
     let mut statement = conn.prepare("SELECT max(id) FROM rows").context("read the replica")?;
     let mut seen: Vec<(u64, u64)> = Vec::new();
     while !done.load(Ordering::Relaxed) {
-        match statement.query_row([], |row| row.get::<_, Option<u64>>(0)) {
+        match statement.query_row([], |row| row.get::<_, Option<i64>>(0)) {
             Ok(newest) => {
-                let newest = newest.unwrap_or(0);
+                let newest = newest.unwrap_or(0).cast_unsigned();
                 if seen.last().is_none_or(|(_, before)| *before != newest) {
                     seen.push((now_ns(), newest));
                 }
@@ -164,7 +164,7 @@ fn backlog_rate(lab: &Lab, transactions: u64) -> Outcome<(f64, f64)> {
     conn.pragma_update(None, "synchronous", "off").context("synchronous")?;
     let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
                 INSERT INTO rows(id, body) SELECT i, randomblob(1200) FROM n";
-    conn.execute(fill, [ROWS]).context("fill the table")?;
+    conn.execute(fill, [ROWS.cast_signed()]).context("fill the table")?;
     let address = free_address()?;
     // Nothing is bundled away meanwhile.
     let mut node =
@@ -181,7 +181,7 @@ fn backlog_rate(lab: &Lab, transactions: u64) -> Outcome<(f64, f64)> {
             let id = 1 + part * third + rng.range(0..third);
             transaction
                 .prepare_cached("UPDATE rows SET number = ifnull(number, 0) + 1 WHERE id = ?1")
-                .and_then(|mut statement| statement.execute([id]))
+                .and_then(|mut statement| statement.execute([id.cast_signed()]))
                 .context("update a row")?;
         }
         transaction.commit().context("commit")?;

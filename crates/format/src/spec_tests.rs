@@ -65,6 +65,7 @@ fn sizes_in_the_text() {
     assert!(MANIFEST.contains("below; at most 100,000") && manifest::FILES_MAX == 100_000);
     assert!(STREAM.contains("at most 16 MiB") && stream::LEN_MAX == 16 << 20);
     assert!(STREAM.contains("1 to 4096 bytes") && stream::NAME_SIZE_MAX == 4096);
+    assert!(STREAM.contains("at most 64 MiB;") && manifest::SIZE_MAX == 64 << 20);
     assert!(STREAM.contains("at most 1024 bytes") && stream::TEXT_SIZE_MAX == 1024);
     assert!(IDENTITY.contains("At most 64 KiB") && identity::SIZE_MAX == 64 << 10);
     assert!(LEASE.contains("at most 64 KiB") && lease::SIZE_MAX == 64 << 10);

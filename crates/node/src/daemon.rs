@@ -129,7 +129,7 @@ async fn listen(
     }
     if let Some(ClusterConfig { listen, token }) = cluster {
         let listener = http::bind(listen).await?;
-        tokio::spawn(server::serve(listener, Server { board: Arc::clone(&controller.board), token }));
+        tokio::spawn(server::serve(listener, Server::new(Arc::clone(&controller.board), token)));
     }
     if let Some(socket) = socket {
         let listener = control::bind(socket)?;

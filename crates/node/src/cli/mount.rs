@@ -114,6 +114,12 @@ pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
     // Whatever is wrong with the settings is said before anything is mounted.
     let gate_timeout = gate_timeout(args)?;
     config.folders = vec![folder(args, args.at.clone())?];
+    if gate_timeout.is_some() && config.cluster.is_some() {
+        // What waits for the store is in the log already, and may yet be rolled back.
+        return Err(Failure::usage(
+            "--cluster-listen with `--durability store` is not possible yet: followers would see commits that may still fail",
+        ));
+    }
     check_inputs(&config)?;
     logging::start(config.logging);
     let lines = Arc::new(

@@ -190,10 +190,17 @@ impl Follower {
         Ok(Ok(()))
     }
 
-    /// The checksums of the changed pages, and the log's fields of page 1: only if the batch leads to the checksum that the log has.
+    /// The checksums of the changed pages, and the log's fields of page 1: only if the batch leads to the checksum that the log has, and holds all
+    /// that the file grows by.
     fn prove(&self, batch: &Batch) -> Result<(Vec<u64>, PageOneFields), RestoreError> {
         let failed = |e| RestoreError::io("read", Path::new("spool file"), e);
         let same_size = batch.page_size == self.end.page_size;
+        if !is_grown_by(batch, if same_size { self.end.commit } else { PageCount(0) }) {
+            return Err(RestoreError::contradiction(
+                "a batch",
+                format!("it leads to {} pages, and lacks some", batch.commit.get()),
+            ));
+        }
         let (mut bits, old): (u64, &[u64]) =
             if same_size { (self.end.pos.checksum.get(), &self.table) } else { (0, &[]) };
         let mut page_one = if same_size { self.end.page_one } else { PageOneFields::default() };
@@ -341,6 +348,16 @@ impl Follower {
     }
 }
 
+/// Whether a batch holds every page that lies behind the end of the file, and none behind its new end.
+fn is_grown_by(batch: &Batch, before: PageCount) -> bool {
+    let (from, to) = (before.get(), batch.commit.get());
+    let lock_page = batch.page_size.lock_page().get();
+    let wanted = u64::from(to.saturating_sub(from)) - u64::from(from < lock_page && lock_page <= to);
+    let first = batch.pages.partition_point(|pgno| pgno.get() <= from);
+    let is_within = batch.pages.last().is_none_or(|last| last.get() <= to);
+    is_within && (batch.pages.len() - first) as u64 == wanted
+}
+
 /// Asks until it works or the time is over.
 fn wait<T>(
     deadline: Instant,
@@ -406,4 +423,41 @@ fn compare(file: &File, path: &Path, end: &FollowEnd) -> Result<Option<(Vec<u64>
     }
     let found = Checksum::from_crc(table.iter().fold(0, |bits, page| bits ^ page));
     Ok((found == end.pos.checksum).then_some((table, change_counter)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(commit: u32, pages: &[u32]) -> Batch {
+        let pos = Pos { txid: rhyolite_format::Txid::new(2).unwrap(), checksum: Checksum::from_crc(0) };
+        let pages = pages.iter().map(|pgno| PageNumber::new(*pgno).unwrap()).collect();
+        let page_size = PageSize::new(65536).unwrap();
+        Batch { content: Content::Memory(Vec::new()), pages, pos, page_size, commit: PageCount(commit) }
+    }
+
+    /// Otherwise a number that came over the wire would decide how large the file and the table of its checksums become.
+    #[test]
+    fn a_file_grows_only_by_pages_that_came() {
+        let lock_page = PageSize::new(65536).unwrap().lock_page().get();
+        for (before, commit, pages, is_right) in [
+            (3, 3, &[1, 2][..], true),
+            (3, 2, &[1], true),
+            (3, 5, &[1, 4, 5], true),
+            (3, 5, &[4, 5], true),
+            (3, 5, &[1, 5], false),
+            (3, u32::MAX, &[1], false),
+            (3, 2, &[1, 3], false),
+            (0, 0, &[], true),
+            (0, 1, &[], false),
+            (lock_page - 1, lock_page + 1, &[lock_page + 1], true),
+            (lock_page - 1, lock_page + 1, &[lock_page, lock_page + 1], false),
+        ] {
+            assert_eq!(
+                is_grown_by(&batch(commit, pages), PageCount(before)),
+                is_right,
+                "{before} to {commit}: {pages:?}"
+            );
+        }
+    }
 }

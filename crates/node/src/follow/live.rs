@@ -80,16 +80,23 @@ impl Live {
     pub(super) async fn run(mut self) -> Result<(), RestoreError> {
         let Some(mut following) = self.begin().await? else { return Ok(()) };
         self.tell(&following, None, 0, false);
-        let (mut epoch, mut pause) = (None, RETRY.0);
+        let (mut epoch, mut pause, mut complaint) = (None, RETRY.0, None);
         while let Some(link) = self.link().await {
             let before = following.pos();
             match self.stream(&link, &mut following, &mut epoch).await? {
                 Ended::Stopped => break,
-                Ended::Lost(error) => tracing::debug!(database = %self.database, "{error}"),
+                // That the connection is lost is said once for all databases.
+                Ended::Lost(LinkError::Lost(text)) => tracing::debug!(database = %self.database, "{text}"),
+                Ended::Lost(error) => {
+                    if complaint.as_ref() != Some(&error) {
+                        tracing::warn!(database = %self.database, "asking again: {error}");
+                    }
+                    complaint = Some(error);
+                }
                 Ended::End(end) => self.note_end(&mut following, end).await?,
             }
             pause = if following.pos() == before { (pause * 2).min(RETRY.1) } else { RETRY.0 };
-            if self.is_stopped_within(pause).await {
+            if !self.is_worth_trying_after(&mut pause).await {
                 break;
             }
         }
@@ -116,10 +123,10 @@ impl Live {
                 }
                 Err(error) => return Err(error),
             }
-            if self.is_stopped_within(pause).await {
+            pause = (pause * 2).min(RETRY.1);
+            if !self.is_worth_trying_after(&mut pause).await {
                 return Ok(None);
             }
-            pause = (pause * 2).min(RETRY.1);
         }
         let follower = blocking(move || Follower::open(&output)).await?;
         let reader = Arc::new(Reader::new(Arc::clone(&self.options.store)));
@@ -134,6 +141,18 @@ impl Live {
             _ = stop.wait_for(|stop| *stop) => None,
             link = self.links.wait_for(Option::is_some) => link.ok().and_then(|link| link.clone()),
         }
+    }
+
+    /// Waits for this time, or until there is another connection: on that everything is tried at once. `false` when it is to stop.
+    async fn is_worth_trying_after(&mut self, pause: &mut Duration) -> bool {
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return false,
+            () = tokio::time::sleep(*pause) => {}
+            () = another(&mut self.links) => *pause = RETRY.0,
+        }
+        true
     }
 
     async fn is_stopped_within(&mut self, time: Duration) -> bool {
@@ -198,7 +217,7 @@ impl Live {
             let joins = span.lineage == following.follower().lineage() && span.before == pos;
             if !joins || epoch.is_some_and(|seen| span.epoch < seen) {
                 let text = format!("commits after {} in epoch {}, at {pos} in {epoch:?}", span.before, span.epoch);
-                return Ok(Err(LinkError::Lost(text)));
+                return Ok(Err(LinkError::Unexpected(text)));
             }
             (pos, *epoch) = (span.after, Some(span.epoch));
         }
@@ -261,6 +280,17 @@ impl Live {
     }
 }
 
+/// Ends when there is another connection than before.
+async fn another(links: &mut watch::Receiver<Option<Link>>) {
+    while links.changed().await.is_ok() {
+        if links.borrow_and_update().is_some() {
+            return;
+        }
+    }
+    // Nobody makes connections any more, and whoever did says that it is to stop.
+    std::future::pending().await
+}
+
 /// Whether it may be otherwise when it is tried again: the node is away, or its first snapshot is still on its way.
 fn is_passing(error: &RestoreError) -> bool {
     use rhyolite_logic::restore_plan::PlanError::{Empty, NoSnapshot};
@@ -302,7 +332,7 @@ async fn gather(first: (Transactions, Bytes), frames: &mut Frames) -> (Vec<(Tran
                 group.push((commits, frame));
             }
             Ok(Some((Frame::Transactions(_), _))) => {
-                return (group, Some(Ended::Lost(LinkError::Lost("another page size".to_owned()))));
+                return (group, Some(Ended::Lost(LinkError::Unexpected("another page size".to_owned()))));
             }
             Ok(Some((Frame::End(end), _))) => return (group, Some(Ended::End(end))),
             Ok(Some(_)) => {}
@@ -351,13 +381,14 @@ fn newest_pages(group: &[(Transactions, Bytes)]) -> Result<Vec<(PageNumber, &[u8
     let mut seen: HashSet<PageNumber> = HashSet::new();
     let mut size_min = u32::MAX;
     for (commits, bytes) in group.iter().rev() {
-        for file in commits.files.iter().rev().map(|range| &bytes[range.clone()]) {
+        let span = &commits.span;
+        for (index, file) in commits.files.iter().map(|range| &bytes[range.clone()]).enumerate().rev() {
             let header = LtxHeader::decode(file).map_err(damaged)?;
-            if header.page_size != commits.span.page_size || header.is_snapshot() {
-                return Err(RestoreError::contradiction(
-                    STREAM,
-                    format!("transaction {} has another form", header.min_txid),
-                ));
+            let is_last = index + 1 == commits.files.len();
+            let is_other = is_last && (header.max_txid, header.commit) != (span.after.txid, span.commit);
+            if header.page_size != span.page_size || header.is_snapshot() || is_other {
+                let detail = format!("transaction {} has another form", header.min_txid);
+                return Err(RestoreError::contradiction(STREAM, detail));
             }
             // What was cut off since is not what comes in its place later.
             size_min = size_min.min(header.commit.get());
@@ -366,6 +397,9 @@ fn newest_pages(group: &[(Transactions, Bytes)]) -> Result<Vec<(PageNumber, &[u8
             for entry in index.map_err(damaged)?.0 {
                 if entry.pgno.get() > size_min || !seen.insert(entry.pgno) {
                     continue;
+                }
+                if entry.pgno == span.page_size.lock_page() {
+                    return Err(RestoreError::contradiction(STREAM, "it has the page of SQLite's locks".to_owned()));
                 }
                 let end = entry.offset.checked_add(entry.size).filter(|end| *end <= range.start);
                 let frame = end.map(|end| &file[entry.offset as usize..end as usize]);
@@ -380,4 +414,85 @@ fn newest_pages(group: &[(Transactions, Bytes)]) -> Result<Vec<(PageNumber, &[u8
 /// How old what was reached is, for people.
 pub(super) fn age_ms(reached: &Reached) -> Option<i64> {
     reached.time.map(|time| time::now().0.saturating_sub(time.0).max(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use rhyolite_format::ltx::{Encoder, Packing};
+    use rhyolite_format::stream::encode_transactions;
+    use rhyolite_format::{Checksum, Lineage, PageCount, PageSize, Txid};
+
+    use super::*;
+
+    fn at(txid: u64) -> Pos {
+        Pos { txid: Txid::new(txid).unwrap(), checksum: Checksum::from_crc(txid) }
+    }
+
+    /// A transaction that leaves `commit` pages and changes these; each is filled with the number of the transaction.
+    fn ltx(txid: u64, commit: u32, pages: &[u32]) -> Vec<u8> {
+        let header = LtxHeader {
+            no_checksum: false,
+            page_size: PageSize::MIN,
+            commit: PageCount(commit),
+            min_txid: at(txid).txid,
+            max_txid: at(txid).txid,
+            timestamp: Timestamp(0),
+            pre_apply: Some(at(txid - 1).checksum),
+            wal_offset: 0,
+            wal_size: 0,
+            wal_salt: (0, 0),
+            node_id: 0,
+        };
+        let mut out = Vec::new();
+        let mut encoder = Encoder::new(header, Packing::Lz4, &mut out).unwrap();
+        for pgno in pages {
+            encoder.page(PageNumber::new(*pgno).unwrap(), &[txid as u8; 512], &mut out).unwrap();
+        }
+        encoder.finish(Some(at(txid).checksum), &mut out).unwrap();
+        out
+    }
+
+    /// What a node says of these transactions, which come after `before`, and that they leave `commit` pages.
+    fn sent(before: u64, commit: u32, files: &[Vec<u8>]) -> (Transactions, Bytes) {
+        let span = Span {
+            lineage: Lineage([1; 16]),
+            epoch: Epoch::FIRST,
+            before: at(before),
+            after: at(before + files.len() as u64),
+            timestamp: Timestamp(0),
+            page_size: PageSize::MIN,
+            commit: PageCount(commit),
+        };
+        let bytes = Bytes::from(encode_transactions(&span, files.iter().map(Vec::as_slice)));
+        let Frame::Transactions(commits) = Frame::decode(&bytes).unwrap() else { panic!("another kind") };
+        (commits, bytes)
+    }
+
+    #[test]
+    fn of_each_page_the_newest_copy_is_taken_and_none_that_was_cut_off() {
+        let first = sent(2, 2, &[ltx(3, 4, &[1, 2, 3, 4]), ltx(4, 2, &[1])]);
+        let second = sent(4, 3, &[ltx(5, 3, &[3])]);
+        let batch = to_batch(&[first, second], Path::new("")).unwrap();
+        let pages: Vec<_> = batch.pages.iter().map(|pgno| pgno.get()).collect();
+        assert_eq!((pages, batch.pos, batch.commit), (vec![1, 2, 3], at(5), PageCount(3)));
+        let Content::Memory(bytes) = batch.content else { panic!("spooled") };
+        assert_eq!([0, 512, 1024].map(|at| bytes[at]), [4, 3, 5]);
+    }
+
+    #[test]
+    fn transactions_that_are_not_what_their_frame_says_are_refused() {
+        let refused = |sent| {
+            let result = to_batch(&[sent], Path::new(""));
+            assert!(
+                matches!(result, Err(RestoreError::Contradiction { .. } | RestoreError::Damaged { .. })),
+                "{result:?}"
+            );
+        };
+        assert!(to_batch(&[sent(2, 1, &[ltx(3, 1, &[1])])], Path::new("")).is_ok());
+        refused(sent(2, 7, &[ltx(3, 1, &[1])]));
+        refused(sent(2, 1, &[ltx(3, 7, &[1, 7])]));
+        refused(sent(2, 1, &[ltx(4, 1, &[1])]));
+        refused(sent(2, 1, &[vec![0; 200]]));
+        refused(sent(2, 1, &[vec![0xff; 200]]));
+    }
 }

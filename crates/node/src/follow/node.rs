@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,8 +26,14 @@ use crate::stream::remote_store::RemoteStore;
 
 /// Pauses before a lost connection is made again.
 const RECONNECT: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+/// Databases of one node that are followed; it gets no further stream for more.
+const DATABASES_MAX: usize = 32_000;
 /// Names that SQLite or we give to what lies beside a database.
-const BESIDE: [&str; 5] = ["-wal", "-shm", "-journal", "-pos", "-rhyolite-follow"];
+const BESIDE: [&str; 5] = ["-wal", "-shm", "-journal", "-pos", "-pos.new"];
+/// Names of databases that are shown to somebody who has asked for another.
+const SHOWN_MAX: usize = 20;
+/// What is in all our other names.
+const OURS: &str = "-rhyolite-";
 
 /// What to follow, and how.
 #[derive(Clone, Debug)]
@@ -189,7 +195,7 @@ impl Node {
             Err(_) => return silent(),
         };
         self.links.send_replace(Some(link.clone()));
-        let (mut served, mut is_connected) = (Vec::new(), false);
+        let (mut served, mut is_connected) = (Vec::<String>::new(), false);
         let mut stop = self.stop.clone();
         let mut heard = tokio::time::Instant::now();
         loop {
@@ -213,7 +219,9 @@ impl Node {
             heard = tokio::time::Instant::now();
             match frame {
                 Frame::Database(database) => {
-                    served.push(database.name.clone());
+                    if served.len() < SHOWN_MAX && !served.contains(&database.name) {
+                        served.push(database.name.clone());
+                    }
                     self.follow(database.name).await;
                 }
                 Frame::Heartbeat { starting, .. } => {
@@ -264,6 +272,9 @@ impl Node {
         if !is_wanted || self.names.contains_key(&name) {
             return;
         }
+        if self.names.len() >= DATABASES_MAX {
+            return tracing::error!("not followed: {name:?}, for there are more than {DATABASES_MAX} databases");
+        }
         let output = match self.place(&name) {
             Ok(output) => output,
             Err(text) => {
@@ -305,7 +316,7 @@ impl Node {
         } else if is_plain(name) {
             into.join(if self.options.database.is_some() { last_part(name) } else { Path::new(name) })
         } else {
-            return Err("its name is no path within a folder".to_owned());
+            return Err("its name is no path within a folder, or may be a file of another database".to_owned());
         };
         let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty());
         let made = folder.map_or(Ok(()), std::fs::create_dir_all);
@@ -320,9 +331,9 @@ fn last_part(name: &str) -> &Path {
 
 /// Whether a name stays within the folder that it is put into, and cannot be taken for what lies beside another database.
 fn is_plain(name: &str) -> bool {
-    let path = Path::new(name);
-    let is_within = path.components().all(|part| matches!(part, Component::Normal(_)));
-    is_within && path.file_name().is_some() && !BESIDE.iter().any(|suffix| name.ends_with(suffix))
+    let is_beside = |part: &str| part.contains(OURS) || BESIDE.iter().any(|suffix| part.ends_with(suffix));
+    let is_part = |part: &str| !matches!(part, "" | "." | "..") && !part.contains(char::is_control) && !is_beside(part);
+    name.split('/').all(is_part)
 }
 
 impl Reached {
@@ -341,7 +352,23 @@ mod tests {
         for name in ["app.db", "a/b.db", "a b.db"] {
             assert!(is_plain(name), "{name}");
         }
-        for name in ["", "/etc/passwd", "../x.db", "a/../../x.db", "./x.db", "x.db-wal", "x.db-pos", "..", "/"] {
+        for name in [
+            "",
+            "/etc/passwd",
+            "../x.db",
+            "a/../../x.db",
+            "./x.db",
+            "x.db-wal",
+            "x.db-pos",
+            "..",
+            "/",
+            "a//b",
+            "a\nb",
+            "a\0",
+        ] {
+            assert!(!is_plain(name), "{name:?}");
+        }
+        for name in ["x.db-pos.new", "x.db-rhyolite-follow.new", "x.db-rhyolite-restoring", "x.db-wal/y.db"] {
             assert!(!is_plain(name), "{name:?}");
         }
         assert_eq!(last_part("a/b.db"), Path::new("b.db"));

@@ -14,15 +14,16 @@ use rhyolite_format::stream::Frame;
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
-use super::FRAME_BYTES;
 use crate::config::cluster::Token;
 
 /// Window of one stream: what may come of a database before what came was taken.
-const STREAM_WINDOW: u32 = 2 * FRAME_BYTES as u32;
+const STREAM_WINDOW: u32 = 1 << 20;
 /// Window of a connection. The streams' windows are what bounds it.
 const CONNECTION_WINDOW: u32 = 1 << 30;
+/// Bytes of the headers of an answer.
+const HEADERS_BYTES_MAX: u32 = 32 << 10;
 /// The longest line that a server may refuse with.
-const REFUSAL_BYTES_MAX: usize = 4096;
+const REFUSAL_BYTES_MAX: u64 = 4096;
 
 /// Where a node listens, as it is written: `http://HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,8 +76,10 @@ pub enum LinkError {
         /// Its words.
         text: String,
     },
-    /// What came makes no sense.
+    /// What came is no frame.
     Malformed(DecodeError),
+    /// What came makes no sense where it came.
+    Unexpected(String),
     /// The address is not one to which secrets may go without TLS.
     NotLoopback(String),
 }
@@ -84,7 +87,7 @@ pub enum LinkError {
 impl fmt::Display for LinkError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Lost(text) | Self::NotLoopback(text) => f.write_str(text),
+            Self::Lost(text) | Self::Unexpected(text) | Self::NotLoopback(text) => f.write_str(text),
             Self::Refused { status, text, .. } => write!(f, "refused with status {}: {text}", status.as_u16()),
             Self::Malformed(error) => error.fmt(f),
         }
@@ -138,6 +141,7 @@ impl Link {
         stream.set_nodelay(true).map_err(lost)?;
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW).enable_push(false);
+        builder.max_header_list_size(HEADERS_BYTES_MAX);
         let (send, connection) = builder.handshake::<_, Bytes>(stream).await.map_err(lost)?;
         // Its end is seen by everybody who waits for an answer.
         let task = tokio::spawn(async move { drop(connection.await) }).abort_handle();
@@ -172,7 +176,7 @@ impl Link {
     ///
     /// # Errors
     /// It was refused, is too long, or was cut off.
-    pub async fn read(&self, path: &str, bytes_max: usize) -> Result<(HeaderMap, Bytes), LinkError> {
+    pub async fn read(&self, path: &str, bytes_max: u64) -> Result<(HeaderMap, Bytes), LinkError> {
         let (parts, body) = self.get(path).await?.into_parts();
         Ok((parts.headers, read_whole(body, bytes_max).await?))
     }
@@ -194,11 +198,11 @@ async fn piece(body: &mut RecvStream) -> Result<Option<Bytes>, LinkError> {
     Ok(Some(piece))
 }
 
-async fn read_whole(mut body: RecvStream, bytes_max: usize) -> Result<Bytes, LinkError> {
+async fn read_whole(mut body: RecvStream, bytes_max: u64) -> Result<Bytes, LinkError> {
     let mut whole = BytesMut::new();
     while let Some(piece) = piece(&mut body).await? {
-        if whole.len() + piece.len() > bytes_max {
-            return Err(LinkError::Lost(format!("an answer of more than {bytes_max} bytes")));
+        if (whole.len() + piece.len()) as u64 > bytes_max {
+            return Err(LinkError::Unexpected(format!("an answer of more than {bytes_max} bytes")));
         }
         whole.extend_from_slice(&piece);
     }

@@ -11,19 +11,24 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use rhyolite_format::segment::SegmentEntry;
-use rhyolite_format::stream::{Span, encode_transactions};
-use rhyolite_format::{Epoch, Lineage, Pos};
+use rhyolite_format::stream::{NAME_SIZE_MAX, Span, encode_transactions};
+use rhyolite_format::{Epoch, Lineage, Pos, Txid};
 use rhyolite_store::{RetryPolicy, Retrying, Store, StoreError};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use super::FRAME_BYTES;
+use super::{FRAME_BYTES, READ_BYTES_MAX};
 use crate::capture::local_log::LocalLog;
 use crate::config::DatabaseConfig;
 use crate::status::DatabaseStatus;
 
 /// Bytes of frames that are kept of one database.
-const RING_BYTES_MAX: usize = 4 << 20;
+const RING_BYTES_MAX: usize = 1 << 20;
+/// Bytes of frames that are kept of all databases.
+const RINGS_BYTES_MAX: usize = 256 << 20;
+
+/// Bytes of frames that are kept.
+static RINGS_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// Whose commits they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,9 +49,10 @@ pub struct Served {
 }
 
 impl Served {
-    /// A database that has this configuration.
-    pub fn new(name: String, config: DatabaseConfig) -> Self {
-        Self { name, config, store: OnceLock::new() }
+    /// A database that has this configuration. `None` for a name that cannot be asked for.
+    pub fn new(name: &str, config: DatabaseConfig) -> Option<Self> {
+        let is_name = (1..=NAME_SIZE_MAX).contains(&name.len());
+        is_name.then(|| Self { name: name.to_owned(), config, store: OnceLock::new() })
     }
 
     /// Its store, for reading.
@@ -142,7 +148,7 @@ impl Feed {
                 bytes = 0;
             }
             // A snapshot, and what would take the place of everything else, is read from where it lies.
-            if ltx.len() <= FRAME_BYTES && !entry.is_snapshot() {
+            if ltx.len() <= RING_BYTES_MAX && !entry.is_snapshot() {
                 bytes += ltx.len();
                 group.push((entry, ltx));
             }
@@ -162,12 +168,21 @@ impl Feed {
         self.moved.notified()
     }
 
-    /// The frames that lead on from a position, and where they lead to.
-    pub fn after(&self, lineage: Lineage, pos: Pos) -> Option<(Vec<Bytes>, Pos)> {
+    /// The frames that lead on from a position, as many as are taken up at once and none beyond `until`, and where they lead to. What was taken in and not
+    /// told yet is not to be sent: who is beyond the position that was told has another history.
+    pub fn after(&self, lineage: Lineage, pos: Pos, until: Txid) -> Option<(Vec<Bytes>, Pos)> {
         let ring = self.ring();
         let first = ring.frames.iter().position(|fed| fed.lineage == lineage && fed.before == pos)?;
-        let end = ring.frames.back()?.after;
-        Some((ring.frames.range(first..).map(|fed| fed.frame.clone()).collect(), end))
+        let (mut frames, mut end, mut bytes) = (Vec::new(), pos, 0);
+        for fed in ring.frames.range(first..) {
+            bytes += fed.frame.len();
+            if fed.after.txid > until || (bytes > READ_BYTES_MAX && !frames.is_empty()) {
+                break;
+            }
+            frames.push(fed.frame.clone());
+            end = fed.after;
+        }
+        (!frames.is_empty()).then_some((frames, end))
     }
 }
 
@@ -200,10 +215,76 @@ impl Ring {
         }
         let frame = Bytes::from(encode_transactions(&span, group.iter().map(|(_, ltx)| *ltx)));
         self.bytes += frame.len();
+        RINGS_BYTES.fetch_add(frame.len(), Ordering::Relaxed);
         self.frames.push_back(Fed { lineage: span.lineage, before: span.before, after: span.after, frame });
-        while self.bytes > RING_BYTES_MAX {
-            let oldest = self.frames.pop_front().expect("what has bytes has frames");
+        while self.bytes > RING_BYTES_MAX || RINGS_BYTES.load(Ordering::Relaxed) > RINGS_BYTES_MAX {
+            let Some(oldest) = self.frames.pop_front() else { break };
             self.bytes -= oldest.frame.len();
+            RINGS_BYTES.fetch_sub(oldest.frame.len(), Ordering::Relaxed);
         }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        RINGS_BYTES.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rhyolite_format::{Checksum, PageCount, PageSize, Timestamp};
+
+    use super::*;
+
+    fn at(txid: u64) -> Pos {
+        Pos { txid: Txid::new(txid).unwrap(), checksum: Checksum::from_crc(txid) }
+    }
+
+    fn push(feed: &Feed, txid: u64, bytes: usize) {
+        let entry = SegmentEntry {
+            min_txid: at(txid).txid,
+            max_txid: at(txid).txid,
+            offset: 0,
+            len: bytes as u64,
+            timestamp: Timestamp(0),
+            page_size: PageSize::MIN,
+            commit: PageCount(1),
+            pages: 1,
+            pre_apply: Some(at(txid - 1).checksum),
+            post_apply: at(txid).checksum,
+        };
+        let origin = Origin { lineage: Lineage([1; 16]), epoch: Epoch::FIRST };
+        feed.ring().push(origin, &[(&entry, &vec![0; bytes])]);
+    }
+
+    fn after(feed: &Feed, pos: Pos, until: u64) -> Option<(usize, Pos)> {
+        feed.after(Lineage([1; 16]), pos, at(until).txid).map(|(frames, end)| (frames.len(), end))
+    }
+
+    #[test]
+    fn it_leads_on_to_what_was_told_and_no_further() {
+        let feed = Feed::default();
+        (3..7).for_each(|txid| push(&feed, txid, 200));
+        assert_eq!(after(&feed, at(2), 6), Some((4, at(6))));
+        assert_eq!(after(&feed, at(4), 5), Some((1, at(5))));
+        assert_eq!(after(&feed, at(4), 4), None);
+        assert_eq!(after(&feed, at(1), 6), None);
+        assert_eq!(after(&feed, Pos { checksum: at(9).checksum, ..at(4) }, 6), None);
+        assert!(feed.after(Lineage([2; 16]), at(4), at(6).txid).is_none());
+        push(&feed, 9, 200);
+        assert_eq!(after(&feed, at(4), 9), None, "what does not join takes the place of all");
+        assert_eq!(after(&feed, at(8), 9), Some((1, at(9))));
+    }
+
+    #[test]
+    fn the_oldest_is_forgotten_and_not_all_is_taken_at_once() {
+        let feed = Feed::default();
+        (3..23).for_each(|txid| push(&feed, txid, 100 << 10));
+        assert!(feed.ring().bytes <= RING_BYTES_MAX);
+        assert_eq!(after(&feed, at(2), 22), None);
+        assert_eq!(after(&feed, at(15), 22), Some((2, at(17))));
+        push(&feed, 23, RING_BYTES_MAX);
+        assert_eq!((feed.ring().bytes, after(&feed, at(22), 23)), (0, None));
     }
 }

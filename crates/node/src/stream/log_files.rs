@@ -14,15 +14,15 @@ use rhyolite_format::segment::{self, SegmentEntry, SegmentHeader};
 use rhyolite_format::stream::{encode_transactions, has_room};
 use rhyolite_format::{Checksum, Pos, Seq, Txid};
 
-use super::FRAME_BYTES;
 use super::feed::{Origin, span_of};
+use super::{FRAME_BYTES, READ_BYTES_MAX};
 use crate::capture::local_log::segment_path;
 
 /// What the log has after a position.
 #[derive(Debug)]
 pub(super) enum Found {
-    /// A frame of commits, and where they lead to.
-    Frame(Vec<u8>, Pos),
+    /// Frames of commits, and where they lead to.
+    Frames(Vec<Vec<u8>>, Pos),
     /// Nothing that leads on from there.
     Nothing,
     /// A commit that leads on from another state than this.
@@ -51,7 +51,7 @@ impl LogFiles {
         Self { folder, at: None }
     }
 
-    /// The commits after `pos`, as many as fit into a frame, none after `until`.
+    /// The commits after `pos`, as many as are read at once, none after `until`.
     pub(super) fn after(&mut self, origin: Origin, pos: Pos, until: Pos) -> io::Result<Found> {
         let wanted = pos.txid.next();
         let mut here = None;
@@ -66,7 +66,7 @@ impl LogFiles {
         let (Some(segment), Some(index)) = (&self.at, here) else { return Ok(Found::Nothing) };
         let entries = &segment.entries[index..];
         match entries[0].pre_apply {
-            Some(checksum) if checksum == pos.checksum => segment.frame(origin, entries, until),
+            Some(checksum) if checksum == pos.checksum => segment.frames(origin, entries, until),
             Some(checksum) => Ok(Found::Other(checksum)),
             None => Ok(Found::Nothing),
         }
@@ -81,7 +81,7 @@ impl LogFiles {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error),
             };
-            if !first_txid(&file, origin).is_some_and(|first| first <= wanted) {
+            if first_txid(&file, origin).is_none_or(|first| first > wanted) {
                 continue;
             }
             let end = segment::HEADER_SIZE as u64;
@@ -156,31 +156,49 @@ impl SegmentFile {
         segment::decode_index(&header, &read(start, usize::try_from(size - start).ok()?)?, size).ok()
     }
 
-    /// The first of these entries, and what fits beside it.
-    fn frame(&self, origin: Origin, entries: &[SegmentEntry], until: Pos) -> io::Result<Found> {
+    /// The first of these entries, and what is read beside it.
+    fn frames(&self, origin: Origin, entries: &[SegmentEntry], until: Pos) -> io::Result<Found> {
         let mut bytes = 0;
         let fits = entries.iter().take_while(|entry| {
             bytes += entry.len;
-            entry.max_txid <= until.txid && !entry.is_snapshot() && bytes <= FRAME_BYTES as u64
+            entry.max_txid <= until.txid && !entry.is_snapshot() && bytes <= READ_BYTES_MAX as u64
         });
         let entries = &entries[..fits.count().max(1)];
         let (first, last) = entries.first().zip(entries.last()).expect("at least one");
         let size = usize::try_from(last.range().end - first.offset).unwrap_or(usize::MAX);
-        let Some(span) = span_of(origin, first, last).filter(|_| has_room(entries.len(), size)) else {
+        if span_of(origin, first, last).is_none() || !has_room(entries.len(), size) {
             return Ok(Found::Nothing);
-        };
+        }
         // What was captured before a power cut may lie beyond what is captured anew.
         if last.max_txid > until.txid || (last.max_txid == until.txid && last.post_apply != until.checksum) {
             return Ok(Found::Nothing);
         }
         let mut ltx = vec![0; size];
         self.file.read_exact_at(&mut ltx, first.offset)?;
-        let files = entries.iter().map(|entry| {
-            let start = usize::try_from(entry.offset - first.offset).expect("lies within the slice");
-            &ltx[start..][..usize::try_from(entry.len).expect("lies within the slice")]
+        let frames = groups(entries).map(|group| {
+            let span = span_of(origin, &group[0], &group[group.len() - 1]).expect("none of them is a snapshot");
+            let files = group.iter().map(|entry| {
+                let start = usize::try_from(entry.offset - first.offset).expect("lies within the slice");
+                &ltx[start..][..usize::try_from(entry.len).expect("lies within the slice")]
+            });
+            encode_transactions(&span, files)
         });
-        Ok(Found::Frame(encode_transactions(&span, files), last.end()))
+        Ok(Found::Frames(frames.collect(), last.end()))
     }
+}
+
+/// Entries by the frames in which they are sent.
+fn groups(mut entries: &[SegmentEntry]) -> impl Iterator<Item = &[SegmentEntry]> {
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fits = entries.iter().take_while(|entry| {
+            bytes += entry.len;
+            bytes <= FRAME_BYTES as u64
+        });
+        let (group, rest) = entries.split_at_checked(fits.count().max(1))?;
+        entries = rest;
+        Some(group)
+    })
 }
 
 /// What the next LTX file says of itself; `None` when it is not whole. Place and size are for the caller to fill in.
@@ -234,6 +252,7 @@ impl<R: Read> Read for Counted<R> {
 
 #[cfg(test)]
 mod tests {
+    use rhyolite_format::stream::Frame;
     use rhyolite_format::{Epoch, Lineage};
 
     use super::*;
@@ -250,7 +269,11 @@ mod tests {
 
     fn next(log: &mut LogFiles, pos: Pos, until: Pos) -> Option<Pos> {
         match log.after(origin(1), pos, until).unwrap() {
-            Found::Frame(_, pos) => Some(pos),
+            Found::Frames(frames, pos) => {
+                let last = Frame::decode(frames.last().unwrap()).unwrap();
+                assert!(matches!(last, Frame::Transactions(commits) if commits.span.after == pos));
+                Some(pos)
+            }
             Found::Nothing => None,
             Found::Other(checksum) => panic!("other: {checksum}"),
         }
@@ -271,7 +294,7 @@ mod tests {
         let other = Pos { checksum: at(9).checksum, ..at(4) };
         let Found::Other(checksum) = log.after(origin(1), other, at(6)).unwrap() else { panic!("taken") };
         assert_eq!(checksum, at(4).checksum);
-        assert!(matches!(log.after(origin(2), at(3), at(6)), Ok(Found::Nothing | Found::Frame(..))));
+        assert!(matches!(log.after(origin(2), at(3), at(6)), Ok(Found::Nothing | Found::Frames(..))));
         let mut foreign = LogFiles::new(folder.path().to_owned());
         assert!(matches!(foreign.after(origin(2), at(3), at(6)), Ok(Found::Nothing)), "another history");
         std::fs::remove_dir_all(folder.path()).unwrap();

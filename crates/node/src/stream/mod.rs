@@ -25,5 +25,12 @@ use std::time::Duration;
 pub const HEARTBEAT: Duration = Duration::from_secs(1);
 /// How long nothing may be heard from the other end before it is taken for dead.
 pub const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// Commits are sent in frames of about this size.
-const FRAME_BYTES: usize = 1 << 20;
+/// Commits are sent in frames of at most this size, but a larger commit has a frame of its own. A frame that was not whole when its connection was lost
+/// is sent again from its start, so that small ones get through a connection that never lasts.
+const FRAME_BYTES: usize = 32 << 10;
+/// Commits that are taken up at once for one follower, in bytes; a larger one is taken up alone.
+const READ_BYTES_MAX: usize = 256 << 10;
+/// The largest part of an object that is sent as one.
+const PART_BYTES_MAX: u64 = 4 << 20;
+/// The largest object that is sent as a whole.
+const WHOLE_BYTES_MAX: u64 = rhyolite_format::manifest::SIZE_MAX as u64;

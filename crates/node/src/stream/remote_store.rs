@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use async_trait::async_trait;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use rhyolite_format::Timestamp;
 use rhyolite_store::{
@@ -15,9 +15,10 @@ use tokio::sync::watch;
 use super::client::{Link, LinkError};
 use super::query::Query;
 use super::server::{SIZE_HEADER, VERSION_HEADER};
+use super::{PART_BYTES_MAX, WHOLE_BYTES_MAX};
 
-/// The largest object or part of one that is taken.
-const OBJECT_BYTES_MAX: usize = 1 << 30;
+/// The longest listing that is taken.
+const LIST_BYTES_MAX: u64 = 16 << 20;
 
 /// The store of one database, read through whatever connection there is.
 #[derive(Clone, Debug)]
@@ -47,10 +48,16 @@ impl RemoteStore {
         StoreError::new(kind, operation, key, self.describe(), text)
     }
 
-    async fn read(&self, operation: Operation, key: &str, path: &str) -> Result<(HeaderMap, Bytes), StoreError> {
+    async fn read(
+        &self,
+        operation: Operation,
+        key: &str,
+        path: &str,
+        bytes_max: u64,
+    ) -> Result<(HeaderMap, Bytes), StoreError> {
         let link = self.links.borrow().clone();
         let link = link.ok_or_else(|| self.error(StoreErrorKind::Unavailable, operation, key, "not connected"))?;
-        link.read(path, OBJECT_BYTES_MAX).await.map_err(|error| {
+        link.read(path, bytes_max).await.map_err(|error| {
             let kind = match &error {
                 LinkError::Refused { status, kind, .. } => StoreErrorKind::ALL
                     .into_iter()
@@ -60,7 +67,7 @@ impl RemoteStore {
                     } else {
                         StoreErrorKind::Unavailable
                     }),
-                LinkError::Malformed(_) => StoreErrorKind::Corrupt,
+                LinkError::Malformed(_) | LinkError::Unexpected(_) => StoreErrorKind::Corrupt,
                 LinkError::Lost(_) | LinkError::NotLoopback(_) => StoreErrorKind::Unavailable,
             };
             self.error(kind, operation, key, error.to_string())
@@ -74,10 +81,25 @@ impl RemoteStore {
         size.zip(version).ok_or_else(|| self.error(StoreErrorKind::Corrupt, operation, key, "an answer without a size"))
     }
 
-    async fn object(&self, operation: Operation, key: &str, query: Query) -> Result<Object, StoreError> {
-        let (headers, bytes) = self.read(operation, key, &query.of("/v1/object")).await?;
+    async fn object(
+        &self,
+        operation: Operation,
+        key: &str,
+        query: Query,
+        bytes_max: u64,
+    ) -> Result<Object, StoreError> {
+        let (headers, bytes) = self.read(operation, key, &query.of("/v1/object"), bytes_max).await?;
         let (size, version) = self.meta(operation, key, &headers)?;
         Ok(Object { bytes, version, size })
+    }
+
+    /// A part that is sent as one.
+    async fn part(&self, key: &str, range: Range<u64>) -> Result<Bytes, StoreError> {
+        let len = range.end - range.start;
+        let query = self.query().with("key", key).with("range", format!("{}-{}", range.start, range.end));
+        let (_, bytes) = self.read(Operation::GetRange, key, &query.of("/v1/object"), len).await?;
+        let is_whole = bytes.len() as u64 == len;
+        if is_whole { Ok(bytes) } else { Err(self.error(StoreErrorKind::Corrupt, Operation::GetRange, key, "cut off")) }
     }
 
     fn refuse<T>(&self, operation: Operation, key: &str) -> Result<T, StoreError> {
@@ -96,7 +118,7 @@ impl Store for RemoteStore {
     }
 
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
-        let object = self.object(Operation::Get, key, self.query().with("key", key)).await?;
+        let object = self.object(Operation::Get, key, self.query().with("key", key), WHOLE_BYTES_MAX).await?;
         let is_whole = object.bytes.len() as u64 == object.size;
         if is_whole { Ok(object) } else { Err(self.error(StoreErrorKind::Corrupt, Operation::Get, key, "cut off")) }
     }
@@ -105,21 +127,30 @@ impl Store for RemoteStore {
         if range.is_empty() {
             return Ok(Bytes::new());
         }
-        let query = self.query().with("key", key).with("range", format!("{}-{}", range.start, range.end));
-        let (_, bytes) = self.read(Operation::GetRange, key, &query.of("/v1/object")).await?;
-        let is_whole = bytes.len() as u64 == range.end - range.start;
-        if is_whole { Ok(bytes) } else { Err(self.error(StoreErrorKind::Corrupt, Operation::GetRange, key, "cut off")) }
+        let first = self.part(key, range.start..range.end.min(range.start.saturating_add(PART_BYTES_MAX))).await?;
+        let mut at = range.start + first.len() as u64;
+        if at == range.end {
+            return Ok(first);
+        }
+        let mut whole = BytesMut::from(first);
+        while at < range.end {
+            let part = self.part(key, at..range.end.min(at.saturating_add(PART_BYTES_MAX))).await?;
+            at += part.len() as u64;
+            whole.extend_from_slice(&part);
+        }
+        Ok(whole.freeze())
     }
 
     async fn get_tail(&self, key: &str, len: u64) -> Result<Object, StoreError> {
-        let object = self.object(Operation::GetTail, key, self.query().with("key", key).with("tail", len)).await?;
+        let query = self.query().with("key", key).with("tail", len);
+        let object = self.object(Operation::GetTail, key, query, len).await?;
         let is_whole = object.bytes.len() as u64 == object.size.min(len);
         if is_whole { Ok(object) } else { Err(self.error(StoreErrorKind::Corrupt, Operation::GetTail, key, "cut off")) }
     }
 
     async fn head(&self, key: &str) -> Result<Meta, StoreError> {
         let query = self.query().with("key", key).with("head", 1);
-        let (headers, _) = self.read(Operation::Head, key, &query.of("/v1/object")).await?;
+        let (headers, _) = self.read(Operation::Head, key, &query.of("/v1/object"), 0).await?;
         let (size, version) = self.meta(Operation::Head, key, &headers)?;
         Ok(Meta { size, version, modified: None })
     }
@@ -129,7 +160,7 @@ impl Store for RemoteStore {
         if let Some(after) = after {
             query = query.with("after", after);
         }
-        let (_, json) = self.read(Operation::List, prefix, &query.of("/v1/list")).await?;
+        let (_, json) = self.read(Operation::List, prefix, &query.of("/v1/list"), LIST_BYTES_MAX).await?;
         let listed: Vec<Listed> = serde_json::from_slice(&json)
             .map_err(|e| self.error(StoreErrorKind::Corrupt, Operation::List, prefix, e.to_string()))?;
         let entry = |e: Listed| Entry { key: e.key, size: e.size, modified: e.modified.map(Timestamp) };

@@ -2,6 +2,12 @@
 //!
 //! One task for each connection, one for each request on it. A follower that does not read fills the window of its HTTP/2 stream, and then only
 //! the task of that stream waits: what that follower misses meanwhile it gets from the files of the log.
+//!
+//! What foreign ends can make this hold in memory:
+//! 1. Before the token was seen: a connection, and that for [`SILENCE_MAX`] at most.
+//! 2. For each request a task, and [`SEND_BUFFER_BYTES`]; [`REQUESTS_MAX`] in all.
+//! 3. What was read for answers and is not sent yet: [`READ_KIB_MAX`] in all. Nothing is read before there is room in the stream's window, and a stream
+//!    whose other end takes nothing for [`STALL_MAX`] while it holds something is reset; the follower asks again.
 
 use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
@@ -15,15 +21,15 @@ use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use rhyolite_format::stream::{Database, End, EndReason, Frame};
 use rhyolite_format::{Lineage, Pos};
-use rhyolite_store::{Store, StoreError, StoreErrorKind};
+use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 
 use super::feed::{Follower, Origin, Served};
 use super::log_files::{Found, LogFiles};
 use super::query::Query;
-use super::{HEARTBEAT, SILENCE_MAX};
+use super::{HEARTBEAT, PART_BYTES_MAX, SILENCE_MAX, WHOLE_BYTES_MAX};
 use crate::capture::restart::LOG_FOLDER;
 use crate::config::cluster::Token;
 use crate::status::{DatabaseStatus, StatusBoard};
@@ -32,13 +38,29 @@ use crate::time;
 /// Connections at a time; more wait.
 const CONNECTIONS_MAX: usize = 256;
 /// Streams of one connection: one for each database that is followed, and some.
-const STREAMS_MAX: u32 = 100_000;
+const STREAMS_MAX: u32 = 32_768;
+/// Requests that are answered at a time, on all connections; more are refused.
+const REQUESTS_MAX: usize = 65_536;
+/// Bytes of the headers of a request.
+const HEADERS_BYTES_MAX: u32 = 32 << 10;
 /// Bytes of a stream that wait to be sent.
-const SEND_BUFFER_BYTES: usize = 256 << 10;
+const SEND_BUFFER_BYTES: usize = 64 << 10;
+/// KiB that were read for answers and are not sent yet, of all requests; more wait.
+const READ_KIB_MAX: u32 = 256 << 10;
+/// Files of logs that are read at a time; more wait.
+const LOGS_READ_MAX: usize = 16;
+/// How long it may take until the other end has taken what was read for it, beside the time for its bytes.
+const STALL_MAX: Duration = Duration::from_secs(60);
+/// The least that the other end takes in a second, in bytes.
+const RATE_MIN: usize = 64 << 10;
+/// What is asked for first of an object that is wanted as a whole, in bytes: nearly all are smaller.
+const WHOLE_BYTES_ASSUMED: u64 = 1 << 20;
 /// How long a follower waits at most before the position is looked at though nothing was told.
 const LOOK: Duration = Duration::from_secs(10);
 /// Pause after an error of accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What a listing takes, in bytes: keys may have 1024, and most have 30.
+const LIST_BYTES_ASSUMED: u64 = 1 << 20;
 /// How many objects one listing may ask for.
 const LIST_MAX: usize = 1000;
 
@@ -53,9 +75,15 @@ pub(super) const ERROR_HEADER: &str = "rhyolite-error";
 #[derive(Debug)]
 pub struct Server {
     /// The databases.
-    pub board: Arc<StatusBoard>,
+    board: Arc<StatusBoard>,
     /// What every request must carry, if anything.
-    pub token: Option<Token>,
+    token: Option<Token>,
+    /// For requests.
+    requests: Arc<Semaphore>,
+    /// For KiB that were read.
+    read: Semaphore,
+    /// For files of logs.
+    logs: Semaphore,
 }
 
 /// The other end has gone away, or does not want any more.
@@ -93,21 +121,39 @@ async fn connection(server: &Arc<Server>, stream: TcpStream) -> Result<(), Strin
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     let mut builder = h2::server::Builder::new();
     builder.max_concurrent_streams(STREAMS_MAX).max_send_buffer_size(SEND_BUFFER_BYTES);
+    builder.max_header_list_size(HEADERS_BYTES_MAX);
     let handshake = tokio::time::timeout(SILENCE_MAX, builder.handshake(stream)).await;
     let mut connection = handshake.map_err(|_| "no handshake")?.map_err(|e| e.to_string())?;
     let pings = connection.ping_pong().expect("asked for once");
     let mut silence = std::pin::pin!(silence(pings));
-    let mut answers = JoinSet::new();
+    let mut stranger = std::pin::pin!(tokio::time::sleep(SILENCE_MAX));
+    let (mut is_known, mut answers) = (false, JoinSet::new());
     loop {
         let accepted = tokio::select! {
             accepted = connection.accept() => accepted,
             why = &mut silence => return Err(why),
+            () = &mut stranger, if !is_known => return Err("it asked for nothing, or without the token".to_owned()),
             Some(_) = answers.join_next(), if !answers.is_empty() => continue,
         };
-        match accepted {
-            Some(Ok((request, respond))) => drop(answers.spawn(answer(Arc::clone(server), request, respond))),
+        let (request, respond) = match accepted {
+            Some(Ok(accepted)) => accepted,
             Some(Err(error)) => return Err(error.to_string()),
             None => return Ok(()),
+        };
+        if !server.admits(request.headers()) {
+            refuse(respond, StatusCode::UNAUTHORIZED, None, "the token is missing or wrong");
+            continue;
+        }
+        is_known = true;
+        match Arc::clone(&server.requests).try_acquire_owned() {
+            Ok(permit) => {
+                let answer = answer(Arc::clone(server), request, respond);
+                answers.spawn(async move {
+                    answer.await;
+                    drop(permit);
+                });
+            }
+            Err(_) => refuse(respond, StatusCode::SERVICE_UNAVAILABLE, None, "too many requests"),
         }
     }
 }
@@ -126,9 +172,6 @@ async fn silence(mut pings: PingPong) -> String {
 
 /// The answer to one request. A follower that is gone needs none.
 async fn answer(server: Arc<Server>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
-    if !server.admits(request.headers()) {
-        return refuse(respond, StatusCode::UNAUTHORIZED, None, "the token is missing or wrong");
-    }
     let query = Query::parse(request.uri().query().unwrap_or_default());
     if request.method() != Method::GET {
         return refuse(respond, StatusCode::BAD_REQUEST, None, "only GET is known");
@@ -165,6 +208,18 @@ fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, kind: Option<Sto
 }
 
 impl Server {
+    /// Serves these databases to everybody who knows the token, if there is one.
+    pub fn new(board: Arc<StatusBoard>, token: Option<Token>) -> Self {
+        let (requests, logs) = (Arc::new(Semaphore::new(REQUESTS_MAX)), Semaphore::new(LOGS_READ_MAX));
+        Self { board, token, requests, read: Semaphore::new(READ_KIB_MAX as usize), logs }
+    }
+
+    /// Room for so many bytes that are read; it is given back when they are sent.
+    async fn room_for(&self, bytes: u64) -> SemaphorePermit<'_> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(READ_KIB_MAX);
+        self.read.acquire_many(kib).await.expect("the semaphore is never closed")
+    }
+
     fn admits(&self, headers: &HeaderMap) -> bool {
         let Some(token) = &self.token else { return true };
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
@@ -181,7 +236,10 @@ impl Server {
 
     fn find(&self, query: &Query) -> Result<(Arc<Served>, Arc<DatabaseStatus>), (StatusCode, String)> {
         let name: String = query.get("db").map_err(|text| (StatusCode::BAD_REQUEST, text))?;
-        let found = self.databases().find(|(served, _)| served.name == name);
+        // The first of this name, as in `databases`.
+        let all = self.board.databases().into_iter();
+        let found =
+            all.filter_map(|status| Some((status.feed.served()?, status))).find(|(served, _)| served.name == name);
         found.ok_or_else(|| (StatusCode::NOT_FOUND, format!("no database {name:?} is served here")))
     }
 
@@ -263,42 +321,65 @@ impl Server {
                     return Ok(end(EndReason::Diverged, format!("TXID {} is {} here", here.txid, here.checksum)));
                 }
                 Some((origin, here)) if here != pos => {
-                    if let Some((frames, after)) = status.feed.after(lineage, pos) {
-                        for frame in frames {
-                            sink.send(frame).await?;
-                        }
-                        pos = after;
-                        continue;
-                    }
-                    match read_log(&mut files, origin, pos, here).await {
-                        Ok(Found::Frame(frame, after)) => {
-                            sink.send(frame).await?;
+                    sink.ready().await?;
+                    match self.next(&status, &mut files, (origin, pos, here)).await {
+                        Ok((frames, room, after)) => {
+                            for frame in frames {
+                                sink.send(frame).await?;
+                            }
+                            drop(room);
                             pos = after;
                         }
-                        Ok(Found::Nothing) => {
-                            return Ok(end(EndReason::Behind, "what comes next is in the store only".to_owned()));
-                        }
-                        Ok(Found::Other(checksum)) => {
-                            return Ok(end(EndReason::Diverged, format!("TXID {} was {checksum} here", pos.txid)));
-                        }
-                        Err(error) => {
-                            tracing::warn!(database = %status.path.display(), "read the local log: {error}");
-                            return Ok(end(EndReason::Behind, "the local log cannot be read".to_owned()));
-                        }
+                        Err((reason, text)) => return Ok(end(reason, text)),
                     }
                     continue;
                 }
                 Some(_) | None => {}
             }
-            if !self.board.databases().iter().any(|known| Arc::ptr_eq(known, &status)) {
-                return Ok(end(EndReason::Gone, "the database is not replicated any more".to_owned()));
-            }
             tokio::select! {
                 () = moved => {}
                 () = sink.closed() => return Err(Closed),
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(LOOK) => {
+                    if !self.board.databases().iter().any(|known| Arc::ptr_eq(known, &status)) {
+                        return Ok(end(EndReason::Gone, "the database is not replicated any more".to_owned()));
+                    }
+                }
             }
         }
+    }
+
+    /// What comes next from the feed, or else from the files of the log; the error is how the stream ends.
+    async fn next(
+        &self,
+        status: &DatabaseStatus,
+        files: &mut LogFiles,
+        (origin, pos, until): (Origin, Pos, Pos),
+    ) -> Result<(Vec<Bytes>, SemaphorePermit<'_>, Pos), (EndReason, String)> {
+        let (frames, after, turn) = match status.feed.after(origin.lineage, pos, until.txid) {
+            Some((frames, after)) => (frames, after, None),
+            None => {
+                let turn = self.logs.acquire().await.expect("the semaphore is never closed");
+                match read_log(files, origin, pos, until).await {
+                    Ok(Found::Frames(frames, after)) => {
+                        (frames.into_iter().map(Bytes::from).collect(), after, Some(turn))
+                    }
+                    Ok(Found::Nothing) => {
+                        return Err((EndReason::Behind, "what comes next is in the store only".to_owned()));
+                    }
+                    Ok(Found::Other(checksum)) => {
+                        return Err((EndReason::Diverged, format!("TXID {} was {checksum} here", pos.txid)));
+                    }
+                    Err(error) => {
+                        tracing::warn!(database = %status.path.display(), "read the local log: {error}");
+                        return Err((EndReason::Behind, "the local log cannot be read".to_owned()));
+                    }
+                }
+            }
+        };
+        let bytes = frames.iter().map(|frame: &Bytes| frame.len() as u64).sum();
+        let room = self.room_for(bytes).await;
+        drop(turn);
+        Ok((frames, room, after))
     }
 
     async fn object(&self, query: &Query, respond: SendResponse<Bytes>) {
@@ -310,8 +391,8 @@ impl Server {
             Ok(wanted) => wanted,
             Err(text) => return refuse(respond, StatusCode::BAD_REQUEST, None, &text),
         };
-        match wanted.read(&served).await {
-            Ok((bytes, size, version)) => {
+        match wanted.read(self, &served).await {
+            Ok((bytes, size, version, _room)) => {
                 let mut response = response(StatusCode::OK);
                 let mut set = |name, value: &str| {
                     if let Ok(value) = http::HeaderValue::from_str(value) {
@@ -336,6 +417,7 @@ impl Server {
             Err(text) => return refuse(respond, StatusCode::BAD_REQUEST, None, &text),
         };
         let prefix = query.find("prefix").unwrap_or_default();
+        let _room = self.room_for(LIST_BYTES_ASSUMED).await;
         let listed = async { served.store()?.list_after(prefix, query.find("after"), limit).await };
         match listed.await {
             Ok(entries) => {
@@ -367,6 +449,7 @@ async fn read_log(files: &mut LogFiles, origin: Origin, pos: Pos, until: Pos) ->
 fn refuse_store(respond: SendResponse<Bytes>, error: &StoreError) {
     let status = match error.kind {
         StoreErrorKind::NotFound => StatusCode::NOT_FOUND,
+        StoreErrorKind::Invalid => StatusCode::BAD_REQUEST,
         _ => StatusCode::SERVICE_UNAVAILABLE,
     };
     refuse(respond, status, Some(error.kind), &error.to_string());
@@ -399,10 +482,14 @@ impl<'a> Wanted<'a> {
         let part = if let Some(range) = query.find("range") {
             let ends = range.split_once('-');
             let ends: Option<(u64, u64)> = ends.and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
-            let (start, end) = ends.filter(|(a, b)| a < b).ok_or(format!("`range` is {range:?}, not FIRST-END"))?;
+            let ends = ends.filter(|(a, b)| a < b && b - a <= PART_BYTES_MAX);
+            let (start, end) = ends.ok_or_else(|| {
+                format!("`range` is {range:?}, not FIRST-END, or of more than {PART_BYTES_MAX} bytes")
+            })?;
             Part::Range(start..end)
         } else if query.find("tail").is_some() {
-            Part::Tail(query.get("tail")?)
+            let tail = Some(query.get("tail")?).filter(|tail| *tail <= PART_BYTES_MAX);
+            Part::Tail(tail.ok_or_else(|| format!("`tail` is of more than {PART_BYTES_MAX} bytes"))?)
         } else if query.find("head").is_some() {
             Part::Head
         } else {
@@ -411,21 +498,38 @@ impl<'a> Wanted<'a> {
         Ok(Self { key, part })
     }
 
-    /// Bytes, size of the whole (0 where that is not known), version.
-    async fn read(&self, served: &Served) -> Result<(Bytes, u64, String), StoreError> {
+    /// Bytes, size of the whole (0 where that is not known), version, and the room that the bytes take.
+    async fn read<'s>(
+        &self,
+        server: &'s Server,
+        served: &Served,
+    ) -> Result<(Bytes, u64, String, SemaphorePermit<'s>), StoreError> {
         let store: Arc<dyn Store> = served.store()?;
-        let object = match &self.part {
-            Part::Whole => store.get(self.key).await?,
-            Part::Tail(len) => store.get_tail(self.key, *len).await?,
+        let (mut room, mut object) = match &self.part {
+            Part::Whole => {
+                let room = server.room_for(WHOLE_BYTES_ASSUMED).await;
+                (room, store.get_tail(self.key, WHOLE_BYTES_ASSUMED).await?)
+            }
+            Part::Tail(len) => (server.room_for(*len).await, store.get_tail(self.key, *len).await?),
             Part::Range(range) => {
-                return Ok((store.get_range(self.key, range.clone()).await?, 0, String::new()));
+                let room = server.room_for(range.end - range.start).await;
+                return Ok((store.get_range(self.key, range.clone()).await?, 0, String::new(), room));
             }
             Part::Head => {
                 let meta = store.head(self.key).await?;
-                return Ok((Bytes::new(), meta.size, meta.version.as_str().to_owned()));
+                return Ok((Bytes::new(), meta.size, meta.version.as_str().to_owned(), server.room_for(0).await));
             }
         };
-        Ok((object.bytes, object.size, object.version.as_str().to_owned()))
+        if matches!(self.part, Part::Whole) && object.bytes.len() as u64 != object.size {
+            drop((room, object));
+            room = server.room_for(WHOLE_BYTES_MAX).await;
+            object = store.get_tail(self.key, WHOLE_BYTES_MAX).await?;
+            if object.bytes.len() as u64 != object.size {
+                let text = format!("it has {} bytes, and is to be read in parts", object.size);
+                return Err(StoreError::new(StoreErrorKind::Invalid, Operation::Get, self.key, store.describe(), text));
+            }
+        }
+        Ok((object.bytes, object.size, object.version.as_str().to_owned(), room))
     }
 }
 
@@ -437,8 +541,30 @@ impl Sink {
         respond.send_response(response, false).ok().map(Self)
     }
 
+    /// Waits until the other end takes something.
+    async fn ready(&mut self) -> Result<(), Closed> {
+        self.0.reserve_capacity(1);
+        while self.0.capacity() == 0 {
+            match poll_fn(|cx| self.0.poll_capacity(cx)).await {
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Err(Closed),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends as the other end takes it, and resets the stream when it does not.
     async fn send(&mut self, bytes: impl Into<Bytes>) -> Result<(), Closed> {
-        let mut bytes: Bytes = bytes.into();
+        let bytes: Bytes = bytes.into();
+        let time = STALL_MAX + Duration::from_secs((bytes.len() / RATE_MIN) as u64);
+        let sent = tokio::time::timeout(time, self.send_all(bytes)).await;
+        sent.unwrap_or_else(|_| {
+            self.0.send_reset(h2::Reason::CANCEL);
+            Err(Closed)
+        })
+    }
+
+    async fn send_all(&mut self, mut bytes: Bytes) -> Result<(), Closed> {
         while !bytes.is_empty() {
             self.0.reserve_capacity(bytes.len());
             if self.0.capacity() == 0 {

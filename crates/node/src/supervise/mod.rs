@@ -487,10 +487,15 @@ impl Supervisor {
     fn serve(&self, source: &Source, status: &DatabaseStatus) {
         if self.serves {
             let name = match source {
-                Source::Named(config) => config.path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
-                Source::Found(_, name) => name.to_string(),
+                Source::Named(config) => config.path.file_name().and_then(|name| name.to_str()),
+                Source::Found(_, name) => Some(&**name),
             };
-            status.feed.serve(Served::new(name, source.config()));
+            match name.and_then(|name| Served::new(name, source.config())) {
+                Some(served) => status.feed.serve(served),
+                None => {
+                    tracing::warn!(database = %status.path.display(), "not served: its name is too long, or no text")
+                }
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rhyolite_format::follow::PageOneFields;
+use rhyolite_node::stream::client::{Link, LinkError};
 use rusqlite::{Connection, OpenFlags};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -416,6 +417,86 @@ fn nobody_listens_where_others_could_hear() {
     assert!(outcome.stderr.contains("the stream has no TLS yet"), "{outcome:?}");
     let outcome = folder.run(&["replicate", "app.db", "store", "--cluster-token", "x"]);
     assert_eq!(outcome.code, 2, "{outcome:?}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_may_still_fail_is_not_served() {
+    let folder = Folder::new();
+    for name in ["data", "db"] {
+        std::fs::create_dir(folder.path(name)).unwrap();
+    }
+    let mount = ["mount", "data", "--at", "db", "--store", "store", "--cluster-listen", "127.0.0.1:1"];
+    let outcome = folder.run(&[&mount[..], &["--durability", "store"]].concat());
+    assert_eq!(outcome.code, 2, "{outcome:?}");
+    assert!(outcome.stderr.contains("followers would see commits that may still fail"), "{outcome:?}");
+}
+
+#[test]
+fn a_follower_gets_objects_of_its_database_and_nothing_else() {
+    let mut node = Node::new();
+    let db = node.database("app.db", "wal");
+    db.execute_batch("INSERT INTO t(b) VALUES (1)").unwrap();
+    std::fs::write(node.folder.path("secret"), "x").unwrap();
+    node.start();
+    node.folder.wait_durable("data/app.db", 1);
+    let ask = async |path: &str| {
+        let link = Link::connect(&node.url().parse().unwrap(), None, Duration::from_secs(10)).await.unwrap();
+        match link.read(path, 1 << 20).await {
+            Ok((_, bytes)) => (200, bytes.len()),
+            Err(LinkError::Refused { status, .. }) => (status.as_u16(), 0),
+            Err(error) => panic!("{path}: {error}"),
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        assert_eq!(ask("/v1/object?db=app.db&key=id.json").await.0, 200);
+        for (path, status) in [
+            ("/v1/object?db=app.db&key=../secret", 400),
+            ("/v1/object?db=app.db&key=..%2F..%2Fsecret", 400),
+            ("/v1/object?db=app.db&key=/etc/passwd", 400),
+            ("/v1/object?db=../data/app.db&key=id.json", 404),
+            ("/v1/object?db=app.db&key=id.json&range=0-4194305", 400),
+            ("/v1/object?db=app.db&key=id.json&range=5-5", 400),
+            ("/v1/object?db=app.db&key=id.json&tail=18446744073709551615", 400),
+            ("/v1/object?db=app.db", 400),
+            ("/v1/list?db=app.db&prefix=..&limit=1", 400),
+            ("/v1/list?db=app.db&prefix=&limit=-1", 400),
+            ("/v1/log?db=app.db&lineage=0&pos=1", 400),
+            ("/v1/log", 400),
+            ("/", 404),
+        ] {
+            assert_eq!(ask(path).await.0, status, "{path}");
+        }
+    });
+    node.stop();
+}
+
+/// Whoever speaks something else is dropped, and harms nobody.
+#[test]
+fn noise_is_no_follower() {
+    let mut node = Node::new();
+    let db = node.database("app.db", "wal");
+    node.start();
+    wait_for("the node", || TcpStream::connect(&node.address).is_ok());
+    for noise in [
+        &b"GET / HTTP/1.1\r\n\r\n"[..],
+        &[0; 4096],
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+    ] {
+        let mut stream = TcpStream::connect(&node.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        // It may be closed before everything is written.
+        let _ = stream.write_all(noise);
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        assert!(answer.len() < 1000, "{answer:?}");
+    }
+    let follow = node.follow(&node.url(), &["app.db", "--into", "replica.db"]);
+    db.execute_batch("INSERT INTO t(b) VALUES (1)").unwrap();
+    node.wait_equal("app.db", &node.folder.path("replica.db"));
+    follow.stop();
+    node.stop();
 }
 
 /// Another database under the same name, and the same one after it has lost commits that were followed.
