@@ -51,6 +51,11 @@ impl LogFiles {
         Self { folder, at: None }
     }
 
+    /// Holds no file and no index of one any more, until the next read.
+    pub(super) fn close(&mut self) {
+        self.at = None;
+    }
+
     /// The commits after `pos`, as many as are read at once, none after `until`.
     pub(super) fn after(&mut self, origin: Origin, pos: Pos, until: Pos) -> io::Result<Found> {
         let wanted = pos.txid.next();

@@ -321,7 +321,10 @@ impl Server {
                     return Ok(end(EndReason::Diverged, format!("TXID {} is {} here", here.txid, here.checksum)));
                 }
                 Some((origin, here)) if here != pos => {
-                    sink.ready().await?;
+                    if !sink.is_ready() {
+                        files.close();
+                        sink.ready().await?;
+                    }
                     match self.next(&status, &mut files, (origin, pos, here)).await {
                         Ok((frames, room, after)) => {
                             for frame in frames {
@@ -336,6 +339,7 @@ impl Server {
                 }
                 Some(_) | None => {}
             }
+            files.close();
             tokio::select! {
                 () = moved => {}
                 () = sink.closed() => return Err(Closed),
@@ -541,10 +545,15 @@ impl Sink {
         respond.send_response(response, false).ok().map(Self)
     }
 
-    /// Waits until the other end takes something.
-    async fn ready(&mut self) -> Result<(), Closed> {
+    /// Whether the other end takes something.
+    fn is_ready(&mut self) -> bool {
         self.0.reserve_capacity(1);
-        while self.0.capacity() == 0 {
+        self.0.capacity() > 0
+    }
+
+    /// Waits until it does.
+    async fn ready(&mut self) -> Result<(), Closed> {
+        while !self.is_ready() {
             match poll_fn(|cx| self.0.poll_capacity(cx)).await {
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return Err(Closed),
