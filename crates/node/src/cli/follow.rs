@@ -105,6 +105,7 @@ enum Line<'a> {
 struct Followed {
     output: PathBuf,
     reached: watch::Receiver<Option<Reached>>,
+    said: Option<Reached>,
 }
 
 pub(super) fn run(args: &FollowArgs) -> Result<(), Failure> {
@@ -165,7 +166,7 @@ impl Said {
         let node = self.node.clone();
         match event {
             Event::Following(name, output, reached) => {
-                self.databases.insert(name, Followed { output, reached });
+                self.databases.insert(name, Followed { output, reached, said: None });
                 Ok(())
             }
             Event::Connected => self.say(&Line::Connected { node: &node }, || format!("connected to {node}")),
@@ -184,8 +185,8 @@ impl Said {
     /// What each database has reached since the last call.
     fn positions(&mut self) -> Result<(), Failure> {
         let changed = |(name, followed): (&String, &mut Followed)| {
-            let is_new = followed.reached.has_changed().unwrap_or(true);
             let reached = *followed.reached.borrow_and_update();
+            let is_new = std::mem::replace(&mut followed.said, reached) != reached;
             reached.filter(|_| is_new).map(|reached| (name.clone(), followed.output.clone(), reached))
         };
         let changed: Vec<_> = self.databases.iter_mut().filter_map(changed).collect();

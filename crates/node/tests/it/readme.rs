@@ -130,10 +130,9 @@ fn every_command_in_the_readme_works() {
                 assert!(root().join("crates/sim/src/main.rs").exists(), "{line}");
             }
             ["cargo", "build", "--release", "--package", name] => assert_eq!(name, env!("CARGO_PKG_NAME")),
-            ["rhyolite", "replicate", ..] => {
-                replicate(&line, folder);
-                serving = Some(line);
-            }
+            // Run together with its follower.
+            ["rhyolite", "replicate", .., "--cluster-listen", _] => serving = Some(line),
+            ["rhyolite", "replicate", ..] => replicate(&line, folder),
             ["rhyolite", "follow", ..] => follow(&serving.take().expect("somebody serves"), &line, folder),
             ["mkdir", ..] => assert!(shell(&line, folder).wait().unwrap().success(), "{line}"),
             ["rhyolite", "mount", ..] => has_mount = mount(&line, folder),

