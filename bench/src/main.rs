@@ -16,6 +16,7 @@ mod measure;
 mod mount;
 mod restart;
 mod restore;
+mod stream;
 mod table;
 mod tight;
 mod write_rate;
@@ -42,6 +43,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("restart", restart::run),
     ("history", history::run),
     ("mount", mount::run),
+    ("stream", stream::run),
 ];
 
 fn main() -> ExitCode {

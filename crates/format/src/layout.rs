@@ -342,3 +342,81 @@ pub(crate) mod resume_header {
     #[cfg(test)]
     pub(crate) const FIELDS: &[Field] = &[MAGIC, VERSION, RESERVED, LINEAGE, TXID, CHECKSUM, PAGE_SIZE, COMMIT, CRC];
 }
+
+pub(crate) mod stream_frame {
+    use super::Field;
+
+    pub(crate) const VERSION: Field = Field::first("version", 1);
+    pub(crate) const KIND: Field = VERSION.then("kind", 1);
+    pub(crate) const RESERVED: Field = KIND.then("reserved", 2);
+    pub(crate) const LEN: Field = RESERVED.then("len", 4);
+    pub(crate) const CRC: Field = LEN.then("crc", 8);
+    pub(crate) const SIZE: usize = CRC.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[VERSION, KIND, RESERVED, LEN, CRC];
+}
+
+pub(crate) mod stream_database {
+    use super::Field;
+
+    pub(crate) const LINEAGE: Field = Field::first("lineage", 16);
+    pub(crate) const EPOCH: Field = LINEAGE.then("epoch", 8);
+    pub(crate) const TXID: Field = EPOCH.then("txid", 8);
+    pub(crate) const CHECKSUM: Field = TXID.then("checksum", 8);
+    pub(crate) const SIZE: usize = CHECKSUM.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[LINEAGE, EPOCH, TXID, CHECKSUM];
+}
+
+pub(crate) mod stream_heartbeat {
+    use super::Field;
+
+    pub(crate) const TIME: Field = Field::first("time", 8);
+    pub(crate) const STARTING: Field = TIME.then("starting", 4);
+    pub(crate) const SIZE: usize = STARTING.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[TIME, STARTING];
+}
+
+pub(crate) mod stream_transactions {
+    use super::Field;
+
+    pub(crate) const LINEAGE: Field = Field::first("lineage", 16);
+    pub(crate) const EPOCH: Field = LINEAGE.then("epoch", 8);
+    pub(crate) const BEFORE_TXID: Field = EPOCH.then("before_txid", 8);
+    pub(crate) const BEFORE_CHECKSUM: Field = BEFORE_TXID.then("before_checksum", 8);
+    pub(crate) const AFTER_TXID: Field = BEFORE_CHECKSUM.then("after_txid", 8);
+    pub(crate) const AFTER_CHECKSUM: Field = AFTER_TXID.then("after_checksum", 8);
+    pub(crate) const TIMESTAMP: Field = AFTER_CHECKSUM.then("timestamp", 8);
+    pub(crate) const PAGE_SIZE: Field = TIMESTAMP.then("page_size", 4);
+    pub(crate) const COMMIT: Field = PAGE_SIZE.then("commit", 4);
+    pub(crate) const COUNT: Field = COMMIT.then("count", 4);
+    pub(crate) const RESERVED: Field = COUNT.then("reserved", 4);
+    pub(crate) const SIZE: usize = RESERVED.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[
+        LINEAGE,
+        EPOCH,
+        BEFORE_TXID,
+        BEFORE_CHECKSUM,
+        AFTER_TXID,
+        AFTER_CHECKSUM,
+        TIMESTAMP,
+        PAGE_SIZE,
+        COMMIT,
+        COUNT,
+        RESERVED,
+    ];
+}
+
+pub(crate) mod stream_end {
+    use super::Field;
+
+    pub(crate) const REASON: Field = Field::first("reason", 1);
+    pub(crate) const RESERVED: Field = REASON.then("reserved", 7);
+    pub(crate) const TXID: Field = RESERVED.then("txid", 8);
+    pub(crate) const CHECKSUM: Field = TXID.then("checksum", 8);
+    pub(crate) const SIZE: usize = CHECKSUM.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[REASON, RESERVED, TXID, CHECKSUM];
+}

@@ -26,6 +26,7 @@ pub mod segment;
 mod spec_tests;
 pub mod sqlite;
 pub mod state;
+pub mod stream;
 mod types;
 
 pub use error::{DecodeError, ErrorKind};

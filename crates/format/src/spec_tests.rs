@@ -1,11 +1,12 @@
 //! The tables in `docs/spec` and the layouts in the code say the same.
 
 use crate::layout::{self, Field};
-use crate::{follow, identity, lease, manifest, probe, resume, segment, state};
+use crate::{follow, identity, lease, manifest, probe, resume, segment, state, stream};
 
 const SEGMENT: &str = include_str!("../../../docs/spec/segment.md");
 const STATE: &str = include_str!("../../../docs/spec/state.md");
 const FOLLOW: &str = include_str!("../../../docs/spec/follow.md");
+const STREAM: &str = include_str!("../../../docs/spec/stream.md");
 const RESUME: &str = include_str!("../../../docs/spec/resume.md");
 const IDENTITY: &str = include_str!("../../../docs/spec/identity.md");
 const LEASE: &str = include_str!("../../../docs/spec/lease.md");
@@ -33,7 +34,8 @@ fn check_table(document: &str, name: &str, fields: &[Field], size: usize) {
 fn tables_of_binary_formats() {
     use layout::{
         backlog, backlog_entry, follow_end, follow_state, local_state, page_table_header, parked, resume_header,
-        segment_entry, segment_footer, segment_header,
+        segment_entry, segment_footer, segment_header, stream_database, stream_end, stream_frame, stream_heartbeat,
+        stream_transactions,
     };
     check_table(SEGMENT, "segment_header", segment_header::FIELDS, segment::HEADER_SIZE);
     check_table(SEGMENT, "segment_entry", segment_entry::FIELDS, segment::ENTRY_SIZE);
@@ -45,6 +47,11 @@ fn tables_of_binary_formats() {
     check_table(FOLLOW, "follow_state", follow_state::FIELDS, follow::SIZE);
     check_table(FOLLOW, "follow_end", follow_end::FIELDS, follow_end::SIZE);
     check_table(RESUME, "resume_header", resume_header::FIELDS, resume::HEADER_SIZE);
+    check_table(STREAM, "stream_frame", stream_frame::FIELDS, stream::HEADER_SIZE);
+    check_table(STREAM, "stream_database", stream_database::FIELDS, stream_database::SIZE);
+    check_table(STREAM, "stream_heartbeat", stream_heartbeat::FIELDS, stream_heartbeat::SIZE);
+    check_table(STREAM, "stream_transactions", stream_transactions::FIELDS, stream_transactions::SIZE);
+    check_table(STREAM, "stream_end", stream_end::FIELDS, stream_end::SIZE);
     check_table(STATE, "page_table_header", page_table_header::FIELDS, state::page_table::HEADER_SIZE);
 }
 
@@ -56,6 +63,10 @@ fn sizes_in_the_text() {
     assert!(SEGMENT.contains("at most 1,048,576") && segment::ENTRIES_MAX == 1_048_576);
     assert!(MANIFEST.contains("at most 64 MiB") && manifest::SIZE_MAX == 64 << 20);
     assert!(MANIFEST.contains("below; at most 100,000") && manifest::FILES_MAX == 100_000);
+    assert!(STREAM.contains("at most 16 MiB") && stream::LEN_MAX == 16 << 20);
+    assert!(STREAM.contains("1 to 4096 bytes") && stream::NAME_SIZE_MAX == 4096);
+    assert!(STREAM.contains("at most 64 MiB;") && manifest::SIZE_MAX == 64 << 20);
+    assert!(STREAM.contains("at most 1024 bytes") && stream::TEXT_SIZE_MAX == 1024);
     assert!(IDENTITY.contains("At most 64 KiB") && identity::SIZE_MAX == 64 << 10);
     assert!(LEASE.contains("at most 64 KiB") && lease::SIZE_MAX == 64 << 10);
     assert!(PROBE.contains("at most 64 KiB") && probe::SIZE_MAX == 64 << 10);

@@ -20,6 +20,7 @@ use tokio::sync::watch;
 
 use crate::cli::exit::{Failure, Status};
 use crate::config::SocketConfig;
+use crate::config::cluster::ClusterConfig;
 use crate::config::units::format_duration;
 use crate::control::{self, Controller};
 use crate::exec::Application;
@@ -27,6 +28,7 @@ use crate::notify::Notifier;
 use crate::observe::{http, status_file};
 use crate::signals::StopRequest;
 use crate::status::{DatabaseStatus, Figures, StatusBoard};
+use crate::stream::server::{self, Server};
 use crate::time;
 
 /// What the daemon is given beside the replication.
@@ -38,6 +40,8 @@ pub struct Daemon {
     pub addr: Option<SocketAddr>,
     /// The control socket.
     pub socket: Option<SocketConfig>,
+    /// Where followers are served.
+    pub cluster: Option<ClusterConfig>,
     /// What it is answered with; also reads the configuration again on SIGHUP.
     pub controller: Controller,
     /// How long the application may take to end.
@@ -67,8 +71,9 @@ impl Daemon {
     where
         F: Future<Output = Result<(), Failure>>,
     {
-        let Self { board, addr, socket, controller, stop_timeout, upload_timeout, mut application, mut stop } = self;
-        if let Err(message) = listen(addr, socket.as_ref(), controller).await {
+        let Self { board, addr, socket, cluster, controller, stop_timeout, upload_timeout, mut application, mut stop } =
+            self;
+        if let Err(message) = listen(addr, socket.as_ref(), cluster, controller).await {
             end_application(&mut application, Signal::TERM, stop_timeout).await;
             return Err(Failure::failed(message));
         }
@@ -112,10 +117,19 @@ impl Daemon {
 }
 
 /// Opens what others may ask at.
-async fn listen(addr: Option<SocketAddr>, socket: Option<&SocketConfig>, controller: Controller) -> Result<(), String> {
+async fn listen(
+    addr: Option<SocketAddr>,
+    socket: Option<&SocketConfig>,
+    cluster: Option<ClusterConfig>,
+    controller: Controller,
+) -> Result<(), String> {
     if let Some(addr) = addr {
         let listener = http::bind(addr).await?;
         tokio::spawn(http::serve(listener, Arc::clone(&controller.board)));
+    }
+    if let Some(ClusterConfig { listen, token }) = cluster {
+        let listener = http::bind(listen).await?;
+        tokio::spawn(server::serve(listener, Server::new(Arc::clone(&controller.board), token)));
     }
     if let Some(socket) = socket {
         let listener = control::bind(socket)?;
@@ -215,6 +229,7 @@ mod tests {
                 board,
                 addr: None,
                 socket: None,
+                cluster: None,
                 controller,
                 stop_timeout: minute,
                 upload_timeout: minute,

@@ -34,6 +34,7 @@ pub mod restore;
 pub mod segment_source;
 pub mod signals;
 pub mod status;
+pub mod stream;
 pub mod supervise;
 pub mod time;
 pub mod upload;

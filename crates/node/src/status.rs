@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use crate::drill::Drill;
 use crate::pulse::Pulse;
+use crate::stream::feed::Feed;
 use crate::time;
 
 /// What a database is doing.
@@ -342,6 +343,8 @@ pub struct DatabaseStatus {
     pub store: String,
     /// Requests to the store: wrap the database's store in `rhyolite_store::Counted` with these.
     pub requests: Arc<Counters>,
+    /// What those who follow it live are given.
+    pub feed: Feed,
     figures: Mutex<Figures>,
     /// Set by every change, cleared by whoever writes the status file.
     dirty: AtomicBool,
@@ -450,6 +453,7 @@ impl StatusBoard {
             meta_path,
             store,
             requests: Arc::default(),
+            feed: Feed::default(),
             figures: Mutex::default(),
             dirty: AtomicBool::new(false),
             changed: Arc::downgrade(&self.changes),

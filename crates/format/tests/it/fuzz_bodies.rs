@@ -25,6 +25,7 @@ use rhyolite_format::sqlite::wal::{
 use rhyolite_format::sqlite::wal_index::{self, Block, WAL_INDEX_BLOCK_SIZE, WAL_INDEX_SNAPSHOT_SIZE};
 use rhyolite_format::state::parked::Parked;
 use rhyolite_format::state::{LocalState, page_table};
+use rhyolite_format::stream::{self, Frame};
 use rhyolite_format::{PageNumber, PageSize, keys, lz4};
 
 /// Takes arbitrary bytes.
@@ -50,6 +51,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("probe", probe),
     ("segment", segment_object),
     ("state", state),
+    ("stream", stream_frame),
     ("wal", wal),
     ("wal_index", wal_index_file),
 ];
@@ -238,6 +240,26 @@ pub fn follow(bytes: &[u8]) {
         if let Ok(state) = FollowState::decode(bytes) {
             assert_eq!(state.encode(), bytes, "a state has one form only");
         }
+    }
+}
+
+/// A frame of the live stream, as it is, and with its length and CRC made right.
+pub fn stream_frame(bytes: &[u8]) {
+    let mut signed = bytes.to_vec();
+    if let Some(len) = signed.len().checked_sub(stream::HEADER_SIZE) {
+        signed[4..8].copy_from_slice(&(len as u32).to_be_bytes());
+        let crc = crc64(&[&signed[..8], &signed[stream::HEADER_SIZE..]].concat());
+        signed[8..16].copy_from_slice(&crc.to_be_bytes());
+    }
+    for bytes in [bytes, &signed] {
+        let again = match Frame::decode(bytes) {
+            Ok(Frame::Transactions(commits)) => {
+                stream::encode_transactions(&commits.span, commits.files.iter().map(|range| &bytes[range.clone()]))
+            }
+            Ok(frame) => frame.encode(),
+            Err(_) => continue,
+        };
+        assert_eq!(again, bytes, "a frame has one form only");
     }
 }
 

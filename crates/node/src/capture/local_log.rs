@@ -13,6 +13,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -272,6 +273,19 @@ impl LocalLog {
         self.abandon()
     }
 
+    /// The transactions after `after` that are in memory and in the file, oldest first, with their LTX files.
+    pub fn recent(&self, after: Option<Txid>) -> impl Iterator<Item = (&SegmentEntry, &[u8])> {
+        let sealed = self.sealed.back().and_then(|s| Some((&s.entries[..], s.image.as_deref()?)));
+        let sealed = sealed.into_iter().flat_map(move |(entries, image)| {
+            newer_than(entries, after).iter().filter_map(move |e| Some((e, slice(image, 0, e.range())?)))
+        });
+        let open = self.open.iter().flat_map(move |o| {
+            let written = newer_than(&o.entries, after).iter().filter(|e| e.range().end <= o.written);
+            written.filter_map(move |e| Some((e, slice(&o.buffer, o.buffer_start, e.range())?)))
+        });
+        sealed.chain(open)
+    }
+
     /// Writes out what was committed.
     pub fn flush(&mut self) -> io::Result<()> {
         self.open.as_mut().map_or(Ok(()), OpenSegment::write_out)
@@ -379,8 +393,18 @@ impl LocalLog {
     }
 }
 
+fn newer_than(entries: &[SegmentEntry], after: Option<Txid>) -> &[SegmentEntry] {
+    &entries[entries.partition_point(|e| after.is_some_and(|after| e.max_txid <= after))..]
+}
+
+/// The bytes of `range`, of which `bytes` begin at `start`.
+fn slice(bytes: &[u8], start: u64, range: Range<u64>) -> Option<&[u8]> {
+    let place = |offset: u64| usize::try_from(offset.checked_sub(start)?).ok();
+    bytes.get(place(range.start)?..place(range.end)?)
+}
+
 /// Name of a segment's file.
-pub(super) fn segment_path(dir: &Path, seq: Seq) -> PathBuf {
+pub(crate) fn segment_path(dir: &Path, seq: Seq) -> PathBuf {
     dir.join(format!("{seq}.seg"))
 }
 
@@ -538,7 +562,7 @@ fn whole_transaction(bytes: &[u8], offset: u64, page: &mut Vec<u8>) -> Option<(S
 
 /// Real logs for tests.
 #[cfg(test)]
-pub(super) mod samples {
+pub(crate) mod samples {
     use rhyolite_format::ltx::{Encoder, LtxHeader, Packing};
     use rhyolite_format::{Checksum, PageCount, PageNumber, PageSize};
 

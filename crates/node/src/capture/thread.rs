@@ -32,6 +32,7 @@ use super::table::PageTable;
 use super::watch::{FileWatch, Wake};
 use crate::config::DatabaseConfig;
 use crate::status::{DatabaseStatus, DiffReason};
+use crate::stream::feed::Origin;
 
 mod ends;
 mod establish;
@@ -631,6 +632,10 @@ impl CaptureThread {
         let log = &recorder.log;
         let oldest = log.unsent().next().and_then(|s| s.first_time()).or_else(|| log.open_since());
         let (bytes, table) = (log.bytes(), recorder.table());
+        if self.status.feed.followers() > 0 {
+            let origin = Origin { lineage: writer.lineage, epoch: writer.epoch };
+            self.status.feed.take_in(origin, self.status.look(|f| f.local), log);
+        }
         self.status.update(|f| {
             f.lineage = Some(writer.lineage);
             f.epoch = Some(writer.epoch);
@@ -644,6 +649,7 @@ impl CaptureThread {
             f.captured.pages += counts.pages;
             f.captured.bytes += counts.bytes;
         });
+        self.status.feed.tell();
         self.tell_position();
     }
 

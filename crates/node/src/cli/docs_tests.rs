@@ -10,8 +10,8 @@ use serde::{Deserialize, forward_to_deserialize_any};
 use super::Cli;
 use super::exit::Status;
 use crate::config::file::{
-    ConfigFile, DatabaseFile, DrillFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile, RetentionFile,
-    SocketFile,
+    ClusterFile, ConfigFile, DatabaseFile, DrillFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile,
+    RetentionFile, SocketFile,
 };
 use crate::observe::metrics::{BUILD_INFO, METRICS};
 use crate::status::{DiffReason, State};
@@ -118,6 +118,7 @@ fn every_key_is_documented() {
     let sections = [
         ("logging", fields::<LoggingFile>()),
         ("socket", fields::<SocketFile>()),
+        ("cluster", fields::<ClusterFile>()),
         ("bundle", fields::<IntervalFile>()),
         ("merge", fields::<IntervalFile>()),
         ("snapshot", fields::<IntervalFile>()),

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 mod adopt;
+mod cluster;
 mod compact;
 mod config;
 mod ctl;
@@ -21,6 +22,7 @@ mod docs_tests;
 mod doctor;
 pub mod exit;
 mod export;
+mod follow;
 mod foreign;
 mod import;
 mod info;
@@ -62,6 +64,7 @@ enum Command {
     #[cfg(target_os = "linux")]
     Mount(Box<mount::MountArgs>),
     Restore(restore::RestoreArgs),
+    Follow(follow::FollowArgs),
     Status(status::StatusArgs),
     Log(log::LogArgs),
     Sync(ctl::SyncArgs),
@@ -132,6 +135,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         #[cfg(target_os = "linux")]
         Command::Mount(args) => return mount::run(&args),
         Command::Restore(args) => restore::run(&args)?,
+        Command::Follow(args) => follow::run(&args)?,
         Command::Status(args) => status::run(&args)?,
         Command::Log(args) => log::run(&args)?,
         Command::Sync(args) => ctl::sync(&args)?,

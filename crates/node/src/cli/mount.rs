@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use rhyolite_logic::park::Policy;
 
+use super::cluster::ClusterArgs;
 use super::exit::Failure;
 use super::replicate::{Signals, check_inputs, run_daemon};
 use crate::capture::commits::CommitLines;
@@ -67,6 +68,8 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     durability_timeout: Option<Duration>,
     #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
     settings: Settings,
 }
 
@@ -104,12 +107,19 @@ fn never_park() -> Policy {
 pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
     let mut config = Config { exec: args.exec.clone(), addr: args.addr, ..Config::default() };
     config.socket = args.socket.clone().map(SocketConfig::private);
+    args.cluster.apply(&mut config)?;
     config.logging.level = args.log_level.unwrap_or(config.logging.level);
     config.logging.format = args.log_format.unwrap_or(config.logging.format);
     config.shutdown_sync_timeout = args.shutdown_sync_timeout.unwrap_or(config.shutdown_sync_timeout);
     // Whatever is wrong with the settings is said before anything is mounted.
     let gate_timeout = gate_timeout(args)?;
     config.folders = vec![folder(args, args.at.clone())?];
+    if gate_timeout.is_some() && config.cluster.is_some() {
+        // What waits for the store is in the log already, and may yet be rolled back.
+        return Err(Failure::usage(
+            "--cluster-listen with `--durability store` is not possible yet: followers would see commits that may still fail",
+        ));
+    }
     check_inputs(&config)?;
     logging::start(config.logging);
     let lines = Arc::new(

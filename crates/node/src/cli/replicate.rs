@@ -10,6 +10,7 @@ use rhyolite_format::sqlite::header::{DATABASE_HEADER_SIZE, DatabaseHeader};
 use rhyolite_logic::park::Policy;
 use tokio::sync::mpsc;
 
+use super::cluster::ClusterArgs;
 use super::exit::{Failure, Status};
 use crate::capture::commits::CommitLines;
 use crate::config::settings::{self, Settings};
@@ -101,6 +102,8 @@ pub(super) struct ReplicateArgs {
     #[arg(long, hide = true)]
     park_eagerly: bool,
     #[command(flatten)]
+    cluster: ClusterArgs,
+    #[command(flatten)]
     settings: Settings,
 }
 
@@ -159,10 +162,12 @@ pub(super) fn run_daemon(
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let controller = Controller { board: board.clone(), commands: sender, reload };
         let socket = config.socket;
+        let serves = config.cluster.is_some();
         let daemon = Daemon {
             board: board.clone(),
             addr: config.addr,
             socket,
+            cluster: config.cluster,
             controller,
             stop_timeout,
             upload_timeout,
@@ -172,7 +177,7 @@ pub(super) fn run_daemon(
         let Config { databases, folders, .. } = config;
         // Before anybody can ask whether all are ready.
         board.set_unsearched(folders.len());
-        let options = SuperviseOptions { databases, folders, stop_timeout, parking, commits };
+        let options = SuperviseOptions { databases, folders, stop_timeout, parking, commits, serves };
         daemon
             .run(async |stop| {
                 // A task of its own: what hangs there does not keep the daemon from ending in time.
@@ -235,6 +240,7 @@ fn resolve(args: &ReplicateArgs) -> Result<Config, Failure> {
     if let Some(path) = &args.socket {
         config.socket = Some(SocketConfig::private(path.clone()));
     }
+    args.cluster.apply(&mut config)?;
     config.logging.level = args.log_level.unwrap_or(config.logging.level);
     config.logging.format = args.log_format.unwrap_or(config.logging.format);
     config.shutdown_sync_timeout = args.shutdown_sync_timeout.unwrap_or(config.shutdown_sync_timeout);

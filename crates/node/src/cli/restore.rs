@@ -205,6 +205,7 @@ fn run_follow(args: &RestoreArgs, store: Arc<dyn Store>) -> Result<(), Failure> 
         existing: existing(args),
         interval: args.follow_interval.unwrap_or(FOLLOW_INTERVAL),
         lock_timeout: FOLLOW_LOCK_TIMEOUT,
+        may_be_ahead: false,
         threads: threads(args),
         progress: store::progress("restore"),
     };

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
+use super::cluster::{ClusterConfig, Token};
 use super::folder::FolderConfig;
 use super::litestream::{self, Translation};
 use super::settings::{self, Settings};
@@ -112,6 +113,8 @@ with_settings! {
         pub logging: LoggingFile,
         /// The control socket.
         pub socket: SocketFile,
+        /// What others may follow.
+        pub cluster: ClusterFile,
         /// Default of `replica.sync-interval`.
         pub sync_interval: Option<DurationText>,
         /// The databases.
@@ -165,6 +168,23 @@ pub struct SocketFile {
     pub path: Option<String>,
     /// Octal file mode.
     pub permissions: Option<String>,
+}
+
+/// `cluster`.
+#[derive(Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct ClusterFile {
+    /// Address at which followers are served.
+    pub listen: Option<Spanned<String>>,
+    /// Secret that they must show.
+    pub token: Option<String>,
+}
+
+impl std::fmt::Debug for ClusterFile {
+    /// Without secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClusterFile").field("listen", &self.listen).finish_non_exhaustive()
+    }
 }
 
 /// `bundle`, `merge` and `snapshot`.
@@ -398,6 +418,7 @@ fn resolve(file: &ConfigFile) -> Result<Config, ConfigError> {
     let mut defaults = file.settings();
     defaults.sync_interval = file.sync_interval.map(|d| d.0);
     config.socket = resolve_socket(&file.socket).map_err(ConfigError::new)?;
+    config.cluster = resolve_cluster(&file.cluster)?;
     let mut taken = Taken::default();
     for entry in &file.dbs {
         let line = entry.referenced.line();
@@ -415,6 +436,20 @@ fn resolve(file: &ConfigFile) -> Result<Config, ConfigError> {
         }
     }
     Ok(config)
+}
+
+fn resolve_cluster(file: &ClusterFile) -> Result<Option<ClusterConfig>, ConfigError> {
+    let token = file.token.clone().map(Token::new).transpose();
+    let token = token.map_err(|m| ConfigError::new(format!("cluster.token: {m}")))?;
+    let Some(listen) = &file.listen else {
+        return match token {
+            Some(_) => Err(ConfigError::new("cluster.token has no effect without cluster.listen")),
+            None => Ok(None),
+        };
+    };
+    let error = |m| ConfigError::at(listen.referenced.line(), m);
+    let address = parse_addr(&listen.value).map_err(error)?;
+    ClusterConfig::new(address, token).map(Some).map_err(error)
 }
 
 fn resolve_database(file: &DatabaseFile, defaults: &Settings) -> Result<DatabaseConfig, String> {

@@ -13,6 +13,7 @@ use rhyolite_logic::history_plan::{Duty, Policy};
 use rhyolite_store::{Environment, StoreOptions};
 use serde::Deserialize;
 
+pub mod cluster;
 mod expand;
 pub mod file;
 pub mod folder;
@@ -25,6 +26,7 @@ pub mod units;
 
 pub use suggest::nearest;
 
+use cluster::ClusterConfig;
 use folder::FolderConfig;
 
 /// Everything the daemon is told.
@@ -40,6 +42,8 @@ pub struct Config {
     pub logging: LoggingConfig,
     /// The control socket; none by default (`socket`).
     pub socket: Option<SocketConfig>,
+    /// Where followers are served; nowhere by default (`cluster`).
+    pub cluster: Option<ClusterConfig>,
     /// The databases that are named one by one (`dbs`).
     pub databases: Vec<DatabaseConfig>,
     /// Folders of databases (`dbs` with `dir`, or with a pattern).
@@ -75,6 +79,7 @@ impl Default for Config {
             shutdown_sync_timeout: 30 * SECOND,
             logging: LoggingConfig::default(),
             socket: None,
+            cluster: None,
             databases: Vec::new(),
             folders: Vec::new(),
             notes: Vec::new(),

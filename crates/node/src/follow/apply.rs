@@ -28,8 +28,8 @@ use crate::random;
 use crate::restore::RestoreError;
 use crate::restore::draft::{beside, sync_folder_of};
 
-/// Between two looks whether readers have ended.
-const LOCK_POLL: Duration = Duration::from_millis(2);
+/// Between two looks whether readers have ended: at first, when a single read is nearly over, and later.
+const LOCK_POLL: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
 /// Journal records that are written at once, in bytes.
 const JOURNAL_WRITE_BYTES: usize = 256 << 10;
 
@@ -46,15 +46,37 @@ pub(super) struct Follower {
     change_counter: u32,
 }
 
-/// Changed pages, each at its place in a spool file.
+/// The content of changed pages.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// Each at its place in a spool file.
+    Spool(File),
+    /// One after the other.
+    Memory(Vec<u8>),
+}
+
+/// Changed pages.
 #[derive(Debug)]
 pub(super) struct Batch {
-    pub(super) spool: File,
+    pub(super) content: Content,
     /// Ascending.
     pub(super) pages: Vec<PageNumber>,
     pub(super) pos: Pos,
     pub(super) page_size: PageSize,
     pub(super) commit: PageCount,
+}
+
+impl Batch {
+    /// Reads the page at this place of [`Batch::pages`].
+    fn read(&self, index: usize, page: &mut [u8]) -> std::io::Result<()> {
+        match &self.content {
+            Content::Spool(spool) => spool.read_exact_at(page, self.pages[index].offset(self.page_size)),
+            Content::Memory(bytes) => {
+                page.copy_from_slice(&bytes[index * page.len()..][..page.len()]);
+                Ok(())
+            }
+        }
+    }
 }
 
 /// Where the state of a followed file lies.
@@ -168,18 +190,25 @@ impl Follower {
         Ok(Ok(()))
     }
 
-    /// The checksums of the changed pages, and the log's fields of page 1: only if the batch leads to the checksum that the log has.
+    /// The checksums of the changed pages, and the log's fields of page 1: only if the batch leads to the checksum that the log has, and holds all
+    /// that the file grows by.
     fn prove(&self, batch: &Batch) -> Result<(Vec<u64>, PageOneFields), RestoreError> {
         let failed = |e| RestoreError::io("read", Path::new("spool file"), e);
         let same_size = batch.page_size == self.end.page_size;
+        if !is_grown_by(batch, if same_size { self.end.commit } else { PageCount(0) }) {
+            return Err(RestoreError::contradiction(
+                "a batch",
+                format!("it leads to {} pages, and lacks some", batch.commit.get()),
+            ));
+        }
         let (mut bits, old): (u64, &[u64]) =
             if same_size { (self.end.pos.checksum.get(), &self.table) } else { (0, &[]) };
         let mut page_one = if same_size { self.end.page_one } else { PageOneFields::default() };
         bits ^= old.iter().skip(batch.commit.get() as usize).fold(0, |bits, page| bits ^ page);
         let mut changed = Vec::with_capacity(batch.pages.len());
         let mut page = vec![0; batch.page_size.bytes()];
-        for pgno in &batch.pages {
-            batch.spool.read_exact_at(&mut page, pgno.offset(batch.page_size)).map_err(failed)?;
+        for (index, pgno) in batch.pages.iter().enumerate() {
+            batch.read(index, &mut page).map_err(failed)?;
             let checksum = Checksum::of_page(*pgno, &page).get();
             bits ^= checksum ^ old.get(pgno.index()).copied().unwrap_or(0);
             changed.push(checksum);
@@ -296,8 +325,8 @@ impl Follower {
         let size = batch.page_size;
         let mut page = vec![0; size.bytes()];
         let mut write = || {
-            for pgno in &batch.pages {
-                batch.spool.read_exact_at(&mut page, pgno.offset(size))?;
+            for (index, pgno) in batch.pages.iter().enumerate() {
+                batch.read(index, &mut page)?;
                 if *pgno == PageNumber::FIRST {
                     page_one.put(&mut page);
                 }
@@ -319,16 +348,28 @@ impl Follower {
     }
 }
 
+/// Whether a batch holds every page that lies behind the end of the file, and none behind its new end.
+fn is_grown_by(batch: &Batch, before: PageCount) -> bool {
+    let (from, to) = (before.get(), batch.commit.get());
+    let lock_page = batch.page_size.lock_page().get();
+    let wanted = u64::from(to.saturating_sub(from)) - u64::from(from < lock_page && lock_page <= to);
+    let first = batch.pages.partition_point(|pgno| pgno.get() <= from);
+    let is_within = batch.pages.last().is_none_or(|last| last.get() <= to);
+    is_within && (batch.pages.len() - first) as u64 == wanted
+}
+
 /// Asks until it works or the time is over.
 fn wait<T>(
     deadline: Instant,
     mut ask: impl FnMut() -> std::io::Result<Result<T, Busy>>,
 ) -> std::io::Result<Result<T, Busy>> {
+    let mut pause = LOCK_POLL.0;
     loop {
         match ask()? {
-            Err(Busy) if Instant::now() < deadline => std::thread::sleep(LOCK_POLL),
+            Err(Busy) if Instant::now() < deadline => std::thread::sleep(pause),
             answer => return Ok(answer),
         }
+        pause = (pause * 2).min(LOCK_POLL.1);
     }
 }
 
@@ -382,4 +423,41 @@ fn compare(file: &File, path: &Path, end: &FollowEnd) -> Result<Option<(Vec<u64>
     }
     let found = Checksum::from_crc(table.iter().fold(0, |bits, page| bits ^ page));
     Ok((found == end.pos.checksum).then_some((table, change_counter)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(commit: u32, pages: &[u32]) -> Batch {
+        let pos = Pos { txid: rhyolite_format::Txid::new(2).unwrap(), checksum: Checksum::from_crc(0) };
+        let pages = pages.iter().map(|pgno| PageNumber::new(*pgno).unwrap()).collect();
+        let page_size = PageSize::new(65536).unwrap();
+        Batch { content: Content::Memory(Vec::new()), pages, pos, page_size, commit: PageCount(commit) }
+    }
+
+    /// Otherwise a number that came over the wire would decide how large the file and the table of its checksums become.
+    #[test]
+    fn a_file_grows_only_by_pages_that_came() {
+        let lock_page = PageSize::new(65536).unwrap().lock_page().get();
+        for (before, commit, pages, is_right) in [
+            (3, 3, &[1, 2][..], true),
+            (3, 2, &[1], true),
+            (3, 5, &[1, 4, 5], true),
+            (3, 5, &[4, 5], true),
+            (3, 5, &[1, 5], false),
+            (3, u32::MAX, &[1], false),
+            (3, 2, &[1, 3], false),
+            (0, 0, &[], true),
+            (0, 1, &[], false),
+            (lock_page - 1, lock_page + 1, &[lock_page + 1], true),
+            (lock_page - 1, lock_page + 1, &[lock_page, lock_page + 1], false),
+        ] {
+            assert_eq!(
+                is_grown_by(&batch(commit, pages), PageCount(before)),
+                is_right,
+                "{before} to {commit}: {pages:?}"
+            );
+        }
+    }
 }

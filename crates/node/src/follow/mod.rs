@@ -10,7 +10,9 @@
 //! Memory: that of a restore, and 8 bytes per page for the checksums by which every batch is proved before it is applied.
 
 mod apply;
+mod live;
 mod lock;
+pub mod node;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -34,7 +36,8 @@ use crate::restore::wanted::Wanted;
 use crate::restore::{
     Existing, Output, RestoreError, RestoreOptions, RestoreReport, blocking, plan_steps, restore_prepared,
 };
-use apply::{Batch, Follower};
+use apply::{Batch, Content, Follower};
+use lock::Busy;
 
 /// How long nothing may come before the manifest is looked at.
 const MANIFEST_INTERVAL: Duration = Duration::from_secs(30);
@@ -56,6 +59,8 @@ pub struct FollowOptions {
     pub interval: Duration,
     /// How long to wait for readers before they get another interval.
     pub lock_timeout: Duration,
+    /// The file also gets commits that are not in the store yet.
+    pub may_be_ahead: bool,
     /// Threads that unpack; at least one.
     pub threads: usize,
     /// Who wants to know how far the first restore is.
@@ -162,8 +167,16 @@ impl Following {
         } else if !self.ask().await? && !self.is_behind().await? {
             return Ok(false);
         }
+        self.go_on().await
+    }
+
+    /// Applies what leads on in the log as it is known; `false` if there was nothing, or readers did not let it.
+    async fn go_on(&mut self) -> Result<bool, RestoreError> {
         let Some((plan, steps)) = self.plan().await? else { return Ok(false) };
         if plan.pos.txid < self.pos().txid {
+            if self.options.may_be_ahead {
+                return Ok(false);
+            }
             return Err(self.diverged(format!("the store has only got to transaction {}", plan.pos.txid)));
         }
         if plan.pos == self.pos() {
@@ -275,17 +288,22 @@ impl Following {
         submitted?;
         finished?;
         let pages = wanted.taken(plan.page_size, plan.commit);
-        let spool = spool.into_file();
-        let batch = Batch { spool, pages, pos: plan.pos, page_size: plan.page_size, commit: plan.commit };
+        let content = Content::Spool(spool.into_file());
+        let batch = Batch { content, pages, pos: plan.pos, page_size: plan.page_size, commit: plan.commit };
+        Ok(self.apply_batch(batch).await?.is_ok())
+    }
+
+    /// Proves a batch and applies it, or gives it back when readers did not let it.
+    async fn apply_batch(&mut self, batch: Batch) -> Result<Result<(), Batch>, RestoreError> {
         let timeout = self.options.lock_timeout;
         let mut follower = self.follower.take().expect("put back after every batch");
         let work = tokio::task::spawn_blocking(move || {
             let applied = follower.apply(&batch, timeout);
-            (follower, applied)
+            (follower, batch, applied)
         });
-        let (follower, applied) = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        let (follower, batch, applied) = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
         self.follower = Some(follower);
-        Ok(applied?.is_ok())
+        Ok(applied?.map_err(|Busy| batch))
     }
 
     /// The log before where the file is need not be known any more.

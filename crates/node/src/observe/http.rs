@@ -91,7 +91,7 @@ async fn status_json(Shared(board): Shared<Arc<StatusBoard>>, RawQuery(query): R
 }
 
 /// The text with `%XX` replaced; what is no such escape stays.
-fn percent_decode(text: &str) -> String {
+pub(crate) fn percent_decode(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {

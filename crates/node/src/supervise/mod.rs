@@ -47,6 +47,7 @@ use crate::park as rest;
 use crate::park::watcher::{DatabaseId, Noticed, Watcher};
 use crate::replicate::{Below, Commons, Outcome, ReplicateError, Replication, SharedPast};
 use crate::status::{DatabaseStatus, State, StatusBoard};
+use crate::stream::feed::Served;
 use crate::uploads::UploadTurns;
 use chores::{Chores, Due};
 use control::{Command, Control};
@@ -86,6 +87,8 @@ pub struct SuperviseOptions {
     pub parking: park::Policy,
     /// Where commits in rollback mode come from, if somebody sees them.
     pub commits: Option<Arc<CommitLines>>,
+    /// Databases are served to those who follow them live.
+    pub serves: bool,
 }
 
 /// Replicates until `stop` turns true, then uploads what is left. Ends earlier when there is nothing left to hope for: every
@@ -110,6 +113,7 @@ pub async fn run(
         ender,
         stop: ending,
         commits: options.commits,
+        serves: options.serves,
         stop_timeout: options.stop_timeout,
         stop_by: None,
         watcher,
@@ -231,6 +235,7 @@ struct Supervisor {
     ender: watch::Sender<bool>,
     stop: watch::Receiver<bool>,
     commits: Option<Arc<CommitLines>>,
+    serves: bool,
     stop_timeout: Duration,
     /// The end of the time for stopping, once it has begun.
     stop_by: Option<Instant>,
@@ -348,6 +353,7 @@ impl Supervisor {
         self.next_id += 1;
         let status = self.board.add(config.path, config.meta_path, config.store);
         self.by_path.insert(Arc::clone(&status.path), id);
+        self.serve(&source, &status);
         self.folders.note_added(&status.path);
         let past = self.past_of(&source.config());
         let member = Box::new(Member {
@@ -477,11 +483,28 @@ impl Supervisor {
         self.note_awake();
     }
 
+    /// Lets others follow the database, if that is wanted.
+    fn serve(&self, source: &Source, status: &DatabaseStatus) {
+        if self.serves {
+            let name = match source {
+                Source::Named(config) => config.path.file_name().and_then(|name| name.to_str()),
+                Source::Found(_, name) => Some(&**name),
+            };
+            match name.and_then(|name| Served::new(name, source.config())) {
+                Some(served) => status.feed.serve(served),
+                None => {
+                    tracing::warn!(database = %status.path.display(), "not served: its name is too long, or no text")
+                }
+            }
+        }
+    }
+
     /// What works on a database, at rest as it is.
     fn replication(&mut self, id: DatabaseId, control: &Arc<Control>) -> Result<Replication, String> {
         let source = self.members.get(&id).ok_or("it is gone")?.source.clone();
         let base = self.base_of(&source)?;
         let member = self.members.get(&id).ok_or("it is gone")?;
+        self.serve(&source, &member.status);
         let commons = Commons {
             stop: control.stopped(),
             commits: self.commits.clone(),

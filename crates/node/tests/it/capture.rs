@@ -78,6 +78,7 @@ impl Rig {
             stop_timeout: Duration::from_secs(20),
             parking: self.parking,
             commits: None,
+            serves: false,
         };
         let shown = Arc::clone(&board);
         let thread = std::thread::spawn(move || {

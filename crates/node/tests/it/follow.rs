@@ -28,6 +28,7 @@ fn options(store: &Arc<dyn Store>, output: &Path) -> FollowOptions {
         existing: Existing::Refuse,
         interval: Duration::from_millis(5),
         lock_timeout: Duration::from_millis(50),
+        may_be_ahead: false,
         threads: 2,
         progress: Arc::new(Silent),
     }

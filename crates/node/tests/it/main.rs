@@ -31,4 +31,5 @@ mod prune;
 mod readme;
 mod restore;
 mod resume;
+mod stream;
 mod verify;

@@ -43,6 +43,7 @@ impl Running {
             stop_timeout: Duration::from_secs(20),
             parking,
             commits: None,
+            serves: false,
         };
         let board = StatusBoard::new();
         let shown = Arc::clone(&board);

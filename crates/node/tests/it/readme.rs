@@ -46,6 +46,27 @@ fn replicate(line: &str, folder: &Path) {
     assert!(replicator.wait().unwrap().success(), "{line} after SIGTERM");
 }
 
+/// A follower of what `replicator` serves, until the replica has every row, then SIGTERM for both.
+fn follow(replicator: &str, line: &str, folder: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut node = shell(replicator, folder);
+    let mut follower = shell(line, folder);
+    let rows = |name: &str| -> Option<i64> {
+        let conn = Connection::open_with_flags(folder.join(name), rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
+        conn.query_row("SELECT count(*) FROM notes", [], |row| row.get(0)).ok()
+    };
+    while rows("replica.db").is_none_or(|found| Some(found) != rows("app.db")) {
+        assert!(Instant::now() < deadline, "{line}: no replica after 30 s");
+        assert_eq!(follower.try_wait().unwrap(), None, "{line} ended");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    for (child, line) in [(&mut follower, line), (&mut node, replicator)] {
+        let id = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        assert!(child.wait().unwrap().success(), "{line} after SIGTERM");
+    }
+}
+
 #[cfg(not(target_os = "linux"))]
 fn mount(_: &str, _: &Path) -> bool {
     false
@@ -92,7 +113,10 @@ fn every_command_in_the_readme_works() {
     let commands = commands(&fs::read_to_string(root().join("README.md")).unwrap());
     assert!(commands.len() > 8, "the README has lost its commands: {commands:?}");
     let mut has_mount = false;
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut serving = None;
     for line in commands {
+        let line = line.replace(":20202", &format!(":{port}"));
         println!("{line}");
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
@@ -106,7 +130,10 @@ fn every_command_in_the_readme_works() {
                 assert!(root().join("crates/sim/src/main.rs").exists(), "{line}");
             }
             ["cargo", "build", "--release", "--package", name] => assert_eq!(name, env!("CARGO_PKG_NAME")),
+            // Run together with its follower.
+            ["rhyolite", "replicate", .., "--cluster-listen", _] => serving = Some(line),
             ["rhyolite", "replicate", ..] => replicate(&line, folder),
+            ["rhyolite", "follow", ..] => follow(&serving.take().expect("somebody serves"), &line, folder),
             ["mkdir", ..] => assert!(shell(&line, folder).wait().unwrap().success(), "{line}"),
             ["rhyolite", "mount", ..] => has_mount = mount(&line, folder),
             ["rhyolite", _, store, ..] if store.starts_with("./mounted") && !has_mount => {

@@ -1,0 +1,498 @@
+//! Keeps a plain file up to date with a node: commits come as they are captured there ([`crate::stream`]).
+//!
+//! ```text
+//!            ┌──────────────── begin: restore from the store ◄── no file yet
+//!            ▼
+//!   ask for what comes after the file's position ──► frames ──► newest copy of each page ──► batch ──► apply
+//!            ▲                                          │
+//!            │                                          └─ behind: what comes next is in the store only
+//!            └──────────── catch up from the store ◄────┘
+//! ```
+//!
+//! Everything that has come while a batch is being applied becomes the next one, so that a file that is behind takes larger steps. Where the
+//! file's position is not one of the node's history, or the pages do not add up to the checksum of the log, the file is left as it is.
+
+use std::collections::HashSet;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rhyolite_format::ltx::{LtxHeader, PageIndex, decode_page_frame};
+use rhyolite_format::stream::{End, EndReason, Frame, Span, Transactions};
+use rhyolite_format::{Epoch, PageNumber, Pos, Timestamp};
+use rhyolite_logic::restore_plan::points;
+use tokio::sync::watch;
+
+use super::apply::{self, Batch, Content, Follower};
+use super::{FollowOptions, Following, start};
+use crate::restore::draft::Draft;
+use crate::restore::reader::Reader;
+use crate::restore::{RestoreError, blocking};
+use crate::stream::client::{Frames, Link, LinkError};
+use crate::stream::query::Query;
+use crate::time;
+
+/// LTX bytes that are taken into one batch.
+const BATCH_BYTES_MAX: usize = 16 << 20;
+/// Pages of a batch are kept in memory up to this size, and otherwise in a file.
+const MEMORY_BYTES_MAX: usize = 32 << 20;
+/// Shortest and longest pause before something is tried again.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+/// Pause after readers did not let a batch in.
+const BUSY_PAUSE: Duration = Duration::from_millis(250);
+/// What damaged commits are said to be damaged in.
+const STREAM: &str = "the stream";
+
+/// What a file has reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// Its position, proved.
+    pub pos: Pos,
+    /// When its last commit was captured; `None` when that did not come along.
+    pub time: Option<Timestamp>,
+    /// Commits that it has got so far.
+    pub transactions: u64,
+    /// Whether the last of them came from the stream, or from the store.
+    pub is_live: bool,
+}
+
+/// Keeps one file up to date.
+pub(super) struct Live {
+    pub(super) options: FollowOptions,
+    /// The database's name at the node.
+    pub(super) database: String,
+    pub(super) links: watch::Receiver<Option<Link>>,
+    pub(super) reached: watch::Sender<Option<Reached>>,
+    pub(super) stop: watch::Receiver<bool>,
+}
+
+/// Why the stream of one database has ended.
+enum Ended {
+    End(End),
+    Lost(LinkError),
+    Stopped,
+}
+
+impl Live {
+    /// Follows until it is to stop.
+    pub(super) async fn run(mut self) -> Result<(), RestoreError> {
+        let Some(mut following) = self.begin().await? else { return Ok(()) };
+        self.tell(&following, None, 0, false);
+        let (mut epoch, mut pause, mut complaint) = (None, RETRY.0, None);
+        while let Some(link) = self.link().await {
+            let before = following.pos();
+            match self.stream(&link, &mut following, &mut epoch).await? {
+                Ended::Stopped => break,
+                // That the connection is lost is said once for all databases.
+                Ended::Lost(LinkError::Lost(text)) => tracing::debug!(database = %self.database, "{text}"),
+                Ended::Lost(error) => {
+                    if complaint.as_ref() != Some(&error) {
+                        tracing::warn!(database = %self.database, "asking again: {error}");
+                    }
+                    complaint = Some(error);
+                }
+                Ended::End(end) => self.note_end(&mut following, end).await?,
+            }
+            pause = if following.pos() == before { (pause * 2).min(RETRY.1) } else { RETRY.0 };
+            if !self.is_worth_trying_after(&mut pause).await {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// The file as it was left, or restored. `None` when it is to stop before.
+    async fn begin(&mut self) -> Result<Option<Following>, RestoreError> {
+        let output = self.options.output.clone();
+        let mut pause = RETRY.0;
+        while !(output.exists() && apply::state_path(&output).exists()) {
+            if self.link().await.is_none() {
+                return Ok(None);
+            }
+            let mut stop = self.stop.clone();
+            let restored = tokio::select! {
+                restored = start(&self.options) => restored,
+                _ = stop.wait_for(|stop| *stop) => return Ok(None),
+            };
+            match restored {
+                Ok(_) => break,
+                Err(error) if is_passing(&error) => {
+                    tracing::info!(database = %self.database, "nothing to begin with yet: {error}");
+                }
+                Err(error) => return Err(error),
+            }
+            pause = (pause * 2).min(RETRY.1);
+            if !self.is_worth_trying_after(&mut pause).await {
+                return Ok(None);
+            }
+        }
+        let follower = blocking(move || Follower::open(&output)).await?;
+        let reader = Arc::new(Reader::new(Arc::clone(&self.options.store)));
+        Ok(Some(Following { options: self.options.clone(), reader, follower: Some(follower), log: None }))
+    }
+
+    /// The connection, once there is one; `None` when it is to stop.
+    async fn link(&mut self) -> Option<Link> {
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => None,
+            link = self.links.wait_for(Option::is_some) => link.ok().and_then(|link| link.clone()),
+        }
+    }
+
+    /// Waits for this time, or until there is another connection: on that everything is tried at once. `false` when it is to stop.
+    async fn is_worth_trying_after(&mut self, pause: &mut Duration) -> bool {
+        let mut stop = self.stop.clone();
+        tokio::select! {
+            biased;
+            _ = stop.wait_for(|stop| *stop) => return false,
+            () = tokio::time::sleep(*pause) => {}
+            () = another(&mut self.links) => *pause = RETRY.0,
+        }
+        true
+    }
+
+    async fn is_stopped_within(&mut self, time: Duration) -> bool {
+        tokio::time::timeout(time, self.stop.wait_for(|stop| *stop)).await.is_ok()
+    }
+
+    fn tell(&self, following: &Following, time: Option<Timestamp>, transactions: u64, is_live: bool) {
+        let so_far = self.reached.borrow().map_or(0, |reached| reached.transactions);
+        let transactions = so_far + transactions;
+        self.reached.send_replace(Some(Reached { pos: following.pos(), time, transactions, is_live }));
+    }
+
+    /// Applies what comes until nothing comes any more.
+    async fn stream(
+        &mut self,
+        link: &Link,
+        following: &mut Following,
+        epoch: &mut Option<Epoch>,
+    ) -> Result<Ended, RestoreError> {
+        let lineage = following.follower().lineage();
+        let query = Query::default().with("db", &self.database).with("lineage", lineage).with("pos", following.pos());
+        let mut frames = match link.frames(&query.of("/v1/log")).await {
+            Ok(frames) => frames,
+            Err(error) => return Ok(Ended::Lost(error)),
+        };
+        loop {
+            let next = tokio::select! {
+                biased;
+                _ = self.stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
+                next = frames.next() => next,
+            };
+            let first = match next {
+                Ok(Some((Frame::Transactions(commits), bytes))) => (commits, bytes),
+                Ok(Some((Frame::End(end), _))) => return Ok(Ended::End(end)),
+                Ok(Some((Frame::Heartbeat { .. } | Frame::Database(_) | Frame::Gone { .. }, _))) => continue,
+                Ok(None) => return Ok(Ended::Lost(LinkError::Lost("it ended without a reason".to_owned()))),
+                Err(error) => return Ok(Ended::Lost(error)),
+            };
+            let (group, ended) = gather(first, &mut frames).await;
+            if let Err(error) = self.take(following, group, epoch).await? {
+                return Ok(Ended::Lost(error));
+            }
+            if let Some(ended) = ended {
+                return Ok(ended);
+            }
+            if *self.stop.borrow() {
+                return Ok(Ended::Stopped);
+            }
+        }
+    }
+
+    /// Applies commits that have come; the inner error is for what does not lead on from here.
+    async fn take(
+        &mut self,
+        following: &mut Following,
+        group: Vec<(Transactions, Bytes)>,
+        epoch: &mut Option<Epoch>,
+    ) -> Result<Result<(), LinkError>, RestoreError> {
+        let mut pos = following.pos();
+        for (commits, _) in &group {
+            let span = &commits.span;
+            let joins = span.lineage == following.follower().lineage() && span.before == pos;
+            if !joins || epoch.is_some_and(|seen| span.epoch < seen) {
+                let text = format!("commits after {} in epoch {}, at {pos} in {epoch:?}", span.before, span.epoch);
+                return Ok(Err(LinkError::Unexpected(text)));
+            }
+            (pos, *epoch) = (span.after, Some(span.epoch));
+        }
+        let last = group.last().expect("at least one").0.span;
+        let count = group.iter().map(|(commits, _)| commits.files.len() as u64).sum();
+        let folder = following.options.output.parent().map(Path::to_owned).unwrap_or_default();
+        let mut batch = blocking(move || to_batch(&group, &folder)).await?;
+        while !*self.stop.borrow() {
+            match following.apply_batch(batch).await? {
+                Ok(()) => {
+                    // What was known of the store's log lies behind.
+                    following.log = None;
+                    self.tell(following, Some(last.timestamp), count, true);
+                    break;
+                }
+                Err(again) => batch = again,
+            }
+            // Other readers are to get a turn: while one is waited for, no new ones come in.
+            if self.is_stopped_within(BUSY_PAUSE).await {
+                break;
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Goes on from the store where the stream does not lead on.
+    async fn note_end(&mut self, following: &mut Following, end: End) -> Result<(), RestoreError> {
+        match end.reason {
+            EndReason::Behind => {
+                tracing::debug!(database = %self.database, at = %following.pos().txid, "reading the store: {}", end.text);
+                self.catch_up(following).await
+            }
+            EndReason::Gone => {
+                tracing::warn!(database = %self.database, "{}", end.text);
+                Ok(())
+            }
+            EndReason::Diverged => Err(following.diverged(format!("the node has another history: {}", end.text))),
+            EndReason::WrongLineage => match following.load().await {
+                Err(error) if is_passing(&error) => Ok(()),
+                Err(error) => Err(error),
+                Ok(_) => Err(following.diverged(format!("the node has another history than its store: {}", end.text))),
+            },
+        }
+    }
+
+    async fn catch_up(&mut self, following: &mut Following) -> Result<(), RestoreError> {
+        match following.look_from_here().await {
+            Ok(applied) => {
+                if applied {
+                    self.tell(following, None, 0, false);
+                }
+                Ok(())
+            }
+            Err(error) if is_passing(&error) => {
+                tracing::debug!(database = %self.database, "{error}");
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Ends when there is another connection than before.
+async fn another(links: &mut watch::Receiver<Option<Link>>) {
+    while links.changed().await.is_ok() {
+        if links.borrow_and_update().is_some() {
+            return;
+        }
+    }
+    // Nobody makes connections any more, and whoever did says that it is to stop.
+    std::future::pending().await
+}
+
+/// Whether it may be otherwise when it is tried again: the node is away, or its first snapshot is still on its way.
+fn is_passing(error: &RestoreError) -> bool {
+    use rhyolite_logic::restore_plan::PlanError::{Empty, NoSnapshot};
+    match error {
+        RestoreError::Store(error) => error.is_unavailable(),
+        RestoreError::NoDatabase { .. } | RestoreError::Plan(Empty | NoSnapshot { .. }) => true,
+        _ => false,
+    }
+}
+
+impl Following {
+    /// Reads the store and applies what it has; `false` when it has nothing that leads on.
+    async fn look_from_here(&mut self) -> Result<bool, RestoreError> {
+        self.log = Some(self.load().await?);
+        let catalog = &self.log.as_ref().expect("just read").catalog;
+        let here = self.pos();
+        let known = points(&catalog.manifest, &catalog.log, &[]);
+        let other = known.ok().and_then(|known| known.into_iter().find(|point| point.pos.txid == here.txid));
+        if let Some(other) = other.filter(|point| point.pos != here) {
+            return Err(
+                self.diverged(format!("transaction {} of the store leads to {}", here.txid, other.pos.checksum))
+            );
+        }
+        let applied = self.go_on().await;
+        self.log = None;
+        applied
+    }
+}
+
+/// What is at hand beside the first frame, and how the stream has ended if it has.
+async fn gather(first: (Transactions, Bytes), frames: &mut Frames) -> (Vec<(Transactions, Bytes)>, Option<Ended>) {
+    let mut bytes = first.1.len();
+    let page_size = first.0.span.page_size;
+    let mut group = vec![first];
+    while bytes < BATCH_BYTES_MAX {
+        match frames.next_at_hand().await {
+            Ok(Some((Frame::Transactions(commits), frame))) if commits.span.page_size == page_size => {
+                bytes += frame.len();
+                group.push((commits, frame));
+            }
+            Ok(Some((Frame::Transactions(_), _))) => {
+                return (group, Some(Ended::Lost(LinkError::Unexpected("another page size".to_owned()))));
+            }
+            Ok(Some((Frame::End(end), _))) => return (group, Some(Ended::End(end))),
+            Ok(Some(_)) => {}
+            Ok(None) => break,
+            Err(error) => return (group, Some(Ended::Lost(error))),
+        }
+    }
+    (group, None)
+}
+
+/// The newest copy of each page.
+fn to_batch(group: &[(Transactions, Bytes)], folder: &Path) -> Result<Batch, RestoreError> {
+    let span: &Span = &group.last().expect("at least one").0.span;
+    let mut newest = newest_pages(group)?;
+    newest.sort_unstable_by_key(|(pgno, _)| *pgno);
+    let size = span.page_size.bytes();
+    let is_large = newest.len() * size > MEMORY_BYTES_MAX;
+    let spool = if is_large { Some(Draft::unnamed(folder_or_here(folder))?.into_file()) } else { None };
+    let mut memory = vec![0; if is_large { size } else { newest.len() * size }];
+    for (index, (pgno, frame)) in newest.iter().enumerate() {
+        let at = if is_large { 0 } else { index * size };
+        let page = &mut memory[at..][..size];
+        decode_page_frame(frame, *pgno, page).map_err(|e| RestoreError::damaged(STREAM, e))?;
+        if let Some(spool) = &spool {
+            let written = spool.write_all_at(page, pgno.offset(span.page_size));
+            written.map_err(|e| RestoreError::io("write", Path::new("spool file"), e))?;
+        }
+    }
+    Ok(Batch {
+        content: spool.map_or(Content::Memory(memory), Content::Spool),
+        pages: newest.iter().map(|(pgno, _)| *pgno).collect(),
+        pos: span.after,
+        page_size: span.page_size,
+        commit: span.commit,
+    })
+}
+
+fn folder_or_here(folder: &Path) -> &Path {
+    if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
+}
+
+/// Of each page that is still there in the end, the packed form of its newest copy.
+fn newest_pages(group: &[(Transactions, Bytes)]) -> Result<Vec<(PageNumber, &[u8])>, RestoreError> {
+    let damaged = |e| RestoreError::damaged(STREAM, e);
+    let mut newest = Vec::new();
+    let mut seen: HashSet<PageNumber> = HashSet::new();
+    let mut size_min = u32::MAX;
+    for (commits, bytes) in group.iter().rev() {
+        let span = &commits.span;
+        for (index, file) in commits.files.iter().map(|range| &bytes[range.clone()]).enumerate().rev() {
+            let header = LtxHeader::decode(file).map_err(damaged)?;
+            let is_last = index + 1 == commits.files.len();
+            let is_other = is_last && (header.max_txid, header.commit) != (span.after.txid, span.commit);
+            if header.page_size != span.page_size || header.is_snapshot() || is_other {
+                let detail = format!("transaction {} has another form", header.min_txid);
+                return Err(RestoreError::contradiction(STREAM, detail));
+            }
+            // What was cut off since is not what comes in its place later.
+            size_min = size_min.min(header.commit.get());
+            let range = PageIndex::locate(file, file.len() as u64).map_err(damaged)?;
+            let index = PageIndex::decode(&file[range.start as usize..range.end as usize], range.start);
+            for entry in index.map_err(damaged)?.0 {
+                if entry.pgno.get() > size_min || !seen.insert(entry.pgno) {
+                    continue;
+                }
+                if entry.pgno == span.page_size.lock_page() {
+                    return Err(RestoreError::contradiction(STREAM, "it has the page of SQLite's locks".to_owned()));
+                }
+                let end = entry.offset.checked_add(entry.size).filter(|end| *end <= range.start);
+                let frame = end.map(|end| &file[entry.offset as usize..end as usize]);
+                let detail = || format!("page {} lies outside of its transaction", entry.pgno);
+                newest.push((entry.pgno, frame.ok_or_else(|| RestoreError::contradiction(STREAM, detail()))?));
+            }
+        }
+    }
+    Ok(newest)
+}
+
+/// How old what was reached is, for people.
+pub(super) fn age_ms(reached: &Reached) -> Option<i64> {
+    reached.time.map(|time| time::now().0.saturating_sub(time.0).max(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use rhyolite_format::ltx::{Encoder, Packing};
+    use rhyolite_format::stream::encode_transactions;
+    use rhyolite_format::{Checksum, Lineage, PageCount, PageSize, Txid};
+
+    use super::*;
+
+    fn at(txid: u64) -> Pos {
+        Pos { txid: Txid::new(txid).unwrap(), checksum: Checksum::from_crc(txid) }
+    }
+
+    /// A transaction that leaves `commit` pages and changes these; each is filled with the number of the transaction.
+    fn ltx(txid: u64, commit: u32, pages: &[u32]) -> Vec<u8> {
+        let header = LtxHeader {
+            no_checksum: false,
+            page_size: PageSize::MIN,
+            commit: PageCount(commit),
+            min_txid: at(txid).txid,
+            max_txid: at(txid).txid,
+            timestamp: Timestamp(0),
+            pre_apply: Some(at(txid - 1).checksum),
+            wal_offset: 0,
+            wal_size: 0,
+            wal_salt: (0, 0),
+            node_id: 0,
+        };
+        let mut out = Vec::new();
+        let mut encoder = Encoder::new(header, Packing::Lz4, &mut out).unwrap();
+        for pgno in pages {
+            encoder.page(PageNumber::new(*pgno).unwrap(), &[txid as u8; 512], &mut out).unwrap();
+        }
+        encoder.finish(Some(at(txid).checksum), &mut out).unwrap();
+        out
+    }
+
+    /// What a node says of these transactions, which come after `before`, and that they leave `commit` pages.
+    fn sent(before: u64, commit: u32, files: &[Vec<u8>]) -> (Transactions, Bytes) {
+        let span = Span {
+            lineage: Lineage([1; 16]),
+            epoch: Epoch::FIRST,
+            before: at(before),
+            after: at(before + files.len() as u64),
+            timestamp: Timestamp(0),
+            page_size: PageSize::MIN,
+            commit: PageCount(commit),
+        };
+        let bytes = Bytes::from(encode_transactions(&span, files.iter().map(Vec::as_slice)));
+        let Frame::Transactions(commits) = Frame::decode(&bytes).unwrap() else { panic!("another kind") };
+        (commits, bytes)
+    }
+
+    #[test]
+    fn of_each_page_the_newest_copy_is_taken_and_none_that_was_cut_off() {
+        let first = sent(2, 2, &[ltx(3, 4, &[1, 2, 3, 4]), ltx(4, 2, &[1])]);
+        let second = sent(4, 3, &[ltx(5, 3, &[3])]);
+        let batch = to_batch(&[first, second], Path::new("")).unwrap();
+        let pages: Vec<_> = batch.pages.iter().map(|pgno| pgno.get()).collect();
+        assert_eq!((pages, batch.pos, batch.commit), (vec![1, 2, 3], at(5), PageCount(3)));
+        let Content::Memory(bytes) = batch.content else { panic!("spooled") };
+        assert_eq!([0, 512, 1024].map(|at| bytes[at]), [4, 3, 5]);
+    }
+
+    #[test]
+    fn transactions_that_are_not_what_their_frame_says_are_refused() {
+        let refused = |sent| {
+            let result = to_batch(&[sent], Path::new(""));
+            assert!(
+                matches!(result, Err(RestoreError::Contradiction { .. } | RestoreError::Damaged { .. })),
+                "{result:?}"
+            );
+        };
+        assert!(to_batch(&[sent(2, 1, &[ltx(3, 1, &[1])])], Path::new("")).is_ok());
+        refused(sent(2, 7, &[ltx(3, 1, &[1])]));
+        refused(sent(2, 1, &[ltx(3, 7, &[1, 7])]));
+        refused(sent(2, 1, &[ltx(4, 1, &[1])]));
+        refused(sent(2, 1, &[vec![0; 200]]));
+        refused(sent(2, 1, &[vec![0xff; 200]]));
+    }
+}

@@ -1,0 +1,268 @@
+//! The follower's end of a connection to a node (docs/spec/stream.md).
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use h2::RecvStream;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request, Response, StatusCode, header};
+use rhyolite_format::DecodeError;
+use rhyolite_format::stream::Frame;
+use tokio::net::TcpStream;
+use tokio::task::AbortHandle;
+
+use crate::config::cluster::Token;
+
+/// Window of one stream: what may come of a database before what came was taken.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// Window of a connection. The streams' windows are what bounds it.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+/// Bytes of the headers of an answer.
+const HEADERS_BYTES_MAX: u32 = 32 << 10;
+/// The longest line that a server may refuse with.
+const REFUSAL_BYTES_MAX: u64 = 4096;
+
+/// Where a node listens, as it is written: `http://HOST:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Address {
+    host: String,
+    port: u16,
+}
+
+impl FromStr for Address {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("{text:?} is no address of a node: write http://HOST:PORT, such as http://127.0.0.1:20202");
+        if text.starts_with("https://") {
+            return Err(format!("{text:?}: the stream has no TLS yet: write http:// and use a tunnel"));
+        }
+        let place = text.strip_prefix("http://").ok_or_else(wrong)?.trim_end_matches('/');
+        let (host, port) = place.rsplit_once(':').ok_or_else(wrong)?;
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let port = port.parse().map_err(|_| wrong())?;
+        if host.is_empty() || host.contains(['/', '@', '?']) {
+            return Err(wrong());
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "http://[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "http://{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// Why nothing came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LinkError {
+    /// The connection is gone, or could not be made: another may be had.
+    Lost(String),
+    /// The server does not want to.
+    Refused {
+        /// How it says so.
+        status: StatusCode,
+        /// The kind of the store's error, if that is why.
+        kind: Option<String>,
+        /// Its words.
+        text: String,
+    },
+    /// What came is no frame.
+    Malformed(DecodeError),
+    /// What came makes no sense where it came.
+    Unexpected(String),
+    /// The address is not one to which secrets may go without TLS.
+    NotLoopback(String),
+}
+
+impl fmt::Display for LinkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(text) | Self::Unexpected(text) | Self::NotLoopback(text) => f.write_str(text),
+            Self::Refused { status, text, .. } => write!(f, "refused with status {}: {text}", status.as_u16()),
+            Self::Malformed(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for LinkError {}
+
+/// A connection, closed when its last copy is dropped.
+#[derive(Clone, Debug)]
+pub struct Link {
+    send: SendRequest<Bytes>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    address: Address,
+    token: Option<Token>,
+    task: AbortHandle,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+fn lost(error: impl fmt::Display) -> LinkError {
+    LinkError::Lost(error.to_string())
+}
+
+impl Link {
+    /// Connects, within a time.
+    ///
+    /// # Errors
+    /// Nobody listens there, or it is not a place for a connection without TLS.
+    pub async fn connect(address: &Address, token: Option<Token>, within: Duration) -> Result<Self, LinkError> {
+        let connected = tokio::time::timeout(within, Self::connect_now(address, token)).await;
+        connected.unwrap_or_else(|_| Err(LinkError::Lost(format!("no answer within {within:?}"))))
+    }
+
+    async fn connect_now(address: &Address, token: Option<Token>) -> Result<Self, LinkError> {
+        let stream = TcpStream::connect((address.host.as_str(), address.port)).await;
+        let stream = stream.map_err(|e| LinkError::Lost(crate::config::io_text(&e)))?;
+        let peer = stream.peer_addr().map_err(lost)?;
+        if !peer.ip().is_loopback() {
+            let text = format!("{peer} is not a loopback address, and the stream has no TLS yet: use a tunnel");
+            return Err(LinkError::NotLoopback(text));
+        }
+        stream.set_nodelay(true).map_err(lost)?;
+        let mut builder = h2::client::Builder::new();
+        builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW).enable_push(false);
+        builder.max_header_list_size(HEADERS_BYTES_MAX);
+        let (send, connection) = builder.handshake::<_, Bytes>(stream).await.map_err(lost)?;
+        // Its end is seen by everybody who waits for an answer.
+        let task = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+        Ok(Self { send, shared: Arc::new(Shared { address: address.clone(), token, task }) })
+    }
+
+    /// Closes the connection, whoever still has a copy.
+    pub fn close(&self) {
+        self.shared.task.abort();
+    }
+
+    async fn get(&self, path: &str) -> Result<Response<RecvStream>, LinkError> {
+        let mut request = Request::get(format!("{}{path}", self.shared.address));
+        if let Some(token) = &self.shared.token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.secret()));
+        }
+        let request = request.body(()).map_err(lost)?;
+        let mut send = self.send.clone().ready().await.map_err(lost)?;
+        let (response, _) = send.send_request(request, true).map_err(lost)?;
+        let response = response.await.map_err(lost)?;
+        if response.status() == StatusCode::OK {
+            return Ok(response);
+        }
+        let (parts, body) = response.into_parts();
+        let text = read_whole(body, REFUSAL_BYTES_MAX).await?;
+        let kind = parts.headers.get(super::server::ERROR_HEADER).and_then(|kind| kind.to_str().ok());
+        let text = String::from_utf8_lossy(&text).trim_end().to_owned();
+        Err(LinkError::Refused { status: parts.status, kind: kind.map(str::to_owned), text })
+    }
+
+    /// An answer as a whole, with its headers.
+    ///
+    /// # Errors
+    /// It was refused, is too long, or was cut off.
+    pub async fn read(&self, path: &str, bytes_max: u64) -> Result<(HeaderMap, Bytes), LinkError> {
+        let (parts, body) = self.get(path).await?.into_parts();
+        Ok((parts.headers, read_whole(body, bytes_max).await?))
+    }
+
+    /// An answer of frames.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub async fn frames(&self, path: &str) -> Result<Frames, LinkError> {
+        Ok(Frames { body: self.get(path).await?.into_body(), buffer: BytesMut::new() })
+    }
+}
+
+/// The next piece of a body. Its room in the window is given back at once: nobody asks for more than what is wanted next.
+async fn piece(body: &mut RecvStream) -> Result<Option<Bytes>, LinkError> {
+    let Some(piece) = body.data().await else { return Ok(None) };
+    let piece = piece.map_err(lost)?;
+    body.flow_control().release_capacity(piece.len()).map_err(lost)?;
+    Ok(Some(piece))
+}
+
+async fn read_whole(mut body: RecvStream, bytes_max: u64) -> Result<Bytes, LinkError> {
+    let mut whole = BytesMut::new();
+    while let Some(piece) = piece(&mut body).await? {
+        if (whole.len() + piece.len()) as u64 > bytes_max {
+            return Err(LinkError::Unexpected(format!("an answer of more than {bytes_max} bytes")));
+        }
+        whole.extend_from_slice(&piece);
+    }
+    Ok(whole.freeze())
+}
+
+/// Frames as they come.
+#[derive(Debug)]
+pub struct Frames {
+    body: RecvStream,
+    buffer: BytesMut,
+}
+
+impl Frames {
+    /// The next frame and its bytes; `None` at the end. May be dropped and asked again.
+    ///
+    /// # Errors
+    /// The connection is gone, or what came is no frame.
+    pub async fn next(&mut self) -> Result<Option<(Frame, Bytes)>, LinkError> {
+        loop {
+            if let Some(len) = Frame::len(&self.buffer).map_err(LinkError::Malformed)?
+                && self.buffer.len() >= len
+            {
+                let bytes = self.buffer.split_to(len).freeze();
+                let frame = Frame::decode(&bytes).map_err(LinkError::Malformed)?;
+                return Ok(Some((frame, bytes)));
+            }
+            match piece(&mut self.body).await? {
+                Some(piece) => self.buffer.extend_from_slice(&piece),
+                None if self.buffer.is_empty() => return Ok(None),
+                None => return Err(LinkError::Lost("cut off within a frame".to_owned())),
+            }
+        }
+    }
+
+    /// The next frame if it is here already.
+    ///
+    /// # Errors
+    /// As for [`Frames::next`].
+    pub async fn next_at_hand(&mut self) -> Result<Option<(Frame, Bytes)>, LinkError> {
+        tokio::select! {
+            biased;
+            next = self.next() => next,
+            () = std::future::ready(()) => Ok(None),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        for text in ["http://127.0.0.1:20202", "http://[::1]:1", "http://localhost:7"] {
+            assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
+        }
+        assert_eq!("http://h:1/".parse::<Address>().unwrap().to_string(), "http://h:1");
+        for wrong in ["127.0.0.1:1", "http://", "http://h", "http://:1", "http://h:x", "http://u@h:1", "https://h:1"] {
+            assert!(wrong.parse::<Address>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! What was captured last of one database, in memory, for those who follow it.
+//!
+//! Invariants:
+//! 1. While nobody follows, nothing is kept, and capture does nothing but look at a counter.
+//! 2. The frames that are kept join each other: each begins where the one before it ends.
+//! 3. What is here is in the file of the local log as well, so that a frame may be forgotten at any time.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use rhyolite_format::segment::SegmentEntry;
+use rhyolite_format::stream::{NAME_SIZE_MAX, Span, encode_transactions};
+use rhyolite_format::{Epoch, Lineage, Pos, Txid};
+use rhyolite_store::{RetryPolicy, Retrying, Store, StoreError};
+use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
+
+use super::{FRAME_BYTES, READ_BYTES_MAX};
+use crate::capture::local_log::LocalLog;
+use crate::config::DatabaseConfig;
+use crate::status::DatabaseStatus;
+
+/// Bytes of frames that are kept of one database.
+const RING_BYTES_MAX: usize = 1 << 20;
+/// Bytes of frames that are kept of all databases.
+const RINGS_BYTES_MAX: usize = 256 << 20;
+
+/// Bytes of frames that are kept.
+static RINGS_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// Whose commits they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The history.
+    pub lineage: Lineage,
+    /// The right to write under which they are captured.
+    pub epoch: Epoch,
+}
+
+/// Under which name a database is served, and where its store is.
+#[derive(Debug)]
+pub struct Served {
+    /// Its path relative to its folder, or its file name.
+    pub name: String,
+    config: DatabaseConfig,
+    store: OnceLock<Arc<dyn Store>>,
+}
+
+impl Served {
+    /// A database that has this configuration. `None` for a name that cannot be asked for.
+    pub fn new(name: &str, config: DatabaseConfig) -> Option<Self> {
+        let is_name = (1..=NAME_SIZE_MAX).contains(&name.len());
+        is_name.then(|| Self { name: name.to_owned(), config, store: OnceLock::new() })
+    }
+
+    /// Its store, for reading.
+    ///
+    /// # Errors
+    /// The store cannot be opened.
+    pub fn store(&self) -> Result<Arc<dyn Store>, StoreError> {
+        if let Some(store) = self.store.get() {
+            return Ok(Arc::clone(store));
+        }
+        let store = rhyolite_store::open(&self.config.store, &self.config.store_options())?;
+        let store: Arc<dyn Store> = Arc::new(Retrying::new(store, RetryPolicy::default()));
+        Ok(Arc::clone(self.store.get_or_init(|| store)))
+    }
+}
+
+/// What those who follow one database are given.
+#[derive(Debug, Default)]
+pub struct Feed {
+    followers: AtomicUsize,
+    moved: Notify,
+    ring: Mutex<Ring>,
+    served: Mutex<Option<Arc<Served>>>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    frames: VecDeque<Fed>,
+    bytes: usize,
+}
+
+/// One frame.
+#[derive(Clone, Debug)]
+struct Fed {
+    lineage: Lineage,
+    before: Pos,
+    after: Pos,
+    frame: Bytes,
+}
+
+/// Somebody follows for as long as this lives.
+#[derive(Debug)]
+pub struct Follower(Arc<DatabaseStatus>);
+
+impl Follower {
+    /// One more.
+    pub fn new(status: Arc<DatabaseStatus>) -> Self {
+        status.feed.followers.fetch_add(1, Ordering::AcqRel);
+        Self(status)
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let feed = &self.0.feed;
+        if feed.followers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            *feed.ring() = Ring::default();
+        }
+    }
+}
+
+impl Feed {
+    /// The database is served from here on.
+    pub fn serve(&self, served: Served) {
+        *self.served.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(served));
+    }
+
+    /// As what it is served; `None` when it is not.
+    pub fn served(&self) -> Option<Arc<Served>> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many follow.
+    pub fn followers(&self) -> usize {
+        self.followers.load(Ordering::Acquire)
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what the log has got since `told`. To be called when that is in the log's file, and only while somebody follows.
+    pub fn take_in(&self, origin: Origin, told: Option<Pos>, log: &LocalLog) {
+        let mut ring = self.ring();
+        let end = ring.frames.back().map(|fed| fed.after).or(told);
+        let mut group: Vec<(&SegmentEntry, &[u8])> = Vec::new();
+        let mut bytes = 0;
+        for (entry, ltx) in log.recent(end.map(|end| end.txid)) {
+            let joins = group.last().is_none_or(|(last, _)| is_next(last, entry));
+            if !joins || bytes + ltx.len() > FRAME_BYTES {
+                ring.push(origin, &group);
+                group.clear();
+                bytes = 0;
+            }
+            // A snapshot, and what would take the place of everything else, is read from where it lies.
+            if ltx.len() <= RING_BYTES_MAX && !entry.is_snapshot() {
+                bytes += ltx.len();
+                group.push((entry, ltx));
+            }
+        }
+        ring.push(origin, &group);
+    }
+
+    /// Wakes those who wait: the position has changed.
+    pub fn tell(&self) {
+        if self.followers() > 0 {
+            self.moved.notify_waiters();
+        }
+    }
+
+    /// Ends at the next change of the position from the moment on in which it is first polled or enabled.
+    pub fn moved(&self) -> Notified<'_> {
+        self.moved.notified()
+    }
+
+    /// The frames that lead on from a position, as many as are taken up at once and none beyond `until`, and where they lead to. What was taken in and not
+    /// told yet is not to be sent: who is beyond the position that was told has another history.
+    pub fn after(&self, lineage: Lineage, pos: Pos, until: Txid) -> Option<(Vec<Bytes>, Pos)> {
+        let ring = self.ring();
+        let first = ring.frames.iter().position(|fed| fed.lineage == lineage && fed.before == pos)?;
+        let (mut frames, mut end, mut bytes) = (Vec::new(), pos, 0);
+        for fed in ring.frames.range(first..) {
+            bytes += fed.frame.len();
+            if fed.after.txid > until || (bytes > READ_BYTES_MAX && !frames.is_empty()) {
+                break;
+            }
+            frames.push(fed.frame.clone());
+            end = fed.after;
+        }
+        (!frames.is_empty()).then_some((frames, end))
+    }
+}
+
+/// Whether `entry` goes on where `before` ends.
+fn is_next(before: &SegmentEntry, entry: &SegmentEntry) -> bool {
+    entry.min_txid == before.max_txid.next() && entry.pre_apply == Some(before.post_apply)
+}
+
+/// Where consecutive entries lead from and to. `None` for a snapshot, before which there is nothing.
+pub(super) fn span_of(origin: Origin, first: &SegmentEntry, last: &SegmentEntry) -> Option<Span> {
+    let before = Pos { txid: first.min_txid.previous()?, checksum: first.pre_apply? };
+    Some(Span {
+        lineage: origin.lineage,
+        epoch: origin.epoch,
+        before,
+        after: last.end(),
+        timestamp: last.timestamp,
+        page_size: last.page_size,
+        commit: last.commit,
+    })
+}
+
+impl Ring {
+    fn push(&mut self, origin: Origin, group: &[(&SegmentEntry, &[u8])]) {
+        let ends = group.first().zip(group.last());
+        let Some(span) = ends.and_then(|(first, last)| span_of(origin, first.0, last.0)) else { return };
+        let joins = |fed: &Fed| fed.lineage == span.lineage && fed.after == span.before;
+        if !self.frames.back().is_none_or(joins) {
+            *self = Self::default();
+        }
+        let frame = Bytes::from(encode_transactions(&span, group.iter().map(|(_, ltx)| *ltx)));
+        self.bytes += frame.len();
+        RINGS_BYTES.fetch_add(frame.len(), Ordering::Relaxed);
+        self.frames.push_back(Fed { lineage: span.lineage, before: span.before, after: span.after, frame });
+        while self.bytes > RING_BYTES_MAX || RINGS_BYTES.load(Ordering::Relaxed) > RINGS_BYTES_MAX {
+            let Some(oldest) = self.frames.pop_front() else { break };
+            self.bytes -= oldest.frame.len();
+            RINGS_BYTES.fetch_sub(oldest.frame.len(), Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Ring {
+    fn drop(&mut self) {
+        RINGS_BYTES.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rhyolite_format::{Checksum, PageCount, PageSize, Timestamp};
+
+    use super::*;
+
+    fn at(txid: u64) -> Pos {
+        Pos { txid: Txid::new(txid).unwrap(), checksum: Checksum::from_crc(txid) }
+    }
+
+    fn push(feed: &Feed, txid: u64, bytes: usize) {
+        let entry = SegmentEntry {
+            min_txid: at(txid).txid,
+            max_txid: at(txid).txid,
+            offset: 0,
+            len: bytes as u64,
+            timestamp: Timestamp(0),
+            page_size: PageSize::MIN,
+            commit: PageCount(1),
+            pages: 1,
+            pre_apply: Some(at(txid - 1).checksum),
+            post_apply: at(txid).checksum,
+        };
+        let origin = Origin { lineage: Lineage([1; 16]), epoch: Epoch::FIRST };
+        feed.ring().push(origin, &[(&entry, &vec![0; bytes])]);
+    }
+
+    fn after(feed: &Feed, pos: Pos, until: u64) -> Option<(usize, Pos)> {
+        feed.after(Lineage([1; 16]), pos, at(until).txid).map(|(frames, end)| (frames.len(), end))
+    }
+
+    #[test]
+    fn it_leads_on_to_what_was_told_and_no_further() {
+        let feed = Feed::default();
+        (3..7).for_each(|txid| push(&feed, txid, 200));
+        assert_eq!(after(&feed, at(2), 6), Some((4, at(6))));
+        assert_eq!(after(&feed, at(4), 5), Some((1, at(5))));
+        assert_eq!(after(&feed, at(4), 4), None);
+        assert_eq!(after(&feed, at(1), 6), None);
+        assert_eq!(after(&feed, Pos { checksum: at(9).checksum, ..at(4) }, 6), None);
+        assert!(feed.after(Lineage([2; 16]), at(4), at(6).txid).is_none());
+        push(&feed, 9, 200);
+        assert_eq!(after(&feed, at(4), 9), None, "what does not join takes the place of all");
+        assert_eq!(after(&feed, at(8), 9), Some((1, at(9))));
+    }
+
+    #[test]
+    fn the_oldest_is_forgotten_and_not_all_is_taken_at_once() {
+        let feed = Feed::default();
+        (3..23).for_each(|txid| push(&feed, txid, 100 << 10));
+        assert!(feed.ring().bytes <= RING_BYTES_MAX);
+        assert_eq!(after(&feed, at(2), 22), None);
+        assert_eq!(after(&feed, at(15), 22), Some((2, at(17))));
+        push(&feed, 23, RING_BYTES_MAX);
+        assert_eq!(after(&feed, at(22), 23), None);
+        assert_eq!(feed.ring().bytes, 0);
+    }
+}
