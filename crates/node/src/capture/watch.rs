@@ -14,7 +14,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::inotify;
 
 /// Watches that this process has at most. By default a user has 128 inotify instances, for all programs.
-const WATCHES_MAX: usize = 32;
+const WATCHES_MAX: usize = 64;
 
 /// How many it has.
 static WATCHES: AtomicUsize = AtomicUsize::new(0);
