@@ -41,6 +41,8 @@ pub(crate) use build::webdav;
 /// How often a reader looks again that finds nothing while a writer has its turn.
 const LOOKS_AGAIN_MAX: usize = 20;
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(25);
+/// How often of these it may be forbidden to read what is there.
+const FORBIDDEN_READS_MAX: usize = 4;
 
 /// How often a swap begins again because its draft is not later than what it replaces.
 const SWAP_TRIES_MAX: usize = 4;
@@ -71,6 +73,7 @@ impl WebDav {
 
     /// Reads the object, all of it or a range. `None` if there is none.
     async fn fetch(&self, asked: Asked<'_>, range: Option<String>, bytes: u64) -> Result<Option<Answer>, StoreError> {
+        let mut forbidden = 0;
         for _ in 0..LOOKS_AGAIN_MAX {
             let headers = range.iter().map(|r| ("range", r.clone())).collect();
             let request = Request { method: "GET", url: self.dav.url(asked.key), headers, body: Bytes::new().into() };
@@ -82,6 +85,11 @@ impl WebDav {
                 404 | 410 if !self.is_being_written(asked).await? => return Ok(None),
                 404 | 410 => tokio::time::sleep(LOOK_AGAIN_AFTER).await,
                 403 if self.look_at(asked).await?.is_none() => return Ok(None),
+                // Apache says so, too, when the object was replaced between its own look at it and the opening.
+                403 if forbidden < FORBIDDEN_READS_MAX => {
+                    forbidden += 1;
+                    tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+                }
                 _ => return Err(self.dav.refusal(asked, Effect::None, &answer)),
             }
         }

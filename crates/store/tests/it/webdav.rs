@@ -144,3 +144,51 @@ async fn what_is_no_webdav_server_says_so() {
         assert!(error.reason.contains(reason) && !error.to_string().contains("secret"), "{url}: {error}");
     }
 }
+
+/// A server that forbids the first `forbidden` reads of an object that is there, as Apache does now and then while it is replaced. Gives its port.
+fn forbidding_server(forbidden: usize) -> u16 {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let mut reads = 0;
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = Vec::new();
+            let mut part = [0; 4096];
+            while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+                match stream.read(&mut part) {
+                    Ok(0) | Err(_) => break,
+                    Ok(n) => request.extend_from_slice(&part[..n]),
+                }
+            }
+            let resource = "<d:multistatus xmlns:d=\"DAV:\"><d:response><d:href>/a</d:href><d:propstat><d:prop><d:getcontentlength>3</d:getcontentlength>\
+                <d:getetag>\"e\"</d:getetag><d:getlastmodified>Mon, 30 Nov 2026 00:00:00 GMT</d:getlastmodified></d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat></d:response></d:multistatus>";
+            let is_read = request.starts_with(b"GET");
+            reads += usize::from(is_read);
+            let (status, body) = if !is_read {
+                ("207 Multi-Status", resource)
+            } else if reads <= forbidden {
+                ("403 Forbidden", "")
+            } else {
+                ("200 OK", "abc")
+            };
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nConnection: close\r\nETag: \"e\"\r\nLast-Modified: Mon, 30 Nov 2026 00:00:00 GMT\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            );
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn a_read_that_is_forbidden_for_a_moment_is_tried_again() {
+    let read = async |forbidden| {
+        let url = format!("webdav://127.0.0.1:{}/", forbidding_server(forbidden));
+        open(&url, &StoreOptions { environment: Environment::Fixed([].into()) }).unwrap().get("a").await
+    };
+    assert_eq!(read(2).await.unwrap().bytes, b("abc"));
+    assert_eq!(kind(read(1000).await), Some(Kind::Denied), "and no longer");
+}
