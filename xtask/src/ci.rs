@@ -20,7 +20,7 @@ const STEPS: &[(&str, &[&str])] = &[
     ("format", &["fmt", "--all", "--check"]),
     ("tidy", &["xtask", "tidy"]),
     ("clippy", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
-    ("tests", &["test", "--workspace"]),
+    ("tests", &["xtask", "test"]),
     ("demo", &["xtask", "demo"]),
     ("faults", &["xtask", "faults"]),
     ("large", &["xtask", "large"]),

@@ -22,6 +22,7 @@ pub mod rng;
 mod s3_server;
 pub mod scratch;
 mod suites;
+mod test;
 mod tidy;
 mod torture;
 mod torture_mount;
@@ -34,6 +35,7 @@ const USAGE: &str = "\
 usage: cargo xtask COMMAND
 
   ci        every check: format, tidy, clippy, tests, demo, torture and so on; or only the steps named
+  test      the tests of the whole workspace
   demo      replicate a database to a folder while it is written, kill, restore, compare
   faults    disks that fill up and servers that hang, and back again
   large     databases that grow past 1 GiB while they are replicated (3 GB under the temporary folder)
@@ -57,6 +59,7 @@ pub fn run(command: &str, args: Args) -> Outcome {
         "ci" => ci::run(args),
         "tidy" => tidy::run(args),
         "deb" => deb::run(args),
+        "test" => test::run(args),
         "demo" => demo::run(args),
         "faults" => faults::run(args),
         "large" => large::run(args),
