@@ -29,7 +29,7 @@ use super::recorder::RecordError;
 use super::rollback;
 use super::thread::{CaptureThread, Stop};
 use super::view::View;
-use super::watch::FileWatch;
+use super::watch::{FileWatch, NamedFile};
 use crate::status::{self, DiffReason, State};
 use crate::time;
 
@@ -210,6 +210,7 @@ struct WalSession {
     /// The last time that it was tried to park the database.
     tried_to_park: Option<Instant>,
     looked_safely: Instant,
+    named: NamedFile,
     checkpointed: Instant,
     /// The wal-index has been unreadable since.
     unreadable: Option<Instant>,
@@ -286,6 +287,7 @@ impl WalSession {
             has_captured: false,
             tried_to_park: None,
             looked_safely: now,
+            named: NamedFile::at(&thread.config.path),
             checkpointed: now,
             unreadable: None,
             maybe_on_mark_zero: true,
@@ -650,7 +652,7 @@ impl WalSession {
 
     /// The slow look on another path than the wal-index: is this still the file at the path?
     fn look_safely(&mut self, thread: &CaptureThread) -> Result<(), SessionEnd> {
-        if self.looked_safely.elapsed() < thread.config.monitor_interval {
+        if !self.named.is_other() && self.looked_safely.elapsed() < thread.config.monitor_interval {
             return Ok(());
         }
         self.looked_safely = Instant::now();

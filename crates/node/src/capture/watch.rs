@@ -8,13 +8,16 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::inotify;
+use rustix::fs::{AtFlags, CWD, StatxFlags, inotify, statx};
 
 /// Watches that this process has at most. By default a user has 128 inotify instances, for all programs.
 const WATCHES_MAX: usize = 64;
+
+/// Time between two looks at what a path names.
+const NAME_LOOK: Duration = Duration::from_millis(5);
 
 /// How many it has.
 static WATCHES: AtomicUsize = AtomicUsize::new(0);
@@ -98,7 +101,8 @@ impl FileWatch {
     pub(super) fn new(database: &Path) -> io::Result<Self> {
         let right = Right::new()?;
         let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
-        let on_file = inotify::WatchFlags::MODIFY | inotify::WatchFlags::DELETE_SELF | inotify::WatchFlags::MOVE_SELF;
+        // A file that we have open is not deleted when its name is: what it loses is a link, which is one of its attributes.
+        let on_file = inotify::WatchFlags::MODIFY | inotify::WatchFlags::ATTRIB | inotify::WatchFlags::MOVE_SELF;
         for path in [database.to_owned(), beside(database, "-wal"), beside(database, "-journal")] {
             match inotify::add_watch(&fd, path, on_file) {
                 Ok(_) | Err(rustix::io::Errno::NOENT) => {}
@@ -124,6 +128,38 @@ impl FileWatch {
     }
 }
 
+/// The file that a path names, for cheap looks at whether it still does: who holds on to files that have lost their names is in the way of those who make
+/// new ones (SQLite's "How To Corrupt An SQLite Database File", section 2.4).
+#[derive(Debug)]
+pub(super) struct NamedFile {
+    path: PathBuf,
+    /// Device and inode.
+    file: Option<(u32, u32, u64)>,
+    looked: Instant,
+}
+
+impl NamedFile {
+    /// The file that has this path now.
+    pub(super) fn at(path: &Path) -> Self {
+        Self { path: path.to_owned(), file: file_at(path), looked: Instant::now() }
+    }
+
+    /// Whether the path names another file than it did, or none. Looks at most once in [`NAME_LOOK`].
+    pub(super) fn is_other(&mut self) -> bool {
+        if self.looked.elapsed() < NAME_LOOK {
+            return false;
+        }
+        self.looked = Instant::now();
+        file_at(&self.path) != self.file
+    }
+}
+
+/// What is asked of the kernel alone: on a mount of ours the handler is not troubled.
+fn file_at(path: &Path) -> Option<(u32, u32, u64)> {
+    let stat = statx(CWD, path, AtFlags::STATX_DONT_SYNC, StatxFlags::INO).ok()?;
+    Some((stat.stx_dev_major, stat.stx_dev_minor, stat.stx_ino))
+}
+
 /// The path with `suffix` appended to the file name.
 pub(crate) fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut path = database.as_os_str().to_owned();
@@ -134,6 +170,27 @@ pub(crate) fn beside(database: &Path, suffix: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_is_open_and_loses_its_name_ends_the_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let database = folder.path().join("app.db");
+        let _open = std::fs::File::create(&database).unwrap();
+        let (watch, wake) = (FileWatch::new(&database).unwrap(), Wake::new().unwrap());
+        let mut named = NamedFile::at(&database);
+        std::thread::sleep(NAME_LOOK);
+        assert!(!named.is_other());
+        std::fs::remove_file(&database).unwrap();
+        let began = Instant::now();
+        watch.wait(&wake, Duration::from_secs(20)).unwrap();
+        assert!(began.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(NAME_LOOK);
+        assert!(named.is_other());
+        let mut named = NamedFile::at(&database);
+        std::fs::File::create(&database).unwrap();
+        std::thread::sleep(NAME_LOOK);
+        assert!(named.is_other(), "there was none");
+    }
 
     #[test]
     fn a_process_leaves_watches_to_others() {

@@ -33,6 +33,7 @@ use super::database::Verdict;
 use super::door::{self, Door};
 use super::gate::Gate;
 use super::groups::{self, Groups};
+use super::handover::{Handover, let_in};
 use super::nodes::{Node, Nodes, is_hidden, mode, timestamp};
 use super::operations::{Operation, count};
 use super::reports::{self, Report};
@@ -93,6 +94,7 @@ pub(super) struct Mirror {
     lines: Arc<CommitLines>,
     anchor: Arc<Anchor>,
     door: Door,
+    handover: Handover,
     /// Where commits wait for the store, if they are to.
     gate: Option<Gate>,
     groups: Groups,
@@ -126,6 +128,7 @@ impl Mirror {
             lines,
             anchor,
             door: Door::new()?,
+            handover: Handover::default(),
             gate: gate_timeout.map(Gate::new).transpose()?,
             groups: Groups::default(),
             files: Mutex::default(),
@@ -573,11 +576,13 @@ impl Filesystem for Mirror {
             let is_database = Role::of(&node.place().name) == Role::Plain && !node.is_ours;
             let waits_for =
                 if is_database { self.door.closed_for(request.pid(), &node, &self.nodes, &self.lines) } else { None };
-            let entered = self.enter(file, node, |file| reply.open_backing(file));
-            match (&entered.backing, waits_for) {
-                (Some(backing), _) => reply.opened_passthrough(entered.handle, entered.flags, backing),
-                (None, Some(line)) => self.door.wait(line, entered.handle, entered.flags, reply),
-                (None, None) => reply.opened(entered.handle, entered.flags),
+            let entered = self.enter(file, Arc::clone(&node), |file| reply.open_backing(file));
+            let Entered { handle, flags, backing } = entered;
+            let after = self.handover.opened(request.pid(), &node, &self.nodes, handle);
+            match (waits_for, after) {
+                (Some(line), _) if backing.is_none() => self.door.wait(line, handle, flags, reply),
+                (_, Some(opened)) => self.handover.wait(opened, handle, flags, backing, reply),
+                (_, None) => let_in(handle, flags, backing.as_deref(), reply),
             }
         });
     }
@@ -595,7 +600,9 @@ impl Filesystem for Mirror {
         count(Operation::Create);
         let made = self.create_file(request, (parent, name), mode(bits, umask), flags);
         answer!(reply, made, Made { file, node, attributes } => {
-            let entered = self.enter(file, node, |file| reply.open_backing(file));
+            let entered = self.enter(file, Arc::clone(&node), |file| reply.open_backing(file));
+            // Nobody holds a file that was just made.
+            let _ = self.handover.opened(request.pid(), &node, &self.nodes, entered.handle);
             let generation = Generation(0);
             match &entered.backing {
                 Some(backing) => {
@@ -672,6 +679,7 @@ impl Filesystem for Mirror {
         count(Operation::Release);
         let closed = lock(&self.files).remove(&handle.0);
         drop(closed);
+        self.handover.closed(handle);
         reply.ok();
     }
 

@@ -34,6 +34,7 @@ mod door;
 mod fs;
 pub mod gate;
 mod groups;
+mod handover;
 mod leftover;
 mod nodes;
 pub mod operations;

@@ -366,3 +366,35 @@ fn a_database_that_could_not_be_captured_in_time_is_named() {
     let line = ended.stderr.lines().last().unwrap_or_default();
     assert!(ended.code == 6 && line.contains("new.db"), "{ended:?}");
 }
+
+/// While we follow it, a database that its application has closed keeps its `-wal` and `-shm`. Who removes the database alone and makes another gets a wal-index of
+/// its own: we have let go of the old one.
+#[test]
+fn a_database_that_is_removed_alone_can_be_made_anew() {
+    let folder = Folder::new();
+    let store = folder.path("backup");
+    drop(folder.database("app.db"));
+    let daemon = folder.start(&["replicate", "app.db", "./backup", "--sync-interval", "0", "--log-level", "warn"]);
+    // Followed by looks at first, and by a watch once it has been idle.
+    for (round, idle) in [0, 0, 2500, 0, 2500, 0].into_iter().enumerate() {
+        let db = folder.database("app.db");
+        let round = i64::try_from(round).unwrap();
+        for row in 0..50 {
+            db.execute("INSERT INTO t VALUES (?1)", [round * 1000 + row]).unwrap();
+        }
+        let expected: Vec<i64> = (0..50).map(|row| round * 1000 + row).collect();
+        wait_for("the backup", || {
+            let out = folder.path("restored.db");
+            let _ = std::fs::remove_file(&out);
+            folder.run(&["restore", store.to_str().unwrap(), "-o", "restored.db"]).code == 0 && rows(&out) == expected
+        });
+        std::thread::sleep(Duration::from_millis(idle));
+        let check: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+        assert_eq!(check, "ok", "round {round}");
+        db.close().unwrap();
+        std::fs::remove_file(folder.path("app.db")).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    daemon.signal(Signal::TERM);
+    daemon.wait();
+}

@@ -16,6 +16,7 @@ use rustix::process::Signal;
 
 use crate::program::{Folder, Outcome, Running, wait_for};
 
+mod anew;
 mod gate;
 mod place;
 
