@@ -1,8 +1,8 @@
 //! `NAME-rhyolite-follow`: what a plain file that follows a log was left as (docs/spec/follow.md).
 //!
-//! The file differs from the log's state in ten bytes of page 1 that readers need otherwise; the log's values of them stand
+//! The file differs from the log's state in some bytes of page 1 that readers, or SQLite as the writer, need otherwise; the log's values of them stand
 //! here, so that the file can be compared with the log. Written before each batch with both ends of it: a file that is
-//! whole is at one of the two.
+//! whole is at one of the two, unless the machine has lost its power since.
 
 use crate::crc::crc64;
 use crate::error::{DecodeError, ErrorKind};
@@ -11,8 +11,8 @@ use crate::types::{Checksum, Lineage, PageCount, PageSize, Pos, Txid};
 
 /// First bytes of the file.
 pub const MAGIC: [u8; 4] = *b"RHFO";
-/// The only version there is.
-pub const VERSION: u8 = 1;
+/// The only version that is read.
+pub const VERSION: u8 = 2;
 /// Size of the file in bytes.
 pub const SIZE: usize = at::SIZE;
 
@@ -23,6 +23,8 @@ const WHAT: &str = "follow state";
 pub struct FollowState {
     /// The history.
     pub lineage: Lineage,
+    /// Between which two starts of the system this was written; zeros when that is not known.
+    pub boot_id: [u8; 16],
     /// The file before the batch that was last begun.
     pub before: FollowEnd,
     /// The file after it. The same when no batch was begun.
@@ -51,12 +53,15 @@ pub struct PageOneFields {
     pub change_counter: u32,
     /// Bytes 92 to 95: the change counter for which the page count is valid.
     pub version_valid_for: u32,
+    /// Bytes 96 to 99: the version of SQLite that has written last.
+    pub written_by: u32,
 }
 
 impl PageOneFields {
     const VERSIONS: std::ops::Range<usize> = 18..20;
     const CHANGE_COUNTER: std::ops::Range<usize> = 24..28;
     const VERSION_VALID_FOR: std::ops::Range<usize> = 92..96;
+    const WRITTEN_BY: std::ops::Range<usize> = 96..100;
 
     /// The fields of page 1.
     pub fn of(page: &[u8]) -> Self {
@@ -68,6 +73,7 @@ impl PageOneFields {
             versions,
             change_counter: number(Self::CHANGE_COUNTER),
             version_valid_for: number(Self::VERSION_VALID_FOR),
+            written_by: number(Self::WRITTEN_BY),
         }
     }
 
@@ -76,15 +82,22 @@ impl PageOneFields {
         page[Self::VERSIONS].copy_from_slice(&self.versions);
         page[Self::CHANGE_COUNTER].copy_from_slice(&self.change_counter.to_be_bytes());
         page[Self::VERSION_VALID_FOR].copy_from_slice(&self.version_valid_for.to_be_bytes());
+        page[Self::WRITTEN_BY].copy_from_slice(&self.written_by.to_be_bytes());
     }
 
-    /// What a followed file has in their place: rollback mode, so that a reader needs no WAL, and a change counter of the
+    /// What a followed file in rollback mode has in their place: that mode, so that a reader needs no WAL, and a change counter of the
     /// file's own, so that readers drop what they cached. Whether the page count is valid stays as the log has it.
     #[must_use]
     pub fn for_readers(&self, change_counter: u32) -> Self {
         let valid = self.version_valid_for == self.change_counter;
         let version_valid_for = if valid { change_counter } else { change_counter.wrapping_sub(1) };
-        Self { versions: [1, 1], change_counter, version_valid_for }
+        Self { versions: [1, 1], change_counter, version_valid_for, ..*self }
+    }
+
+    /// What is written into a followed file in WAL mode. SQLite puts its own version and a change counter there.
+    #[must_use]
+    pub fn for_wal(&self) -> Self {
+        Self { versions: [2, 2], ..*self }
     }
 }
 
@@ -95,6 +108,7 @@ impl FollowState {
         at::MAGIC.put(&mut bytes, &MAGIC);
         at::VERSION.put(&mut bytes, &[VERSION]);
         at::LINEAGE.put(&mut bytes, &self.lineage.0);
+        at::BOOT_ID.put(&mut bytes, &self.boot_id);
         at::BEFORE.put(&mut bytes, &self.before.encode());
         at::AFTER.put(&mut bytes, &self.after.encode());
         let crc = crc64(&bytes[..at::CRC.offset]);
@@ -129,7 +143,7 @@ impl FollowState {
         if before.pos.txid > after.pos.txid {
             return Err(error(ErrorKind::Txid, at::AFTER));
         }
-        Ok(Self { lineage: Lineage(at::LINEAGE.id(bytes)), before, after })
+        Ok(Self { lineage: Lineage(at::LINEAGE.id(bytes)), boot_id: at::BOOT_ID.id(bytes), before, after })
     }
 }
 
@@ -142,6 +156,7 @@ impl FollowEnd {
         end::COMMIT.put_u32(&mut bytes, self.commit.get());
         end::CHANGE_COUNTER.put_u32(&mut bytes, self.page_one.change_counter);
         end::VERSION_VALID_FOR.put_u32(&mut bytes, self.page_one.version_valid_for);
+        end::WRITTEN_BY.put_u32(&mut bytes, self.page_one.written_by);
         end::VERSIONS.put(&mut bytes, &self.page_one.versions);
         bytes
     }
@@ -163,6 +178,7 @@ impl FollowEnd {
                 versions: end::VERSIONS.bytes(bytes),
                 change_counter: end::CHANGE_COUNTER.u32(bytes),
                 version_valid_for: end::VERSION_VALID_FOR.u32(bytes),
+                written_by: end::WRITTEN_BY.u32(bytes),
             },
         })
     }
@@ -177,9 +193,9 @@ mod tests {
             pos: Pos { txid: Txid::new(txid).unwrap(), checksum: Checksum::from_raw(Checksum::FLAG | txid).unwrap() },
             page_size: PageSize::new(4096).unwrap(),
             commit: PageCount(70),
-            page_one: PageOneFields { versions, change_counter: 9, version_valid_for: 8 },
+            page_one: PageOneFields { versions, change_counter: 9, version_valid_for: 8, written_by: 7 },
         };
-        FollowState { lineage: Lineage([7; 16]), before: end(41, [2, 2]), after: end(44, [1, 1]) }
+        FollowState { lineage: Lineage([7; 16]), boot_id: [3; 16], before: end(41, [2, 2]), after: end(44, [1, 1]) }
     }
 
     #[test]
@@ -208,7 +224,8 @@ mod tests {
         assert_eq!(differ, [18, 19, 24, 25, 26, 27, 92, 93, 94, 95]);
         fields.put(&mut changed);
         assert_eq!(page, changed);
-        let valid = PageOneFields { versions: [2, 2], change_counter: 5, version_valid_for: 5 };
+        let valid = PageOneFields { versions: [2, 2], change_counter: 5, version_valid_for: 5, written_by: 3 };
+        assert_eq!(valid.for_wal(), valid);
         assert_eq!(valid.for_readers(0).version_valid_for, 0);
         assert_ne!(fields.for_readers(0).version_valid_for, 0);
     }

@@ -301,12 +301,13 @@ pub(crate) mod follow_state {
     pub(crate) const VERSION: Field = MAGIC.then("version", 1);
     pub(crate) const RESERVED: Field = VERSION.then("reserved", 3);
     pub(crate) const LINEAGE: Field = RESERVED.then("lineage", 16);
-    pub(crate) const BEFORE: Field = LINEAGE.then("before", super::follow_end::SIZE);
+    pub(crate) const BOOT_ID: Field = LINEAGE.then("boot_id", 16);
+    pub(crate) const BEFORE: Field = BOOT_ID.then("before", super::follow_end::SIZE);
     pub(crate) const AFTER: Field = BEFORE.then("after", super::follow_end::SIZE);
     pub(crate) const CRC: Field = AFTER.then("crc", 8);
     pub(crate) const SIZE: usize = CRC.end();
     #[cfg(test)]
-    pub(crate) const FIELDS: &[Field] = &[MAGIC, VERSION, RESERVED, LINEAGE, BEFORE, AFTER, CRC];
+    pub(crate) const FIELDS: &[Field] = &[MAGIC, VERSION, RESERVED, LINEAGE, BOOT_ID, BEFORE, AFTER, CRC];
 }
 
 pub(crate) mod follow_end {
@@ -318,12 +319,13 @@ pub(crate) mod follow_end {
     pub(crate) const COMMIT: Field = PAGE_SIZE.then("commit", 4);
     pub(crate) const CHANGE_COUNTER: Field = COMMIT.then("change_counter", 4);
     pub(crate) const VERSION_VALID_FOR: Field = CHANGE_COUNTER.then("version_valid_for", 4);
-    pub(crate) const VERSIONS: Field = VERSION_VALID_FOR.then("versions", 2);
+    pub(crate) const WRITTEN_BY: Field = VERSION_VALID_FOR.then("written_by", 4);
+    pub(crate) const VERSIONS: Field = WRITTEN_BY.then("versions", 2);
     pub(crate) const RESERVED: Field = VERSIONS.then("reserved", 2);
     pub(crate) const SIZE: usize = RESERVED.end();
     #[cfg(test)]
     pub(crate) const FIELDS: &[Field] =
-        &[TXID, CHECKSUM, PAGE_SIZE, COMMIT, CHANGE_COUNTER, VERSION_VALID_FOR, VERSIONS, RESERVED];
+        &[TXID, CHECKSUM, PAGE_SIZE, COMMIT, CHANGE_COUNTER, VERSION_VALID_FOR, WRITTEN_BY, VERSIONS, RESERVED];
 }
 
 pub(crate) mod resume_header {

@@ -29,6 +29,7 @@ use crate::observe::{http, status_file};
 use crate::signals::StopRequest;
 use crate::status::{DatabaseStatus, Figures, StatusBoard};
 use crate::stream::server::{self, Server};
+use crate::stream::tls::Acceptor;
 use crate::time;
 
 /// What the daemon is given beside the replication.
@@ -127,9 +128,10 @@ async fn listen(
         let listener = http::bind(addr).await?;
         tokio::spawn(http::serve(listener, Arc::clone(&controller.board)));
     }
-    if let Some(ClusterConfig { listen, token }) = cluster {
+    if let Some(ClusterConfig { listen, token, tls }) = cluster {
+        let tls = tls.map(Acceptor::new).transpose()?;
         let listener = http::bind(listen).await?;
-        tokio::spawn(server::serve(listener, Server::new(Arc::clone(&controller.board), token)));
+        tokio::spawn(server::serve(listener, Server::new(Arc::clone(&controller.board), token, tls)));
     }
     if let Some(socket) = socket {
         let listener = control::bind(socket)?;

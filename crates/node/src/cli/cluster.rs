@@ -1,21 +1,31 @@
 //! Flags of the daemons that say where followers are served.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use clap::Args;
 
 use super::exit::Failure;
-use crate::config::cluster::{ClusterConfig, Token};
+use crate::config::cluster::{ClusterConfig, TlsFiles, Token};
 use crate::config::{Config, parse_addr};
 
 #[derive(Args, Clone, Debug, Default)]
 pub(super) struct ClusterArgs {
-    /// Serve the databases at IP:PORT to `rhyolite follow`; a loopback address
+    /// Serve the databases at IP:PORT to `rhyolite follow`; without TLS a loopback address
     #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
     cluster_listen: Option<SocketAddr>,
     /// Secret that followers must show
     #[arg(long, value_name = "TOKEN", env = "RHYOLITE_CLUSTER_TOKEN", hide_env_values = true)]
     cluster_token: Option<String>,
+    /// Certificate of this node, with those that lead to its root: a PEM file, read again when it changes
+    #[arg(long, value_name = "PATH")]
+    cluster_cert: Option<PathBuf>,
+    /// Private key of the certificate: a PEM file
+    #[arg(long, value_name = "PATH")]
+    cluster_key: Option<PathBuf>,
+    /// Followers must show a certificate for which one of these vouches: a PEM file
+    #[arg(long, value_name = "PATH")]
+    cluster_client_ca: Option<PathBuf>,
 }
 
 impl ClusterArgs {
@@ -24,12 +34,18 @@ impl ClusterArgs {
         let token = token(self.cluster_token.as_deref())?;
         let before = config.cluster.take();
         let listen = self.cluster_listen.or(before.as_ref().map(|cluster| cluster.listen));
-        let has_token = token.is_some();
-        let token = token.or(before.and_then(|cluster| cluster.token));
+        let tls = TlsFiles::new(self.cluster_cert.clone(), self.cluster_key.clone(), self.cluster_client_ca.clone());
+        let tls = tls.map_err(|m| Failure::usage(format!("--cluster-cert and --cluster-key: {m}")))?;
+        let (has_token, has_tls) = (token.is_some(), tls.is_some());
+        let (token_before, tls_before) = before.map_or((None, None), |cluster| (cluster.token, cluster.tls));
+        let (token, tls) = (token.or(token_before), tls.or(tls_before));
         match listen {
-            Some(listen) => config.cluster = Some(ClusterConfig::new(listen, token).map_err(Failure::usage)?),
+            Some(listen) => config.cluster = Some(ClusterConfig::new(listen, token, tls).map_err(Failure::usage)?),
             None if has_token => {
                 return Err(Failure::usage("--cluster-token has no effect without an address to listen at"));
+            }
+            None if has_tls => {
+                return Err(Failure::usage("--cluster-cert has no effect without an address to listen at"));
             }
             None => {}
         }

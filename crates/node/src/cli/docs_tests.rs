@@ -11,7 +11,7 @@ use super::Cli;
 use super::exit::Status;
 use crate::config::file::{
     ClusterFile, ConfigFile, DatabaseFile, DrillFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile,
-    RetentionFile, SocketFile,
+    RetentionFile, SocketFile, TlsFile,
 };
 use crate::observe::metrics::{BUILD_INFO, METRICS};
 use crate::status::{DiffReason, State};
@@ -119,6 +119,7 @@ fn every_key_is_documented() {
         ("logging", fields::<LoggingFile>()),
         ("socket", fields::<SocketFile>()),
         ("cluster", fields::<ClusterFile>()),
+        ("cluster.tls", fields::<TlsFile>()),
         ("bundle", fields::<IntervalFile>()),
         ("merge", fields::<IntervalFile>()),
         ("snapshot", fields::<IntervalFile>()),
@@ -129,9 +130,10 @@ fn every_key_is_documented() {
     ];
     let mut keys = BTreeSet::new();
     let mut add = |prefix: &str, names: Vec<&str>| {
-        for name in names {
+        let mut names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        while let Some(name) = names.pop() {
             match sections.iter().find(|(section, _)| *section == name) {
-                Some((section, inner)) => keys.extend(inner.iter().map(|k| format!("{prefix}{section}.{k}"))),
+                Some((section, inner)) => names.extend(inner.iter().map(|k| format!("{section}.{k}"))),
                 None => drop(keys.insert(format!("{prefix}{name}"))),
             }
         }

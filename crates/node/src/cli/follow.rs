@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use rhyolite_format::{Checksum, Timestamp, Txid};
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
@@ -16,11 +16,13 @@ use super::store;
 use crate::config::units::parse_duration;
 use crate::config::{LogLevel, LoggingConfig, io_text};
 use crate::exec::RunningChild;
+use crate::follow::ReplicaJournal;
 use crate::follow::node::{Event, NodeError, NodeOptions, Reached, follow_node};
 use crate::observe::logging;
 use crate::restore::{Existing, RestoreError};
 use crate::stream::SILENCE_MAX;
-use crate::stream::client::Address;
+use crate::stream::client::{Access, Address};
+use crate::stream::tls::{self, ClientFiles};
 use crate::{signals, time};
 
 /// How long readers of a file are waited for before they get another turn.
@@ -42,7 +44,7 @@ const EVENTS_MAX: usize = 1024;
     after_help = "A connection that is lost is made again. SIGINT or SIGTERM stops; the next start goes on from there.\n\nExit \
 statuses: 0 stopped; 1 the file is no longer what was followed, or the node refuses; 3 damage found; 4 another history; 5 no such \
 database.\n\nExamples:\n  rhyolite follow http://127.0.0.1:20202 app.db --into replica.db\n  rhyolite follow \
-http://127.0.0.1:20202 --into ./replicas --json"
+https://primary.example:20202 --ca ca.pem --into ./replicas --json"
 )]
 pub(super) struct FollowArgs {
     /// Where the node listens
@@ -57,9 +59,21 @@ pub(super) struct FollowArgs {
     /// Secret that the node wants to be shown
     #[arg(long, value_name = "TOKEN", env = "RHYOLITE_CLUSTER_TOKEN", hide_env_values = true)]
     cluster_token: Option<String>,
+    /// With https: who vouches for the node, instead of those whom the system trusts: a PEM file
+    #[arg(long, value_name = "PATH")]
+    ca: Option<PathBuf>,
+    /// Certificate for a node that asks for one: a PEM file
+    #[arg(long, value_name = "PATH", requires = "key")]
+    cert: Option<PathBuf>,
+    /// Private key of the certificate: a PEM file
+    #[arg(long, value_name = "PATH", requires = "cert")]
+    key: Option<PathBuf>,
     /// Replace files that exist and are not followed yet
     #[arg(long)]
     force: bool,
+    /// Journal of the files: with `wal` readers are never waited for; with `delete` they need nothing but the file (wal)
+    #[arg(long, value_name = "MODE", default_value = "wal", hide_default_value = true)]
+    journal_mode: JournalMode,
     /// Give a connection up when nothing was heard for this long (10s)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
@@ -72,6 +86,13 @@ pub(super) struct FollowArgs {
     /// Print one JSON object per line: what happens, and how far each database is
     #[arg(long)]
     json: bool,
+}
+
+/// SQLite's `journal_mode` of a replica.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum JournalMode {
+    Wal,
+    Delete,
 }
 
 #[derive(Serialize)]
@@ -111,10 +132,14 @@ struct Followed {
 pub(super) fn run(args: &FollowArgs) -> Result<(), Failure> {
     let options = NodeOptions {
         address: args.url.clone(),
-        token: token(args.cluster_token.as_deref())?,
+        access: access(args)?,
         database: args.database.clone(),
         into: args.into.clone(),
         existing: if args.force { Existing::Replace } else { Existing::Refuse },
+        journal: match args.journal_mode {
+            JournalMode::Wal => ReplicaJournal::Wal,
+            JournalMode::Delete => ReplicaJournal::Rollback,
+        },
         lock_timeout: LOCK_TIMEOUT,
         silence_max: args.timeout.unwrap_or(SILENCE_MAX),
         threads: args.threads.map_or_else(store::default_threads, std::num::NonZeroUsize::get),
@@ -153,6 +178,18 @@ pub(super) fn run(args: &FollowArgs) -> Result<(), Failure> {
             }
         }
     })
+}
+
+/// What the node is shown. That the files can be read is seen before anything is begun.
+fn access(args: &FollowArgs) -> Result<Access, Failure> {
+    let identity = args.cert.clone().zip(args.key.clone());
+    let tls = ClientFiles { ca: args.ca.clone(), identity };
+    if args.url.is_secret() {
+        tls::client_config(&tls).map_err(Failure::failed)?;
+    } else if tls != ClientFiles::default() {
+        return Err(Failure::usage("--ca, --cert and --key have no effect without TLS: write https://"));
+    }
+    Ok(Access { token: token(args.cluster_token.as_deref())?, tls })
 }
 
 struct Said {

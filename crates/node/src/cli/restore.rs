@@ -17,7 +17,7 @@ use super::store::{self, TargetArgs};
 use crate::config::units::{format_size, parse_duration};
 use crate::config::{LoggingConfig, io_text};
 use crate::exec::RunningChild;
-use crate::follow::{FollowOptions, follow};
+use crate::follow::{FollowOptions, ReplicaJournal, follow};
 use crate::foreign::Proof;
 use crate::observe::logging;
 use crate::restore::{Existing, Output, RestoreError, RestoreOptions, RestoreReport, restore};
@@ -203,6 +203,7 @@ fn run_follow(args: &RestoreArgs, store: Arc<dyn Store>) -> Result<(), Failure> 
         store,
         output: args.output().to_owned(),
         existing: existing(args),
+        journal: ReplicaJournal::Rollback,
         interval: args.follow_interval.unwrap_or(FOLLOW_INTERVAL),
         lock_timeout: FOLLOW_LOCK_TIMEOUT,
         may_be_ahead: false,

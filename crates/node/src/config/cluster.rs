@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
 /// Where followers are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,6 +11,39 @@ pub struct ClusterConfig {
     pub listen: SocketAddr,
     /// What every request must carry (`cluster.token`).
     pub token: Option<Token>,
+    /// By what the node proves who it is (`cluster.tls`); without it nothing is encrypted.
+    pub tls: Option<TlsFiles>,
+}
+
+/// PEM files.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// The node's certificate, and those that lead to its root (`cluster.tls.cert`).
+    pub cert: PathBuf,
+    /// Its private key (`cluster.tls.key`).
+    pub key: PathBuf,
+    /// Who vouches for followers (`cluster.tls.client-ca`): each must show a certificate.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl TlsFiles {
+    /// Files, of which some may not be given.
+    ///
+    /// # Errors
+    /// One line: one is there without the other that it needs.
+    pub fn new(
+        cert: Option<PathBuf>,
+        key: Option<PathBuf>,
+        client_ca: Option<PathBuf>,
+    ) -> Result<Option<Self>, &'static str> {
+        match (cert, key, client_ca) {
+            (Some(cert), Some(key), client_ca) => Ok(Some(Self { cert, key, client_ca })),
+            (None, None, None) => Ok(None),
+            (Some(_), None, _) => Err("a certificate is of no use without its key"),
+            (None, Some(_), _) => Err("a key is of no use without its certificate"),
+            (None, None, Some(_)) => Err("followers are asked for certificates over TLS only: give cert and key, too"),
+        }
+    }
 }
 
 /// A secret that two nodes share.
@@ -52,15 +86,21 @@ impl ClusterConfig {
     ///
     /// # Errors
     /// One line.
-    pub fn new(listen: SocketAddr, token: Option<Token>) -> Result<Self, String> {
+    pub fn new(listen: SocketAddr, token: Option<Token>, tls: Option<TlsFiles>) -> Result<Self, String> {
+        let asks = token.is_some() || tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
         if !listen.ip().is_loopback() {
+            let missing = match (&tls, asks) {
+                (None, _) => "TLS (cert and key)",
+                (Some(_), false) => "a token, or a client-ca that vouches for followers",
+                (Some(_), true) => return Ok(Self { listen, token, tls }),
+            };
             return Err(format!(
-                "cluster.listen is {listen}, but the stream has no TLS yet: only a loopback address may be listened at, such as \
-                 127.0.0.1:{}; a tunnel (ssh -L, WireGuard) takes it to other machines",
+                "cluster.listen is {listen}, where others can reach it: that needs {missing}. Without, only a loopback address may be \
+                 listened at, such as 127.0.0.1:{}",
                 listen.port()
             ));
         }
-        Ok(Self { listen, token })
+        Ok(Self { listen, token, tls })
     }
 }
 
@@ -69,12 +109,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_loopback_is_listened_at() {
+    fn where_others_listen_there_is_tls_and_a_question() {
+        let token = || Some(Token::new("secret").unwrap());
+        let files =
+            |ca: Option<&str>| TlsFiles::new(Some("c".into()), Some("k".into()), ca.map(PathBuf::from)).unwrap();
+        let open: SocketAddr = "0.0.0.0:1".parse().unwrap();
+        assert!(ClusterConfig::new(open, token(), files(None)).is_ok());
+        assert!(ClusterConfig::new(open, None, files(Some("ca"))).is_ok());
+        assert!(ClusterConfig::new(open, None, files(None)).unwrap_err().contains("a token"));
+        assert!(ClusterConfig::new(open, token(), None).unwrap_err().contains("TLS"));
+        assert!(TlsFiles::new(Some("c".into()), None, None).is_err());
+        assert!(TlsFiles::new(None, Some("k".into()), None).is_err());
+        assert!(TlsFiles::new(None, None, Some("ca".into())).is_err());
+    }
+
+    #[test]
+    fn without_tls_only_loopback_is_listened_at() {
         for (address, is_right) in [("127.0.0.1:1", true), ("127.9.9.9:1", true), ("[::1]:1", true)]
             .into_iter()
             .chain([("0.0.0.0:1", false), ("10.0.0.1:1", false), ("[::]:1", false)])
         {
-            assert_eq!(ClusterConfig::new(address.parse().unwrap(), None).is_ok(), is_right, "{address}");
+            assert_eq!(ClusterConfig::new(address.parse().unwrap(), None, None).is_ok(), is_right, "{address}");
         }
     }
 

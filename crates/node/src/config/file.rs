@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_saphyr::Spanned;
 
-use super::cluster::{ClusterConfig, Token};
+use super::cluster::{ClusterConfig, TlsFiles, Token};
 use super::folder::FolderConfig;
 use super::litestream::{self, Translation};
 use super::settings::{self, Settings};
@@ -178,6 +178,20 @@ pub struct ClusterFile {
     pub listen: Option<Spanned<String>>,
     /// Secret that they must show.
     pub token: Option<String>,
+    /// How the node proves who it is.
+    pub tls: TlsFile,
+}
+
+/// `cluster.tls`.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct TlsFile {
+    /// PEM file with the certificate.
+    pub cert: Option<String>,
+    /// PEM file with its private key.
+    pub key: Option<String>,
+    /// PEM file with the certificates of those who vouch for followers.
+    pub client_ca: Option<String>,
 }
 
 impl std::fmt::Debug for ClusterFile {
@@ -441,15 +455,20 @@ fn resolve(file: &ConfigFile) -> Result<Config, ConfigError> {
 fn resolve_cluster(file: &ClusterFile) -> Result<Option<ClusterConfig>, ConfigError> {
     let token = file.token.clone().map(Token::new).transpose();
     let token = token.map_err(|m| ConfigError::new(format!("cluster.token: {m}")))?;
+    let TlsFile { cert, key, client_ca } = &file.tls;
+    let path = |path: &Option<String>| path.as_deref().map(absolute).transpose().map_err(ConfigError::new);
+    let tls = TlsFiles::new(path(cert)?, path(key)?, path(client_ca)?);
+    let tls = tls.map_err(|m| ConfigError::new(format!("cluster.tls: {m}")))?;
     let Some(listen) = &file.listen else {
-        return match token {
-            Some(_) => Err(ConfigError::new("cluster.token has no effect without cluster.listen")),
-            None => Ok(None),
+        return match (token, tls) {
+            (Some(_), _) => Err(ConfigError::new("cluster.token has no effect without cluster.listen")),
+            (None, Some(_)) => Err(ConfigError::new("cluster.tls has no effect without cluster.listen")),
+            (None, None) => Ok(None),
         };
     };
     let error = |m| ConfigError::at(listen.referenced.line(), m);
     let address = parse_addr(&listen.value).map_err(error)?;
-    ClusterConfig::new(address, token).map(Some).map_err(error)
+    ClusterConfig::new(address, token, tls).map(Some).map_err(error)
 }
 
 fn resolve_database(file: &DatabaseFile, defaults: &Settings) -> Result<DatabaseConfig, String> {

@@ -1,6 +1,7 @@
-//! Changes a plain database file as SQLite in rollback mode would: all of a batch or nothing, whatever happens in between.
+//! Changes a plain database file: all of a batch or nothing, whatever happens in between.
 //!
-//! Order of a batch:
+//! In WAL mode SQLite does it ([`WalWriter`]), after the two states in which the file may be were written beside it. Where that cannot be, for an empty database or
+//! another page size, and in rollback mode, it is done as SQLite in rollback mode would do it. Order of a batch then:
 //! 1. Which two states the file may be in is written beside it (`NAME-rhyolite-follow`) and synced.
 //! 2. SHARED and RESERVED: readers go on, nobody else writes. Nobody has written since the last batch, or the file is given up.
 //! 3. The pages as they are go into a rollback journal, which is synced. From here on a crash leaves a hot journal.
@@ -8,8 +9,8 @@
 //! 5. Pages and length are changed and synced.
 //! 6. The journal is unlinked and the folder synced: this is the commit. Then the locks go.
 //!
-//! Page 1 is part of every batch, because its change counter tells readers to drop what they have cached. It differs from the
-//! log's page 1 in ten bytes (docs/spec/follow.md); checksums are always those of the log's page 1.
+//! Page 1 is part of every batch then, because its change counter tells readers to drop what they have cached. It differs from the
+//! log's page 1 in some bytes (docs/spec/follow.md); checksums are always those of the log's page 1.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -23,7 +24,10 @@ use rhyolite_format::sqlite::header::{DATABASE_HEADER_SIZE, DatabaseHeader};
 use rhyolite_format::sqlite::journal_writer::{JOURNAL_HEADER_BYTES, JournalWriter};
 use rhyolite_format::{Checksum, Lineage, PageCount, PageNumber, PageSize, Pos};
 
+use super::ReplicaJournal;
 use super::lock::{Busy, Locks};
+use super::wal::WalWriter;
+use crate::capture::restart::boot_id;
 use crate::random;
 use crate::restore::RestoreError;
 use crate::restore::draft::{beside, sync_folder_of};
@@ -36,6 +40,11 @@ const JOURNAL_WRITE_BYTES: usize = 256 << 10;
 /// A database file that nobody but this writes to.
 #[derive(Debug)]
 pub(super) struct Follower {
+    /// While the file is in WAL mode. It goes before the file: closing any descriptor of a file drops all of SQLite's locks on it.
+    wal: Option<WalWriter>,
+    journal: ReplicaJournal,
+    /// Nobody knows at which position the file is: everything is to be written anew.
+    is_lost: bool,
     file: Arc<File>,
     path: PathBuf,
     lineage: Lineage,
@@ -68,7 +77,7 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Reads the page at this place of [`Batch::pages`].
-    fn read(&self, index: usize, page: &mut [u8]) -> std::io::Result<()> {
+    pub(super) fn read(&self, index: usize, page: &mut [u8]) -> std::io::Result<()> {
         match &self.content {
             Content::Spool(spool) => spool.read_exact_at(page, self.pages[index].offset(self.page_size)),
             Content::Memory(bytes) => {
@@ -111,11 +120,11 @@ pub(super) fn prepare(
         draft.write_all_at(&page, 0).map_err(failed)?;
     }
     let end = FollowEnd { pos, page_size, commit, page_one };
-    write_state(output, &FollowState { lineage, before: end, after: end })
+    write_state(output, &FollowState { lineage, boot_id: boot_id(), before: end, after: end }, true)
 }
 
-fn write_state(path: &Path, state: &FollowState) -> Result<(), RestoreError> {
-    replace(&state_path(path), &state.encode(), true)
+fn write_state(path: &Path, state: &FollowState, synced: bool) -> Result<(), RestoreError> {
+    replace(&state_path(path), &state.encode(), synced)
 }
 
 /// Replaces a small file as a whole.
@@ -135,23 +144,53 @@ fn replace(path: &Path, bytes: &[u8], synced: bool) -> Result<(), RestoreError> 
 
 impl Follower {
     /// Opens a file that was followed before, after a hot journal was rolled back, and compares it with its state.
-    pub(super) fn open(path: &Path) -> Result<Self, RestoreError> {
+    pub(super) fn open(path: &Path, journal: ReplicaJournal) -> Result<Self, RestoreError> {
         let bytes = std::fs::read(state_path(path)).map_err(|e| RestoreError::io("read", &state_path(path), e))?;
         let state = FollowState::decode(&bytes)
             .map_err(|e| RestoreError::Damaged { key: state_path(path).display().to_string(), source: e })?;
         roll_back(path)?;
         let file = OpenOptions::new().read(true).write(true).open(path);
-        let file = file.map_err(|e| RestoreError::io("open", path, e))?;
+        let file = Arc::new(file.map_err(|e| RestoreError::io("open", path, e))?);
+        let header = read_header(&file).map_err(|e| RestoreError::io("read", path, e))?;
+        let wal = header.filter(DatabaseHeader::is_wal).map(|_| WalWriter::open(path)).transpose()?;
+        let (lineage, path) = (state.lineage, path.to_owned());
+        let mut this = Self {
+            wal,
+            journal,
+            is_lost: false,
+            file,
+            path,
+            lineage,
+            end: state.after,
+            table: Vec::new(),
+            change_counter: 0,
+        };
         for end in [state.after, state.before] {
-            if let Some((table, change_counter)) = compare(&file, path, &end)? {
-                let (lineage, path) = (state.lineage, path.to_owned());
-                let follower = Self { file: Arc::new(file), path, lineage, end, table, change_counter };
-                follower.write_pos()?;
-                return Ok(follower);
+            if let Some((table, change_counter)) = this.compare(&end)? {
+                (this.end, this.table, this.change_counter) = (end, table, change_counter);
+                this.write_pos()?;
+                if this.journal == ReplicaJournal::Wal && this.end.commit.get() > 0 {
+                    // Where a reader is in the way it is done with the first batch.
+                    let _ = this.enter_wal(Duration::ZERO)?;
+                }
+                return Ok(this);
             }
         }
+        // What was not synced before a power cut may be gone, of the file and of its state.
+        let has_lost_power = state.boot_id != boot_id() || state.boot_id == [0; 16];
+        if let (Some(wal), Some(header), true) = (&this.wal, header, has_lost_power) {
+            tracing::warn!(database = %this.path.display(), "the system has started anew, and the file is at no known position: writing all of it");
+            (this.end.page_size, this.end.commit) = (header.page_size, wal.page_count()?);
+            (this.end.page_one, this.is_lost) = (PageOneFields::default(), true);
+            return Ok(this);
+        }
         let detail = "its pages add up to another checksum".to_owned();
-        Err(RestoreError::Diverged { path: path.to_owned(), txid: state.after.pos.txid, detail })
+        Err(RestoreError::Diverged { path: this.path, txid: state.after.pos.txid, detail })
+    }
+
+    /// Whether nobody knows at which position the file is, so that only all of a state can be applied.
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost
     }
 
     /// The history that it belongs to.
@@ -165,11 +204,90 @@ impl Follower {
         let (changed, page_one) = self.prove(batch)?;
         let Batch { pos, page_size, commit, .. } = *batch;
         let after = FollowEnd { pos, page_size, commit, page_one };
-        write_state(&self.path, &FollowState { lineage: self.lineage, before: self.end, after })?;
+        let stays_whole = page_size == self.end.page_size && commit.get() > 0 && self.end.commit.get() > 0;
+        let is_for_wal = self.journal == ReplicaJournal::Wal && stays_whole;
+        let entered = if is_for_wal { self.enter_wal(timeout)? } else { self.leave_wal(timeout)? };
+        if entered.is_err() {
+            return Ok(Err(Busy));
+        }
+        let before = if self.is_lost { after } else { self.end };
+        let state = FollowState { lineage: self.lineage, boot_id: boot_id(), before, after };
+        write_state(&self.path, &state, !is_for_wal)?;
+        let applied = if is_for_wal {
+            self.apply_through_wal(batch, &page_one, timeout)?.map(|()| self.change_counter)
+        } else {
+            self.apply_by_journal(batch, &page_one, timeout)?
+        };
+        let Ok(change_counter) = applied else { return Ok(Err(Busy)) };
+        self.advance(batch, &changed, after, change_counter);
+        self.write_pos()?;
+        Ok(Ok(()))
+    }
+
+    /// Goes over to WAL mode, if the file is not in it.
+    fn enter_wal(&mut self, timeout: Duration) -> Result<Result<(), Busy>, RestoreError> {
+        if self.wal.is_some() {
+            return Ok(Ok(()));
+        }
+        self.check_untouched()?;
+        let mut wal = WalWriter::open(&self.path)?;
+        if wal.switch("wal", timeout)?.is_err() {
+            return Ok(Err(Busy));
+        }
+        // The switch was one change, and the only one.
+        let counter = PageOneFields::of(&wal.page_one()?).change_counter;
+        let is_next = counter == self.change_counter.wrapping_add(1);
+        let has_moved = wal.has_moved()?;
+        let page_count = wal.page_count()?;
+        self.wal = Some(wal);
+        if has_moved || !is_next || page_count != self.end.commit {
+            return Err(self.diverged("somebody has written to it"));
+        }
+        Ok(Ok(()))
+    }
+
+    /// Goes back to rollback mode, if the file is not in it.
+    fn leave_wal(&mut self, timeout: Duration) -> Result<Result<(), Busy>, RestoreError> {
+        let Some(mut wal) = self.wal.take() else { return Ok(Ok(())) };
+        if wal.switch("delete", timeout)?.is_err() {
+            self.wal = Some(wal);
+            return Ok(Err(Busy));
+        }
+        drop(wal);
+        let header = read_header(&self.file).map_err(|e| RestoreError::io("read", &self.path, e))?;
+        match header {
+            Some(header) => self.change_counter = header.change_counter,
+            None => return Err(self.diverged("it has lost its header")),
+        }
+        Ok(Ok(()))
+    }
+
+    fn apply_through_wal(
+        &mut self,
+        batch: &Batch,
+        page_one: &PageOneFields,
+        timeout: Duration,
+    ) -> Result<Result<(), Busy>, RestoreError> {
+        let wal = self.wal.as_mut().expect("the file is in WAL mode");
+        if wal.has_moved()? {
+            return Err(self.diverged("another file lies in its place"));
+        }
+        match wal.apply(batch, &page_one.for_wal(), timeout)? {
+            Some(applied) => Ok(applied),
+            None => Err(self.diverged("somebody has written to it")),
+        }
+    }
+
+    /// Gives the file's new change counter.
+    fn apply_by_journal(
+        &self,
+        batch: &Batch,
+        page_one: &PageOneFields,
+        timeout: Duration,
+    ) -> Result<Result<u32, Busy>, RestoreError> {
         let deadline = Instant::now() + timeout;
         let failed = |e| RestoreError::io("lock", &self.path, e);
-        let file = Arc::clone(&self.file);
-        let reserved = wait(deadline, || Locks::reserve(&file)).map_err(failed)?;
+        let reserved = wait(deadline, || Locks::reserve(&self.file)).map_err(failed)?;
         let Ok(locks) = reserved else { return Ok(Err(Busy)) };
         self.check_untouched()?;
         let counter = self.change_counter.wrapping_add(1);
@@ -185,16 +303,18 @@ impl Follower {
         self.write_pages(batch, &page_one.for_readers(counter))?;
         self.remove_journal()?;
         drop(locks);
-        self.advance(batch, &changed, after, counter);
-        self.write_pos()?;
-        Ok(Ok(()))
+        Ok(Ok(counter))
+    }
+
+    fn diverged(&self, detail: &str) -> RestoreError {
+        RestoreError::Diverged { path: self.path.clone(), txid: self.end.pos.txid, detail: detail.to_owned() }
     }
 
     /// The checksums of the changed pages, and the log's fields of page 1: only if the batch leads to the checksum that the log has, and holds all
     /// that the file grows by.
     fn prove(&self, batch: &Batch) -> Result<(Vec<u64>, PageOneFields), RestoreError> {
         let failed = |e| RestoreError::io("read", Path::new("spool file"), e);
-        let same_size = batch.page_size == self.end.page_size;
+        let same_size = batch.page_size == self.end.page_size && !self.is_lost;
         if !is_grown_by(batch, if same_size { self.end.commit } else { PageCount(0) }) {
             return Err(RestoreError::contradiction(
                 "a batch",
@@ -228,23 +348,19 @@ impl Follower {
 
     /// Takes over what a batch has changed.
     fn advance(&mut self, batch: &Batch, changed: &[u64], end: FollowEnd, change_counter: u32) {
-        if end.page_size != self.end.page_size {
+        if end.page_size != self.end.page_size || self.is_lost {
             self.table.clear();
         }
         self.table.resize(end.commit.get() as usize, 0);
         for (pgno, checksum) in batch.pages.iter().zip(changed) {
             self.table[pgno.index()] = *checksum;
         }
-        (self.end, self.change_counter) = (end, change_counter);
+        (self.end, self.change_counter, self.is_lost) = (end, change_counter, false);
     }
 
     /// Refuses a file that somebody else has written to, or put in the place of ours, since the last batch.
     fn check_untouched(&self) -> Result<(), RestoreError> {
-        let diverged = |detail: &str| RestoreError::Diverged {
-            path: self.path.clone(),
-            txid: self.end.pos.txid,
-            detail: detail.to_owned(),
-        };
+        let diverged = |detail| self.diverged(detail);
         let failed = |e| RestoreError::io("read", &self.path, e);
         if journal_path(&self.path).exists() {
             return Err(diverged("it has a journal of somebody else"));
@@ -261,12 +377,46 @@ impl Follower {
         if len == 0 {
             return Ok(());
         }
-        let mut header = [0; DATABASE_HEADER_SIZE];
-        self.file.read_exact_at(&mut header, 0).map_err(failed)?;
-        match DatabaseHeader::decode(&header) {
-            Ok(header) if header.change_counter == self.change_counter => Ok(()),
+        match read_header(&self.file).map_err(failed)? {
+            Some(header) if header.change_counter == self.change_counter => Ok(()),
             _ => Err(diverged("somebody has written to it")),
         }
+    }
+
+    /// The page checksums and the change counter of a file that is at `end`; `None` when it is not.
+    fn compare(&self, end: &FollowEnd) -> Result<Option<(Vec<u64>, u32)>, RestoreError> {
+        let size = end.page_size;
+        let mut comparison = Comparison { end, table: vec![0; end.commit.get() as usize], change_counter: 0 };
+        match &self.wal {
+            Some(wal) if wal.page_count()? == end.commit => {
+                let mut copy = vec![0; size.bytes()];
+                let mut is_same_size = true;
+                wal.read_pages(|pgno, page| {
+                    is_same_size &= page.len() == size.bytes();
+                    if is_same_size {
+                        copy.copy_from_slice(page);
+                        comparison.take(pgno, &mut copy);
+                    }
+                })?;
+                if !is_same_size {
+                    return Ok(None);
+                }
+            }
+            Some(_) => return Ok(None),
+            None => {
+                let failed = |e| RestoreError::io("read", &self.path, e);
+                if self.file.metadata().map_err(failed)?.len() != end.commit.bytes(size) {
+                    return Ok(None);
+                }
+                let mut page = vec![0; size.bytes()];
+                for pgno in (1..=end.commit.get()).filter_map(PageNumber::new) {
+                    self.file.read_exact_at(&mut page, pgno.offset(size)).map_err(failed)?;
+                    comparison.take(pgno, &mut page);
+                }
+            }
+        }
+        let found = Checksum::from_crc(comparison.table.iter().fold(0, |bits, page| bits ^ page));
+        Ok((found == end.pos.checksum).then_some((comparison.table, comparison.change_counter)))
     }
 
     /// The pages that the batch changes or cuts off, as they are.
@@ -403,26 +553,35 @@ fn remove_cold(journal: &Path) -> Result<(), RestoreError> {
     }
 }
 
-/// The page checksums and the change counter of a file that is at `end`; `None` when it is not.
-fn compare(file: &File, path: &Path, end: &FollowEnd) -> Result<Option<(Vec<u64>, u32)>, RestoreError> {
-    let failed = |e| RestoreError::io("read", path, e);
-    let size = end.page_size;
-    if file.metadata().map_err(failed)?.len() != end.commit.bytes(size) {
-        return Ok(None);
-    }
-    let mut table = vec![0; end.commit.get() as usize];
-    let mut change_counter = 0;
-    let mut page = vec![0; size.bytes()];
-    for pgno in (1..=end.commit.get()).filter_map(PageNumber::new).filter(|pgno| *pgno != size.lock_page()) {
-        file.read_exact_at(&mut page, pgno.offset(size)).map_err(failed)?;
-        if pgno == PageNumber::FIRST {
-            change_counter = PageOneFields::of(&page).change_counter;
-            end.page_one.put(&mut page);
+/// Pages of a file, one after the other, against the state in which it may be.
+struct Comparison<'a> {
+    end: &'a FollowEnd,
+    table: Vec<u64>,
+    change_counter: u32,
+}
+
+impl Comparison<'_> {
+    fn take(&mut self, pgno: PageNumber, page: &mut [u8]) {
+        let size = self.end.page_size;
+        if pgno == size.lock_page() || !self.end.commit.contains(pgno) {
+            return;
         }
-        table[pgno.index()] = Checksum::of_page(pgno, &page).get();
+        if pgno == PageNumber::FIRST {
+            self.change_counter = PageOneFields::of(page).change_counter;
+            self.end.page_one.put(page);
+        }
+        self.table[pgno.index()] = Checksum::of_page(pgno, page).get();
     }
-    let found = Checksum::from_crc(table.iter().fold(0, |bits, page| bits ^ page));
-    Ok((found == end.pos.checksum).then_some((table, change_counter)))
+}
+
+/// What a database says of itself; `None` for an empty file, and for one that is no database.
+fn read_header(file: &File) -> std::io::Result<Option<DatabaseHeader>> {
+    let mut header = [0; DATABASE_HEADER_SIZE];
+    match file.read_exact_at(&mut header, 0) {
+        Ok(()) => Ok(DatabaseHeader::decode(&header).ok()),
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

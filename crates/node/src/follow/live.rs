@@ -83,7 +83,12 @@ impl Live {
         let (mut epoch, mut pause, mut complaint) = (None, RETRY.0, None);
         while let Some(link) = self.link().await {
             let before = following.pos();
-            match self.stream(&link, &mut following, &mut epoch).await? {
+            let ended = if following.follower().is_lost() {
+                Ended::End(End { reason: EndReason::Behind, pos: None, text: "the file is at no position".to_owned() })
+            } else {
+                self.stream(&link, &mut following, &mut epoch).await?
+            };
+            match ended {
                 Ended::Stopped => break,
                 // That the connection is lost is said once for all databases.
                 Ended::Lost(LinkError::Lost(text)) => tracing::debug!(database = %self.database, "{text}"),
@@ -128,7 +133,8 @@ impl Live {
                 return Ok(None);
             }
         }
-        let follower = blocking(move || Follower::open(&output)).await?;
+        let journal = self.options.journal;
+        let follower = blocking(move || Follower::open(&output, journal)).await?;
         let reader = Arc::new(Reader::new(Arc::clone(&self.options.store)));
         Ok(Some(Following { options: self.options.clone(), reader, follower: Some(follower), log: None }))
     }
@@ -309,7 +315,7 @@ impl Following {
         let here = self.pos();
         let known = points(&catalog.manifest, &catalog.log, &[]);
         let other = known.ok().and_then(|known| known.into_iter().find(|point| point.pos.txid == here.txid));
-        if let Some(other) = other.filter(|point| point.pos != here) {
+        if let Some(other) = other.filter(|point| point.pos != here && !self.follower().is_lost()) {
             return Err(
                 self.diverged(format!("transaction {} of the store leads to {}", here.txid, other.pos.checksum))
             );

@@ -13,6 +13,7 @@ mod apply;
 mod live;
 mod lock;
 pub mod node;
+mod wal;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,6 +47,15 @@ const BATCH_SEGMENTS_MAX: usize = 256;
 /// Longest wait after a failed request.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
+/// By what journal a file is changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReplicaJournal {
+    /// A rollback journal, in which SQLite's `journal_mode=DELETE` has it: readers need nothing but the file, and are waited for.
+    Rollback,
+    /// A WAL: readers are not waited for, and need `-wal` and `-shm`.
+    Wal,
+}
+
 /// What to follow, and how.
 #[derive(Clone, Debug)]
 pub struct FollowOptions {
@@ -57,6 +67,8 @@ pub struct FollowOptions {
     pub existing: Existing,
     /// Between two requests for the next segment.
     pub interval: Duration,
+    /// How the file is changed.
+    pub journal: ReplicaJournal,
     /// How long to wait for readers before they get another interval.
     pub lock_timeout: Duration,
     /// The file also gets commits that are not in the store yet.
@@ -80,8 +92,8 @@ pub async fn follow(
     if !(options.output.exists() && apply::state_path(&options.output).exists()) {
         start(&options).await?;
     }
-    let path = options.output.clone();
-    let follower = blocking(move || Follower::open(&path)).await?;
+    let (path, journal) = (options.output.clone(), options.journal);
+    let follower = blocking(move || Follower::open(&path, journal)).await?;
     let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
     let mut following = Following { options, reader, follower: Some(follower), log: None };
     positions.send_replace(Some(following.pos()));
@@ -173,13 +185,14 @@ impl Following {
     /// Applies what leads on in the log as it is known; `false` if there was nothing, or readers did not let it.
     async fn go_on(&mut self) -> Result<bool, RestoreError> {
         let Some((plan, steps)) = self.plan().await? else { return Ok(false) };
-        if plan.pos.txid < self.pos().txid {
+        let is_lost = self.follower().is_lost();
+        if plan.pos.txid < self.pos().txid && !is_lost {
             if self.options.may_be_ahead {
                 return Ok(false);
             }
             return Err(self.diverged(format!("the store has only got to transaction {}", plan.pos.txid)));
         }
-        if plan.pos == self.pos() {
+        if plan.pos == self.pos() && !is_lost {
             self.forget();
             return Ok(false);
         }
@@ -232,8 +245,19 @@ impl Following {
         Ok(true)
     }
 
+    /// The way to the end of the log from nothing.
+    async fn plan_whole(&self) -> Result<(RestorePlan, Vec<PlanStep>), RestoreError> {
+        let catalog = &self.log.as_ref().expect("the log was read").catalog;
+        let plan = plan_steps(&self.reader, catalog, &catalog.manifest, &mut Vec::new(), Target::Latest).await?;
+        let steps = plan.steps.clone();
+        Ok((plan, steps))
+    }
+
     /// The way from where the file is to the end of the log; `None` when there is nothing yet.
     async fn plan(&mut self) -> Result<Option<(RestorePlan, Vec<PlanStep>)>, RestoreError> {
+        if self.follower().is_lost() {
+            return self.plan_whole().await.map(Some);
+        }
         let base = self.base();
         let known = self.log.as_ref().expect("the log was read");
         let catalog = &known.catalog;
@@ -258,11 +282,7 @@ impl Following {
             Err(RestoreError::Plan(_)) => {
                 // The files that lead from here to there may be gone. Then everything is rewritten.
                 self.log = Some(self.load().await?);
-                let catalog = &self.log.as_ref().expect("just read").catalog;
-                let plan =
-                    plan_steps(&self.reader, catalog, &catalog.manifest, &mut Vec::new(), Target::Latest).await?;
-                let steps = plan.steps.clone();
-                Ok(Some((plan, steps)))
+                self.plan_whole().await.map(Some)
             }
             Err(e) => Err(e),
         }

@@ -15,13 +15,12 @@ use rhyolite_store::Store;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 
-use super::FollowOptions;
 pub use super::live::Reached;
 use super::live::{Live, age_ms};
-use crate::config::cluster::Token;
+use super::{FollowOptions, ReplicaJournal};
 use crate::progress::Silent;
 use crate::restore::{Existing, RestoreError};
-use crate::stream::client::{Address, Link, LinkError};
+use crate::stream::client::{Access, Address, Link, LinkError};
 use crate::stream::remote_store::RemoteStore;
 
 /// Pauses before a lost connection is made again.
@@ -40,14 +39,16 @@ const OURS: &str = "-rhyolite-";
 pub struct NodeOptions {
     /// Where the node listens.
     pub address: Address,
-    /// What it wants to be shown.
-    pub token: Option<Token>,
+    /// What it is shown.
+    pub access: Access,
     /// The one database that is followed; all of the node otherwise.
     pub database: Option<String>,
     /// The file, or the folder, to keep up to date.
     pub into: PathBuf,
     /// What to do with files that exist and are not followed yet.
     pub existing: Existing,
+    /// How files are changed.
+    pub journal: ReplicaJournal,
     /// How long readers are waited for before they get another turn.
     pub lock_timeout: Duration,
     /// How long nothing may be heard before the connection is given up.
@@ -149,11 +150,11 @@ impl Node {
         let mut told = None;
         loop {
             let mut stop = self.stop.clone();
-            let NodeOptions { address, token, silence_max, .. } = &self.options;
+            let NodeOptions { address, access, silence_max, .. } = &self.options;
             let connected = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => return Ok(()),
-                connected = Link::connect(address, token.clone(), *silence_max) => connected,
+                connected = Link::connect(address, access, *silence_max) => connected,
             };
             let lost = match connected {
                 Ok(link) => match self.session(&link, &mut pause).await {
@@ -292,6 +293,7 @@ impl Node {
                 store: Arc::new(store) as Arc<dyn Store>,
                 output: output.clone(),
                 existing: self.options.existing,
+                journal: self.options.journal,
                 interval: Duration::ZERO,
                 lock_timeout: self.options.lock_timeout,
                 may_be_ahead: true,

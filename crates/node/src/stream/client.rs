@@ -11,9 +11,11 @@ use h2::client::SendRequest;
 use http::{HeaderMap, Request, Response, StatusCode, header};
 use rhyolite_format::DecodeError;
 use rhyolite_format::stream::Frame;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 
+use super::tls::{self, ClientFiles};
 use crate::config::cluster::Token;
 
 /// Window of one stream: what may come of a database before what came was taken.
@@ -25,39 +27,58 @@ const HEADERS_BYTES_MAX: u32 = 32 << 10;
 /// The longest line that a server may refuse with.
 const REFUSAL_BYTES_MAX: u64 = 4096;
 
-/// Where a node listens, as it is written: `http://HOST:PORT`.
+/// Where a node listens, as it is written: `http://HOST:PORT`, or with TLS `https://HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Address {
+    is_secret: bool,
     host: String,
     port: u16,
+}
+
+impl Address {
+    /// Whether it is spoken to over TLS.
+    pub fn is_secret(&self) -> bool {
+        self.is_secret
+    }
+}
+
+/// What a node is shown.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// The secret of its followers.
+    pub token: Option<Token>,
+    /// Over TLS: who it must be, and who we are.
+    pub tls: ClientFiles,
 }
 
 impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is no address of a node: write http://HOST:PORT, such as http://127.0.0.1:20202");
-        if text.starts_with("https://") {
-            return Err(format!("{text:?}: the stream has no TLS yet: write http:// and use a tunnel"));
-        }
-        let place = text.strip_prefix("http://").ok_or_else(wrong)?.trim_end_matches('/');
+        let wrong = || {
+            format!("{text:?} is no address of a node: write https://HOST:PORT, or without TLS http://127.0.0.1:PORT")
+        };
+        let secret = text.strip_prefix("https://").map(|place| (true, place));
+        let plain = text.strip_prefix("http://").map(|place| (false, place));
+        let (is_secret, place) = secret.or(plain).ok_or_else(wrong)?;
+        let place = place.trim_end_matches('/');
         let (host, port) = place.rsplit_once(':').ok_or_else(wrong)?;
         let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let port = port.parse().map_err(|_| wrong())?;
         if host.is_empty() || host.contains(['/', '@', '?']) {
             return Err(wrong());
         }
-        Ok(Self { host: host.to_owned(), port })
+        Ok(Self { is_secret, host: host.to_owned(), port })
     }
 }
 
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = if self.is_secret { "https" } else { "http" };
         if self.host.contains(':') {
-            write!(f, "http://[{}]:{}", self.host, self.port)
+            write!(f, "{scheme}://[{}]:{}", self.host, self.port)
         } else {
-            write!(f, "http://{}:{}", self.host, self.port)
+            write!(f, "{scheme}://{}:{}", self.host, self.port)
         }
     }
 }
@@ -124,28 +145,42 @@ impl Link {
     /// Connects, within a time.
     ///
     /// # Errors
-    /// Nobody listens there, or it is not a place for a connection without TLS.
-    pub async fn connect(address: &Address, token: Option<Token>, within: Duration) -> Result<Self, LinkError> {
-        let connected = tokio::time::timeout(within, Self::connect_now(address, token)).await;
+    /// Nobody listens there, it is not who it should be, or it is not a place for a connection without TLS.
+    pub async fn connect(address: &Address, access: &Access, within: Duration) -> Result<Self, LinkError> {
+        let connected = tokio::time::timeout(within, Self::connect_now(address, access)).await;
         connected.unwrap_or_else(|_| Err(LinkError::Lost(format!("no answer within {within:?}"))))
     }
 
-    async fn connect_now(address: &Address, token: Option<Token>) -> Result<Self, LinkError> {
+    async fn connect_now(address: &Address, access: &Access) -> Result<Self, LinkError> {
         let stream = TcpStream::connect((address.host.as_str(), address.port)).await;
         let stream = stream.map_err(|e| LinkError::Lost(crate::config::io_text(&e)))?;
         let peer = stream.peer_addr().map_err(lost)?;
+        stream.set_nodelay(true).map_err(lost)?;
+        if address.is_secret {
+            let stream = tls::connect(&access.tls, &address.host, stream).await.map_err(LinkError::Lost)?;
+            return Self::begin(address, access, stream).await;
+        }
         if !peer.ip().is_loopback() {
-            let text = format!("{peer} is not a loopback address, and the stream has no TLS yet: use a tunnel");
+            let text = format!("{peer} is not a loopback address: without TLS (https://) nothing is sent there");
             return Err(LinkError::NotLoopback(text));
         }
-        stream.set_nodelay(true).map_err(lost)?;
+        Self::begin(address, access, stream).await
+    }
+
+    /// Begins to speak HTTP/2.
+    async fn begin(
+        address: &Address,
+        access: &Access,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Result<Self, LinkError> {
         let mut builder = h2::client::Builder::new();
         builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW).enable_push(false);
         builder.max_header_list_size(HEADERS_BYTES_MAX);
         let (send, connection) = builder.handshake::<_, Bytes>(stream).await.map_err(lost)?;
         // Its end is seen by everybody who waits for an answer.
         let task = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-        Ok(Self { send, shared: Arc::new(Shared { address: address.clone(), token, task }) })
+        let shared = Shared { address: address.clone(), token: access.token.clone(), task };
+        Ok(Self { send, shared: Arc::new(shared) })
     }
 
     /// Closes the connection, whoever still has a copy.
@@ -257,11 +292,13 @@ mod tests {
 
     #[test]
     fn addresses() {
-        for text in ["http://127.0.0.1:20202", "http://[::1]:1", "http://localhost:7"] {
+        for text in ["http://127.0.0.1:20202", "http://[::1]:1", "http://localhost:7", "https://node.example:20202"] {
             assert_eq!(text.parse::<Address>().unwrap().to_string(), text);
         }
         assert_eq!("http://h:1/".parse::<Address>().unwrap().to_string(), "http://h:1");
-        for wrong in ["127.0.0.1:1", "http://", "http://h", "http://:1", "http://h:x", "http://u@h:1", "https://h:1"] {
+        for wrong in
+            ["127.0.0.1:1", "http://", "http://h", "http://:1", "http://h:x", "http://u@h:1", "https://h", "ftp://h:1"]
+        {
             assert!(wrong.parse::<Address>().is_err(), "{wrong}");
         }
     }

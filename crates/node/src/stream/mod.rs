@@ -18,6 +18,7 @@ mod log_files;
 pub mod query;
 pub mod remote_store;
 pub mod server;
+pub mod tls;
 
 use std::time::Duration;
 

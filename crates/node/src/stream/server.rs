@@ -22,6 +22,7 @@ use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use rhyolite_format::stream::{Database, End, EndReason, Frame};
 use rhyolite_format::{Lineage, Pos};
 use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
@@ -29,6 +30,7 @@ use tokio::task::JoinSet;
 use super::feed::{Follower, Origin, Served};
 use super::log_files::{Found, LogFiles};
 use super::query::Query;
+use super::tls::Acceptor;
 use super::{HEARTBEAT, PART_BYTES_MAX, SILENCE_MAX, WHOLE_BYTES_MAX};
 use crate::capture::restart::LOG_FOLDER;
 use crate::config::cluster::Token;
@@ -78,6 +80,8 @@ pub struct Server {
     board: Arc<StatusBoard>,
     /// What every request must carry, if anything.
     token: Option<Token>,
+    /// How connections are made secret, if they are.
+    tls: Option<Acceptor>,
     /// For requests.
     requests: Arc<Semaphore>,
     /// For KiB that were read.
@@ -119,6 +123,17 @@ pub async fn serve(listener: TcpListener, server: Server) {
 /// One connection until it ends.
 async fn connection(server: &Arc<Server>, stream: TcpStream) -> Result<(), String> {
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
+    match &server.tls {
+        None => requests(server, stream).await,
+        Some(tls) => {
+            let accepted = tokio::time::timeout(SILENCE_MAX, tls.accept(stream)).await;
+            requests(server, accepted.map_err(|_| "no TLS handshake")??).await
+        }
+    }
+}
+
+/// The requests of a connection.
+async fn requests(server: &Arc<Server>, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), String> {
     let mut builder = h2::server::Builder::new();
     builder.max_concurrent_streams(STREAMS_MAX).max_send_buffer_size(SEND_BUFFER_BYTES);
     builder.max_header_list_size(HEADERS_BYTES_MAX);
@@ -208,10 +223,10 @@ fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, kind: Option<Sto
 }
 
 impl Server {
-    /// Serves these databases to everybody who knows the token, if there is one.
-    pub fn new(board: Arc<StatusBoard>, token: Option<Token>) -> Self {
+    /// Serves these databases to everybody who knows the token, if there is one, and has the certificate that TLS may ask for.
+    pub fn new(board: Arc<StatusBoard>, token: Option<Token>, tls: Option<Acceptor>) -> Self {
         let (requests, logs) = (Arc::new(Semaphore::new(REQUESTS_MAX)), Semaphore::new(LOGS_READ_MAX));
-        Self { board, token, requests, read: Semaphore::new(READ_KIB_MAX as usize), logs }
+        Self { board, token, tls, requests, read: Semaphore::new(READ_KIB_MAX as usize), logs }
     }
 
     /// Room for so many bytes that are read; it is given back when they are sent.

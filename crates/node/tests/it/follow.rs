@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rhyolite_format::follow::PageOneFields;
 use rhyolite_format::{Checksum, PageSize, Pos, Seq, Txid, keys};
-use rhyolite_node::follow::{FollowOptions, follow};
+use rhyolite_node::follow::{FollowOptions, ReplicaJournal, follow};
 use rhyolite_node::progress::Silent;
 use rhyolite_node::restore::{Existing, RestoreError};
 use rhyolite_store::{Directory, Memory, Store};
@@ -26,6 +26,7 @@ fn options(store: &Arc<dyn Store>, output: &Path) -> FollowOptions {
         store: Arc::clone(store),
         output: output.to_owned(),
         existing: Existing::Refuse,
+        journal: ReplicaJournal::Rollback,
         interval: Duration::from_millis(5),
         lock_timeout: Duration::from_millis(50),
         may_be_ahead: false,

@@ -32,4 +32,5 @@ mod readme;
 mod restore;
 mod resume;
 mod stream;
+mod stream_files;
 mod verify;

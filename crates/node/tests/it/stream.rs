@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rhyolite_format::follow::PageOneFields;
-use rhyolite_node::stream::client::{Link, LinkError};
+use rhyolite_node::stream::client::{Access, Link, LinkError};
 use rusqlite::{Connection, OpenFlags};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -21,15 +21,29 @@ fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
+/// The committed content of a database, taken from a copy; `None` when that was taken in the middle of something.
+fn image(from: &Path) -> Option<Vec<u8>> {
+    let copy = tempfile::tempdir().unwrap();
+    let to = copy.path().join("copy.db");
+    std::fs::copy(from, &to).ok()?;
+    let wal = PathBuf::from(format!("{}-wal", from.display()));
+    if wal.exists() {
+        std::fs::copy(wal, copy.path().join("copy.db-wal")).ok()?;
+        let db = Connection::open(&to).unwrap();
+        db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).ok()?;
+    }
+    std::fs::read(&to).ok()
+}
+
 /// A node that replicates the databases in `data` and serves them.
-struct Node {
-    folder: Folder,
+pub(crate) struct Node {
+    pub(crate) folder: Folder,
     address: String,
     running: Option<Running>,
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = Folder::new();
         std::fs::create_dir(folder.path("data")).unwrap();
         let address = free_address();
@@ -43,7 +57,7 @@ impl Node {
         Self { folder, address, running: None }
     }
 
-    fn start(&mut self) {
+    pub(crate) fn start(&mut self) {
         self.running = Some(self.folder.start(&["replicate", "--config", "rhyolite.yml"]));
     }
 
@@ -56,17 +70,17 @@ impl Node {
         drop(self.running.take());
     }
 
-    fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.signal(Signal::TERM);
         let outcome = self.running.take().unwrap().wait();
         assert_eq!(outcome.code, 0, "{outcome:?}");
     }
 
-    fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
-    fn database(&self, name: &str, mode: &str) -> Connection {
+    pub(crate) fn database(&self, name: &str, mode: &str) -> Connection {
         let db = Connection::open(self.folder.path("data").join(name)).unwrap();
         db.busy_timeout(Duration::from_secs(20)).unwrap();
         db.pragma_update_and_check(None, "journal_mode", mode, |_| Ok(())).unwrap();
@@ -75,31 +89,20 @@ impl Node {
         db
     }
 
-    fn follow(&self, url: &str, arguments: &[&str]) -> Follow {
+    pub(crate) fn follow(&self, url: &str, arguments: &[&str]) -> Follow {
         let mut all = vec!["follow", url];
         all.extend_from_slice(arguments);
         all.push("--json");
         Follow::start(self.folder.start(&all))
     }
 
-    /// The committed content of a database, taken from a copy.
-    fn image(&self, name: &str) -> Vec<u8> {
-        let copy = tempfile::tempdir().unwrap();
-        let to = copy.path().join("copy.db");
-        let from = self.folder.path("data").join(name);
-        std::fs::copy(&from, &to).unwrap();
-        let wal = PathBuf::from(format!("{}-wal", from.display()));
-        if wal.exists() {
-            std::fs::copy(wal, copy.path().join("copy.db-wal")).unwrap();
-            let db = Connection::open(&to).unwrap();
-            db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
-        }
-        std::fs::read(&to).unwrap()
+    fn image(&self, name: &str) -> Option<Vec<u8>> {
+        image(&self.folder.path("data").join(name))
     }
 
     /// Whether a replica is the database, but for what its readers need otherwise.
     fn is_equal(&self, name: &str, replica: &Path) -> bool {
-        let (image, Ok(mut bytes)) = (self.image(name), std::fs::read(replica)) else { return false };
+        let (Some(image), Some(mut bytes)) = (self.image(name), image(replica)) else { return false };
         if bytes.len() != image.len() || image.is_empty() {
             return false;
         }
@@ -107,7 +110,7 @@ impl Node {
         bytes == image
     }
 
-    fn wait_equal(&self, name: &str, replica: &Path) {
+    pub(crate) fn wait_equal(&self, name: &str, replica: &Path) {
         wait_for(&format!("{} to be {name}", replica.display()), || self.is_equal(name, replica));
         let db = Connection::open_with_flags(replica, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
         let check: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
@@ -116,7 +119,7 @@ impl Node {
 }
 
 /// A process that follows, and what it has said.
-struct Follow {
+pub(crate) struct Follow {
     running: Option<Running>,
     lines: Arc<Mutex<Vec<Value>>>,
 }
@@ -137,7 +140,7 @@ impl Follow {
         self.lines.lock().unwrap().iter().rev().find(|line| is_it(line)).cloned()
     }
 
-    fn wait_event(&self, event: &str) -> Value {
+    pub(crate) fn wait_event(&self, event: &str) -> Value {
         wait_for(event, || self.find(|line| line["event"] == event).is_some());
         self.find(|line| line["event"] == event).unwrap()
     }
@@ -147,7 +150,7 @@ impl Follow {
         drop(self.running.take());
     }
 
-    fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.running.as_ref().unwrap().signal(Signal::TERM);
         let outcome = self.running.take().unwrap().wait();
         assert_eq!(outcome.code, 0, "{outcome:?}");
@@ -192,7 +195,7 @@ impl Writer {
     }
 }
 
-fn count(path: &Path) -> Option<i64> {
+pub(crate) fn count(path: &Path) -> Option<i64> {
     let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
     db.busy_timeout(Duration::from_secs(5)).ok()?;
     db.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).ok()
@@ -419,9 +422,79 @@ fn nobody_listens_where_others_could_hear() {
     drop(folder.database("app.db"));
     let outcome = folder.run(&["replicate", "app.db", "store", "--cluster-listen", ":20202"]);
     assert_eq!(outcome.code, 2, "{outcome:?}");
-    assert!(outcome.stderr.contains("the stream has no TLS yet"), "{outcome:?}");
-    let outcome = folder.run(&["replicate", "app.db", "store", "--cluster-token", "x"]);
+    assert!(outcome.stderr.contains("that needs TLS"), "{outcome:?}");
+    for no_effect in [["--cluster-token", "x"], ["--cluster-cert", "x"], ["--cluster-client-ca", "x"]] {
+        let outcome = folder.run(&[&["replicate", "app.db", "store"][..], &no_effect].concat());
+        assert_eq!(outcome.code, 2, "{outcome:?}");
+    }
+    let outcome = folder.run(&["follow", "http://127.0.0.1:1", "app.db", "--into", "x.db", "--ca", "x"]);
     assert_eq!(outcome.code, 2, "{outcome:?}");
+    let outcome = folder.run(&["follow", "https://127.0.0.1:1", "app.db", "--into", "x.db", "--ca", "missing.pem"]);
+    assert!(outcome.code == 1 && outcome.stderr.contains("read missing.pem: no such file"), "{outcome:?}");
+}
+
+/// Certificates for tests: testdata/tls/make.sh.
+fn put_certificate(folder: &Folder, from: &str, to: &str) {
+    let certificates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tls");
+    for suffix in [".pem", ".key"] {
+        let from = certificates.join(format!("{from}{suffix}"));
+        if from.exists() {
+            std::fs::copy(from, folder.path(&format!("{to}{suffix}"))).unwrap();
+        }
+    }
+}
+
+#[test]
+fn over_tls_each_end_proves_who_it_is() {
+    let folder = Folder::new();
+    drop(folder.database("app.db"));
+    for name in ["ca", "other-ca", "node", "follower", "stranger"] {
+        put_certificate(&folder, name, name);
+    }
+    let port = free_address().rsplit_once(':').unwrap().1.to_owned();
+    let config = format!(
+        "cluster: {{listen: \"0.0.0.0:{port}\", tls: {{cert: node.pem, key: node.key, client-ca: ca.pem}}}}\n\
+         dbs: [{{path: app.db, replica: {{url: ./store}}}}]\n"
+    );
+    folder.write("rhyolite.yml", config);
+    let node = folder.start(&["replicate", "--config", "rhyolite.yml"]);
+    wait_for("the node", || TcpStream::connect(format!("127.0.0.1:{port}")).is_ok());
+    let follow = |url: &str, more: &[&str], into: &str| {
+        let url = url.replace("PORT", &port);
+        Follow::start(folder.start(&[&["follow", &url, "app.db", "--into", into, "--json"][..], more].concat()))
+    };
+    let known = ["--cert", "follower.pem", "--key", "follower.key"];
+    for (url, more, reason) in [
+        ("https://127.0.0.1:PORT", &["--ca", "ca.pem"][..], "CertificateRequired"),
+        ("https://127.0.0.1:PORT", &["--ca", "ca.pem", "--cert", "stranger.pem", "--key", "stranger.key"], "alert"),
+        ("https://127.0.0.1:PORT", &[&["--ca", "other-ca.pem"][..], &known].concat(), "UnknownIssuer"),
+        ("https://127.0.0.2:PORT", &[&["--ca", "ca.pem"][..], &known].concat(), "not valid for name"),
+        ("http://127.0.0.1:PORT", &[], ""),
+    ] {
+        let follow = follow(url, more, "nothing.db");
+        let lost = follow.wait_event("lost");
+        assert!(lost["reason"].as_str().unwrap().contains(reason), "{more:?}: {lost}");
+        assert!(follow.find(|line| line["event"] == "connected").is_none(), "{more:?}");
+        drop(follow);
+    }
+    assert!(!folder.path("nothing.db").exists());
+    let right = follow("https://localhost:PORT", &[&["--ca", "ca.pem"][..], &known].concat(), "replica.db");
+    right.wait_event("reached");
+    let db = folder.database("app.db");
+    db.execute_batch("INSERT INTO t VALUES (1)").unwrap();
+    wait_for("the commit", || count(&folder.path("replica.db")) == Some(1));
+    // Another certificate: who is connected stays so, and who comes sees it.
+    put_certificate(&folder, "node2", "node");
+    let renewed = follow("https://127.0.0.1:PORT", &[&["--ca", "other-ca.pem"][..], &known].concat(), "other.db");
+    renewed.wait_event("reached");
+    db.execute_batch("INSERT INTO t VALUES (2)").unwrap();
+    for name in ["replica.db", "other.db"] {
+        wait_for(name, || count(&folder.path(name)) == Some(2));
+    }
+    right.stop();
+    renewed.stop();
+    node.signal(Signal::TERM);
+    assert_eq!(node.wait().code, 0);
 }
 
 #[cfg(target_os = "linux")]
@@ -446,7 +519,8 @@ fn a_follower_gets_objects_of_its_database_and_nothing_else() {
     node.start();
     node.folder.wait_durable("data/app.db", 1);
     let ask = async |path: &str| {
-        let link = Link::connect(&node.url().parse().unwrap(), None, Duration::from_secs(10)).await.unwrap();
+        let link =
+            Link::connect(&node.url().parse().unwrap(), &Access::default(), Duration::from_secs(10)).await.unwrap();
         match link.read(path, 1 << 20).await {
             Ok((_, bytes)) => (200, bytes.len()),
             Err(LinkError::Refused { status, .. }) => (status.as_u16(), 0),

@@ -1,0 +1,226 @@
+//! Changes a database file through SQLite and its WAL: readers see the state before or the one after, and nobody waits for them.
+//!
+//! Pages are written by SQLite's own virtual table `sqlite_dbpage`, as `sqlite3_rsync` does it: locks, frames, wal-index, checkpoints and the recovery
+//! of a WAL that a crash has left are SQLite's. What it changes by itself are bytes of page 1 (docs/spec/follow.md).
+
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rhyolite_format::follow::PageOneFields;
+use rhyolite_format::{PageCount, PageNumber};
+use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
+
+use super::apply::Batch;
+use super::lock::Busy;
+use crate::restore::RestoreError;
+
+/// Pages in the WAL after which they are copied into the database.
+const CHECKPOINT_PAGES: usize = 1000;
+/// Pages in the WAL after which readers are kept out for a moment, if that can be had at once, so that it begins anew.
+const RESET_PAGES: usize = 16 * CHECKPOINT_PAGES;
+
+/// A database in WAL mode to which nobody else writes.
+#[derive(Debug)]
+pub(super) struct WalWriter {
+    /// Never waited for: what owns this lets one thread at a time use it.
+    connection: Mutex<Connection>,
+    path: PathBuf,
+    /// Changes when another connection commits.
+    data_version: i64,
+    /// Pages that were written since all of the WAL was copied.
+    pages: usize,
+}
+
+impl WalWriter {
+    /// Opens a database as it is.
+    pub(super) fn open(path: &Path) -> Result<Self, RestoreError> {
+        let open = || -> rusqlite::Result<Connection> {
+            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let connection = Connection::open_with_flags(path, flags)?;
+            // Nothing of its schema matters: what cannot be parsed is no error.
+            connection.pragma_update(None, "writable_schema", "on")?;
+            connection.pragma_update(None, "synchronous", "normal")?;
+            connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+            Ok(connection)
+        };
+        let connection = open().map_err(|e| failed("open", path, e))?;
+        let mut this = Self { connection: Mutex::new(connection), path: path.to_owned(), data_version: 0, pages: 0 };
+        this.keep_wal()?;
+        this.data_version = this.read_data_version()?;
+        Ok(this)
+    }
+
+    /// `-wal` and `-shm` stay when they are closed: who may read the folder and not write there needs them.
+    fn keep_wal(&self) -> Result<(), RestoreError> {
+        let mut on: std::ffi::c_int = 1;
+        // SAFETY: the connection is open, "main" is NUL-terminated, and this operation takes an int that outlives the call.
+        let code = unsafe {
+            let operation = ffi::SQLITE_FCNTL_PERSIST_WAL;
+            ffi::sqlite3_file_control(self.connection().handle(), c"main".as_ptr(), operation, (&raw mut on).cast())
+        };
+        let error = || rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        if code == ffi::SQLITE_OK { Ok(()) } else { Err(failed("use the WAL of", &self.path, error())) }
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Connection> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, doing: &'static str) -> impl Fn(rusqlite::Error) -> RestoreError + '_ {
+        move |e| failed(doing, &self.path, e)
+    }
+
+    fn read_data_version(&self) -> Result<i64, RestoreError> {
+        self.connection().pragma_query_value(None, "data_version", |row| row.get(0)).map_err(self.failed("read"))
+    }
+
+    /// Goes over to this journal mode. `Busy` when somebody else has the database open.
+    pub(super) fn switch(&mut self, mode: &str, timeout: Duration) -> Result<Result<(), Busy>, RestoreError> {
+        let switch = || -> rusqlite::Result<String> {
+            let connection = self.connection();
+            connection.busy_timeout(timeout)?;
+            connection.pragma_update_and_check(None, "journal_mode", mode, |row| row.get(0))
+        };
+        let is_so = match switch() {
+            Ok(now) => now.eq_ignore_ascii_case(mode),
+            Err(error) if is_busy(&error) => false,
+            Err(error) => return Err(failed("change the journal mode of", &self.path, error)),
+        };
+        self.data_version = self.read_data_version()?;
+        Ok(if is_so { Ok(()) } else { Err(Busy) })
+    }
+
+    /// Size of the database.
+    pub(super) fn page_count(&self) -> Result<PageCount, RestoreError> {
+        let count = self.connection().pragma_query_value(None, "page_count", |row| row.get(0));
+        count.map(PageCount).map_err(self.failed("read"))
+    }
+
+    /// Reads pages, ascending from the first, as the last commit has left them.
+    pub(super) fn read_pages(&self, mut take: impl FnMut(PageNumber, &[u8])) -> Result<(), RestoreError> {
+        let mut read = || -> rusqlite::Result<()> {
+            let connection = self.connection();
+            let mut statement = connection.prepare("SELECT pgno, data FROM sqlite_dbpage")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                if let Some(pgno) = PageNumber::new(row.get(0)?) {
+                    take(pgno, row.get_ref(1)?.as_blob()?);
+                }
+            }
+            Ok(())
+        };
+        read().map_err(self.failed("read"))
+    }
+
+    /// Page 1.
+    pub(super) fn page_one(&self) -> Result<Vec<u8>, RestoreError> {
+        let read = self.connection().query_row("SELECT data FROM sqlite_dbpage WHERE pgno = 1", [], |row| row.get(0));
+        read.map_err(self.failed("read"))
+    }
+
+    /// Commits a batch that leaves the page size as it is. `Busy` when somebody else is writing for longer than `timeout`; `None` when somebody else
+    /// has written.
+    pub(super) fn apply(
+        &mut self,
+        batch: &Batch,
+        page_one: &PageOneFields,
+        timeout: Duration,
+    ) -> Result<Option<Result<(), Busy>>, RestoreError> {
+        self.connection().busy_timeout(timeout).map_err(self.failed("lock"))?;
+        match self.connection().execute_batch("BEGIN IMMEDIATE") {
+            Err(error) if is_busy(&error) => return Ok(Some(Err(Busy))),
+            begun => begun.map_err(self.failed("lock"))?,
+        }
+        let is_untouched = self.read_data_version().map(|version| version == self.data_version);
+        let written = match is_untouched {
+            Ok(true) => self.write(batch, page_one).map(|()| true),
+            other => other,
+        };
+        if !matches!(written, Ok(true)) {
+            // Nothing of it is left, whether this works or the connection is closed.
+            let _ = self.connection().execute_batch("ROLLBACK");
+            return written.map(|_| None);
+        }
+        self.connection().execute_batch("COMMIT").map_err(self.failed("commit to"))?;
+        self.pages += batch.pages.len();
+        if self.pages >= CHECKPOINT_PAGES {
+            self.checkpoint()?;
+        }
+        Ok(Some(Ok(())))
+    }
+
+    /// Page 1 comes last: what SQLite looks up in it while it writes the others is that of the state before.
+    fn write(&self, batch: &Batch, page_one: &PageOneFields) -> Result<(), RestoreError> {
+        let sql = "INSERT INTO sqlite_dbpage(pgno, data) VALUES (?1, ?2)";
+        let before = self.page_count()?;
+        let connection = self.connection();
+        let mut statement = connection.prepare_cached(sql).map_err(self.failed("write"))?;
+        let mut page = vec![0; batch.page_size.bytes()];
+        for (index, pgno) in batch.pages.iter().enumerate().rev() {
+            batch.read(index, &mut page).map_err(|e| RestoreError::io("read", Path::new("spool file"), e))?;
+            if *pgno == PageNumber::FIRST {
+                page_one.put(&mut page);
+            }
+            statement.execute((pgno.get(), &page)).map_err(self.failed("write"))?;
+        }
+        if batch.commit < before {
+            // No content: this page and those behind it go.
+            let first = u64::from(batch.commit.get()) + 1;
+            statement.execute((first.cast_signed(), rusqlite::types::Null)).map_err(self.failed("write"))?;
+        }
+        Ok(())
+    }
+
+    /// Copies what the WAL holds into the database, as far as readers let it.
+    fn checkpoint(&mut self) -> Result<(), RestoreError> {
+        self.connection().busy_timeout(Duration::ZERO).map_err(self.failed("lock"))?;
+        let sql =
+            if self.pages >= RESET_PAGES { "PRAGMA wal_checkpoint(RESTART)" } else { "PRAGMA wal_checkpoint(PASSIVE)" };
+        let done = self.connection().query_row(sql, [], |row| {
+            let (busy, log, copied): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
+            Ok(busy == 0 && log == copied)
+        });
+        match done {
+            Ok(true) => self.pages = 0,
+            // Readers use what is older: once more after as many pages again.
+            Ok(false) => self.pages = self.pages.next_multiple_of(CHECKPOINT_PAGES),
+            Err(error) if is_busy(&error) => {}
+            Err(error) => return Err(failed("checkpoint", &self.path, error)),
+        }
+        Ok(())
+    }
+
+    /// Whether the path still names the file that is open.
+    pub(super) fn has_moved(&self) -> Result<bool, RestoreError> {
+        let mut moved: std::ffi::c_int = 0;
+        // SAFETY: as in `keep_wal`.
+        let code = unsafe {
+            let operation = ffi::SQLITE_FCNTL_HAS_MOVED;
+            ffi::sqlite3_file_control(self.connection().handle(), c"main".as_ptr(), operation, (&raw mut moved).cast())
+        };
+        let error = || rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        if code == ffi::SQLITE_OK { Ok(moved != 0) } else { Err(failed("look at", &self.path, error())) }
+    }
+}
+
+impl Drop for WalWriter {
+    /// Leaves an empty WAL where readers let it: then the file alone is the database.
+    fn drop(&mut self) {
+        let _ = self.connection().busy_timeout(Duration::ZERO);
+        let _ = self.connection().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
+}
+
+fn failed(doing: &'static str, path: &Path, error: rusqlite::Error) -> RestoreError {
+    let kind = match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => std::io::ErrorKind::StorageFull,
+        Some(ErrorCode::PermissionDenied | ErrorCode::ReadOnly) => std::io::ErrorKind::PermissionDenied,
+        _ => std::io::ErrorKind::Other,
+    };
+    RestoreError::io(doing, path, std::io::Error::new(kind, error))
+}
