@@ -46,6 +46,26 @@ pub(super) struct Follower {
     change_counter: u32,
 }
 
+/// What a file was when it ceased to be followed.
+#[derive(Debug)]
+pub(crate) struct Released {
+    pub(crate) lineage: Lineage,
+    pub(crate) pos: Pos,
+    pub(crate) page_size: PageSize,
+    pub(crate) commit: PageCount,
+    /// Checksum of each page as the log has it; 0 for the lock page.
+    pub(crate) table: Vec<u64>,
+}
+
+/// The checksums of a file's pages.
+#[derive(Debug)]
+pub(super) struct PageSums {
+    pub(super) table: Vec<u64>,
+    pub(super) checksum: Checksum,
+    /// The change counter that the file has.
+    pub(super) change_counter: u32,
+}
+
 /// The content of changed pages.
 #[derive(Debug)]
 pub(super) enum Content {
@@ -85,11 +105,11 @@ pub(super) fn state_path(path: &Path) -> PathBuf {
 }
 
 /// Where its position lies, for people and programs.
-fn pos_path(path: &Path) -> PathBuf {
+pub(super) fn pos_path(path: &Path) -> PathBuf {
     beside(path, "-pos")
 }
 
-fn journal_path(path: &Path) -> PathBuf {
+pub(super) fn journal_path(path: &Path) -> PathBuf {
     beside(path, "-journal")
 }
 
@@ -152,6 +172,73 @@ impl Follower {
         }
         let detail = "its pages add up to another checksum".to_owned();
         Err(RestoreError::Diverged { path: path.to_owned(), txid: state.after.pos.txid, detail })
+    }
+
+    /// A file that is at `end`, as was found out under `locks`, becomes one that follows `lineage`: its state is written, and page 1 becomes what
+    /// readers need.
+    pub(super) fn begin(
+        file: Arc<File>,
+        path: &Path,
+        lineage: Lineage,
+        end: FollowEnd,
+        found: PageSums,
+        locks: &Locks<'_>,
+    ) -> Result<Self, RestoreError> {
+        write_state(path, &FollowState { lineage, before: end, after: end })?;
+        let PageSums { table, change_counter, .. } = found;
+        let mut follower = Self { file, path: path.to_owned(), lineage, end, table, change_counter };
+        let fields = end.page_one.for_readers(change_counter.wrapping_add(1));
+        follower.put_page_one(fields, locks)?;
+        follower.write_pos()?;
+        Ok(follower)
+    }
+
+    /// The file becomes a database that is written to, in the journal mode that the log has. Its change counter stays one of its own, because
+    /// readers may have seen all those before. Gives what the file is, or itself when readers do not let go.
+    pub(super) fn release(mut self, timeout: Duration) -> Result<Result<Released, Box<Self>>, RestoreError> {
+        let deadline = Instant::now() + timeout;
+        let failed = |e, path: &Path| RestoreError::io("lock", path, e);
+        let file = Arc::clone(&self.file);
+        let reserved = wait(deadline, || Locks::reserve(&file)).map_err(|e| failed(e, &self.path))?;
+        let Ok(locks) = reserved else { return Ok(Err(Box::new(self))) };
+        self.check_untouched()?;
+        if wait(deadline, || locks.exclude_readers()).map_err(|e| failed(e, &self.path))?.is_err() {
+            return Ok(Err(Box::new(self)));
+        }
+        let page_one = self.end.page_one;
+        let fields = page_one.for_readers(self.change_counter.wrapping_add(1));
+        self.put_page_one(PageOneFields { versions: page_one.versions, ..fields }, &locks)?;
+        for path in [state_path(&self.path), pos_path(&self.path)] {
+            remove(&path)?;
+        }
+        sync_folder_of(&self.path)?;
+        drop(locks);
+        let FollowEnd { pos, page_size, commit, .. } = self.end;
+        Ok(Ok(Released { lineage: self.lineage, pos, page_size, commit, table: self.table }))
+    }
+
+    /// Gives page 1 other fields, with nobody reading.
+    fn put_page_one(&mut self, fields: PageOneFields, _exclusive: &Locks<'_>) -> Result<(), RestoreError> {
+        let FollowEnd { pos, page_size, commit, .. } = self.end;
+        if commit.get() == 0 {
+            return Ok(());
+        }
+        let nothing = Batch { content: Content::Memory(Vec::new()), pages: Vec::new(), pos, page_size, commit };
+        self.write_journal(&nothing)?;
+        self.write_pages(&nothing, &fields)?;
+        self.remove_journal()?;
+        self.change_counter = fields.change_counter;
+        Ok(())
+    }
+
+    /// Notes another position and history for the state that the file is in.
+    pub(super) fn stay_at(&self, end: FollowEnd, lineage: Lineage) -> Result<(), RestoreError> {
+        write_state(&self.path, &FollowState { lineage, before: end, after: end })
+    }
+
+    /// The file itself.
+    pub(super) fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
     }
 
     /// The history that it belongs to.
@@ -358,8 +445,16 @@ fn is_grown_by(batch: &Batch, before: PageCount) -> bool {
     is_within && (batch.pages.len() - first) as u64 == wanted
 }
 
+/// Removes a file, if there is one.
+pub(super) fn remove(path: &Path) -> Result<(), RestoreError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(RestoreError::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
 /// Asks until it works or the time is over.
-fn wait<T>(
+pub(super) fn wait<T>(
     deadline: Instant,
     mut ask: impl FnMut() -> std::io::Result<Result<T, Busy>>,
 ) -> std::io::Result<Result<T, Busy>> {
@@ -405,24 +500,36 @@ fn remove_cold(journal: &Path) -> Result<(), RestoreError> {
 
 /// The page checksums and the change counter of a file that is at `end`; `None` when it is not.
 fn compare(file: &File, path: &Path, end: &FollowEnd) -> Result<Option<(Vec<u64>, u32)>, RestoreError> {
-    let failed = |e| RestoreError::io("read", path, e);
-    let size = end.page_size;
-    if file.metadata().map_err(failed)?.len() != end.commit.bytes(size) {
+    let len = file.metadata().map_err(|e| RestoreError::io("read", path, e))?.len();
+    if len != end.commit.bytes(end.page_size) {
         return Ok(None);
     }
-    let mut table = vec![0; end.commit.get() as usize];
+    let sums = page_sums(file, path, (end.page_size, end.commit), Some(&end.page_one))?;
+    Ok((sums.checksum == end.pos.checksum).then_some((sums.table, sums.change_counter)))
+}
+
+/// Reads a whole file; page 1 with other fields than it has, where they are given.
+pub(super) fn page_sums(
+    file: &File,
+    path: &Path,
+    (size, commit): (PageSize, PageCount),
+    page_one: Option<&PageOneFields>,
+) -> Result<PageSums, RestoreError> {
+    let mut table = vec![0; commit.get() as usize];
     let mut change_counter = 0;
     let mut page = vec![0; size.bytes()];
-    for pgno in (1..=end.commit.get()).filter_map(PageNumber::new).filter(|pgno| *pgno != size.lock_page()) {
-        file.read_exact_at(&mut page, pgno.offset(size)).map_err(failed)?;
+    for pgno in (1..=commit.get()).filter_map(PageNumber::new).filter(|pgno| *pgno != size.lock_page()) {
+        file.read_exact_at(&mut page, pgno.offset(size)).map_err(|e| RestoreError::io("read", path, e))?;
         if pgno == PageNumber::FIRST {
             change_counter = PageOneFields::of(&page).change_counter;
-            end.page_one.put(&mut page);
+            if let Some(fields) = page_one {
+                fields.put(&mut page);
+            }
         }
         table[pgno.index()] = Checksum::of_page(pgno, &page).get();
     }
-    let found = Checksum::from_crc(table.iter().fold(0, |bits, page| bits ^ page));
-    Ok((found == end.pos.checksum).then_some((table, change_counter)))
+    let checksum = Checksum::from_crc(table.iter().fold(0, |bits, page| bits ^ page));
+    Ok(PageSums { table, checksum, change_counter })
 }
 
 #[cfg(test)]
