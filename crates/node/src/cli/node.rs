@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use rhyolite_logic::park::Policy;
+use rhyolite_logic::pick::Pattern;
 use rustix::fs::{FlockOperation, flock};
 use tokio::sync::mpsc;
 
@@ -150,6 +151,8 @@ fn folder(args: &NodeArgs) -> Result<FolderConfig, Failure> {
     std::fs::create_dir_all(&args.dir).map_err(|e| Failure::io("make", &args.dir, &e))?;
     let dir = args.dir.canonicalize().map_err(|e| Failure::io("use", &args.dir, &e))?;
     let mut folder = FolderConfig::everything(dir.clone(), dir, args.store.clone());
+    // What restores leave when they are cut off looks like a database.
+    folder.pick.exclude.push(Pattern::new("*-rhyolite-*").expect("it is one"));
     folder.template.lease.ttl = LEASE_TTL;
     args.settings.apply(&mut folder.template);
     if !folder.template.lease.enabled {

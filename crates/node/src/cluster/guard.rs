@@ -74,16 +74,21 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
         return ExitCode::from(2);
     }
     // What ends the node by the terminal, or by its service manager, is for the node to pass on.
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        // SAFETY: ignoring a signal touches no memory of ours.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
+    set_signals(libc::SIG_IGN);
     // SAFETY: whoever started this process gave it the descriptor, and nothing else here owns it.
     let node = unsafe { UnixStream::from_raw_fd(*socket) };
     let mut guard = Guard { node, command, running: None, heard: Vec::new() };
     guard.watch();
     guard.kill();
     ExitCode::SUCCESS
+}
+
+/// What becomes of the signals that are for the node to pass on.
+fn set_signals(to: libc::sighandler_t) {
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        // SAFETY: neither ignoring a signal nor its default touches memory of ours.
+        unsafe { libc::signal(signal, to) };
+    }
 }
 
 fn close_on_exec(fd: RawFd) -> std::io::Result<()> {
@@ -161,11 +166,13 @@ impl Guard {
         }
         let mut command = Command::new(&self.command[0]);
         command.args(&self.command[1..]).process_group(0);
-        #[cfg(target_os = "linux")]
-        // SAFETY: between fork and exec only one system call is made, which takes plain integers.
+        // SAFETY: between fork and exec only system calls are made that take plain integers.
         unsafe {
             command.pre_exec(|| {
+                // What is ignored here would be ignored there.
+                set_signals(libc::SIG_DFL);
                 // If the guard is killed, nobody else would end the application.
+                #[cfg(target_os = "linux")]
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 Ok(())
             });

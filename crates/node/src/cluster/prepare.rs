@@ -167,7 +167,7 @@ impl Prepare {
         let store: Arc<dyn Store> = Arc::new(Retrying::new(store, RetryPolicy::default()));
         let found = log_end::find(&store, Guards::ALL, None).await.map_err(|e| e.to_string())?;
         let Some(mut end) = found else { return Ok(true) };
-        if self.must_fence && end.manifest.is_some() && !self.fence(&store, &mut end, fenced).await? {
+        if !self.take_end(&store, &mut end, fenced).await? {
             return Ok(false);
         }
         let Some(pos) = end.pos else { return Ok(true) };
@@ -199,8 +199,9 @@ impl Prepare {
         Ok(true)
     }
 
-    /// Takes the end of the log for our right. `false` when the log has gone on meanwhile, or we have no right any more.
-    async fn fence(
+    /// Makes sure that the end of the log is the end: nobody adds to it but under our right. `false` when it has gone on meanwhile, or we have no right
+    /// any more.
+    async fn take_end(
         &self,
         store: &Arc<dyn Store>,
         end: &mut LogEnd,
@@ -221,8 +222,11 @@ impl Prepare {
             *fenced = (*fenced).max(Some(epoch));
         };
         if theirs.is_some() {
-            // Our own, of a try before this one: nothing of an older right comes after it.
+            // Our own, of before: nothing of an older right comes after it.
             note();
+            return Ok(true);
+        }
+        if !self.must_fence || end.manifest.is_none() {
             return Ok(true);
         }
         let claim =

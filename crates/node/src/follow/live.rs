@@ -107,7 +107,7 @@ impl Live {
                 pause = RETRY.0;
             }
             if rejoin::is_astray(&error, &self.options.output) {
-                astray = Some(error.to_string());
+                astray = Some(rejoin::reason(&error));
             } else if !is_passing(&error) {
                 tracing::warn!(database = %self.database, "trying again: {error}");
             }

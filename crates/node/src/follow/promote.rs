@@ -52,7 +52,7 @@ pub(crate) async fn promote(
         match advance(options, goal, &mut patience).await {
             Err(error) if rejoin::is_astray(&error, &options.output) => {
                 goal.is_passed = false;
-                if rejoin::rejoin(options, meta_path, &error.to_string()).await? {
+                if rejoin::rejoin(options, meta_path, &rejoin::reason(&error)).await? {
                     continue;
                 }
             }

@@ -276,6 +276,16 @@ fn empty_state_folder(meta_path: &Path) -> Result<(), RestoreError> {
     emptied.map_err(|e| RestoreError::io("empty the state folder", meta_path, e))
 }
 
+/// Why a file is brought back, for people.
+pub(super) fn reason(error: &RestoreError) -> String {
+    match error {
+        RestoreError::Exists { .. } | RestoreError::Companion { .. } => {
+            "it was written here, by a former primary or by somebody else".to_owned()
+        }
+        error => error.to_string(),
+    }
+}
+
 /// Whether an error says that the file is not one of the history, and not that something is out of reach.
 pub(super) fn is_astray(error: &RestoreError, path: &Path) -> bool {
     let state: PathBuf = apply::state_path(path);
