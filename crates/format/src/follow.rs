@@ -140,9 +140,6 @@ impl FollowState {
         }
         let before = FollowEnd::decode(at::BEFORE.of(bytes), at::BEFORE.offset)?;
         let after = FollowEnd::decode(at::AFTER.of(bytes), at::AFTER.offset)?;
-        if before.pos.txid > after.pos.txid {
-            return Err(error(ErrorKind::Txid, at::AFTER));
-        }
         Ok(Self { lineage: Lineage(at::LINEAGE.id(bytes)), boot_id: at::BOOT_ID.id(bytes), before, after })
     }
 }

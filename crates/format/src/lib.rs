@@ -12,6 +12,7 @@ pub mod keys;
 mod layout;
 pub mod lease;
 pub mod litestream;
+pub mod lost;
 pub mod ltx;
 pub mod lz4;
 pub mod manifest;

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use crate::error::{DecodeError, ErrorKind};
 use crate::identity::Identity;
 use crate::lease::LeaseRecord;
+use crate::lost::LostBranch;
 use crate::manifest::Manifest;
 use crate::probe::ProbeRecord;
 use crate::samples::{self, checksum, seq, txid};
@@ -82,6 +83,9 @@ fn golden_files_are_written_and_read_back() {
     let probe = samples::probe();
     assert_eq!(golden("probe.v1.json", &probe.encode()), probe.encode());
     assert_eq!(ProbeRecord::decode(&probe.encode()), Ok(probe));
+    let lost = samples::lost();
+    assert_eq!(golden("lost.v1.json", &lost.encode()), lost.encode());
+    assert_eq!(LostBranch::decode(&lost.encode()), Ok(lost));
     let manifest = samples::manifest();
     assert_eq!(golden("manifest.v1.json", &manifest.encode()), manifest.encode());
     assert_eq!(Manifest::decode(&manifest.encode()), Ok(manifest));
@@ -128,6 +132,7 @@ fn damage_is_refused() {
         (samples::identity().encode(), (|b| Identity::decode(b).map(drop)) as fn(&[u8]) -> Result<(), DecodeError>),
         (samples::lease().encode(), |b| LeaseRecord::decode(b).map(drop)),
         (samples::probe().encode(), |b| ProbeRecord::decode(b).map(drop)),
+        (samples::lost().encode(), |b| LostBranch::decode(b).map(drop)),
         (samples::manifest().encode(), |b| Manifest::decode(b).map(drop)),
     ] {
         // The last byte is a line feed, without which the text is the same.

@@ -3,6 +3,7 @@
 use crate::identity::Identity;
 use crate::json::Format1;
 use crate::lease::{DurablePos, LeaseRecord, LeaseState};
+use crate::lost::LostBranch;
 use crate::manifest::{Crc64Hex, FileKind, Manifest, ManifestFile, Pin, RetiredFile, RetiredSegments};
 use crate::probe::ProbeRecord;
 use crate::segment::{SegmentEntry, SegmentHeader, SegmentKind, encode_index};
@@ -143,6 +144,19 @@ pub(crate) fn probe() -> ProbeRecord {
         fencing: false,
         failed: vec!["create-race".to_owned(), "swap-race".to_owned()],
         clock_offset_ms: Some(-2_400),
+    }
+}
+
+pub(crate) fn lost() -> LostBranch {
+    LostBranch {
+        format: Format1,
+        time: NOON,
+        reason: "the node has another history".to_owned(),
+        lineage: Some(LINEAGE),
+        txid: Some(txid(8)),
+        epoch: Some(epoch(2)),
+        checksum: Some(pos(8).checksum),
+        size: 8192,
     }
 }
 

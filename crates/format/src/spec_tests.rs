@@ -10,6 +10,7 @@ const STREAM: &str = include_str!("../../../docs/spec/stream.md");
 const RESUME: &str = include_str!("../../../docs/spec/resume.md");
 const IDENTITY: &str = include_str!("../../../docs/spec/identity.md");
 const LEASE: &str = include_str!("../../../docs/spec/lease.md");
+const LOST: &str = include_str!("../../../docs/spec/lost.md");
 const PROBE: &str = include_str!("../../../docs/spec/probe.md");
 const MANIFEST: &str = include_str!("../../../docs/spec/manifest.md");
 
@@ -113,6 +114,7 @@ fn tables_of_json_formats() {
     check_members(IDENTITY, "identity", &text(crate::samples::identity().encode()));
     check_members(LEASE, "lease", &text(crate::samples::lease().encode()));
     check_members(PROBE, "probe", &text(crate::samples::probe().encode()));
+    check_members(LOST, "lost", &text(crate::samples::lost().encode()));
     check_members(MANIFEST, "manifest", &text(examples.encode()));
     let with_all = examples.files.iter().find(|f| f.pre_apply.is_some()).unwrap();
     check_members(MANIFEST, "manifest_file", &serde_json::to_string(with_all).unwrap());

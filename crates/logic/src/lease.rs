@@ -256,6 +256,8 @@ pub struct Lease<V> {
     releasing: Option<u32>,
     /// A write that gives it up was sent: from then on somebody else may have it at any time.
     given_up: bool,
+    /// It is taken when it is free.
+    competes: bool,
 }
 
 impl<V: Clone + Eq> Lease<V> {
@@ -276,6 +278,7 @@ impl<V: Clone + Eq> Lease<V> {
             vain: 0,
             releasing: None,
             given_up: false,
+            competes: true,
         }
     }
 
@@ -298,6 +301,15 @@ impl<V: Clone + Eq> Lease<V> {
     pub fn require_epoch(&mut self, least: Epoch) {
         self.epoch_min = self.epoch_min.max(Some(least));
         if let Doing::Resting { until } = &mut self.doing {
+            *until = Monotonic(0);
+        }
+    }
+
+    /// Whether the lease is taken when it is free. What is held is kept either way.
+    pub fn set_competes(&mut self, competes: bool) {
+        let is_new = competes && !self.competes;
+        self.competes = competes;
+        if let (true, Doing::Resting { until }) = (is_new, &mut self.doing) {
             *until = Monotonic(0);
         }
     }
@@ -362,9 +374,10 @@ impl<V: Clone + Eq> Lease<V> {
         }
         match self.known.clone() {
             Known::Nothing => Some(self.read(at.now)),
+            Known::Absent if !self.competes => Some(self.read(at.now)),
             Known::Absent => Some(self.take(None, None, at)),
             Known::Theirs { record, version, since } => {
-                if at.now < self.free_at(&record, since) {
+                if !self.competes || at.now < self.free_at(&record, since) {
                     return Some(self.read(at.now));
                 }
                 Some(self.take(Some(version), Some(record.epoch), at))
@@ -485,7 +498,7 @@ impl<V: Clone + Eq> Lease<V> {
             self.epoch_min = self.epoch_min.max(Some(record.epoch.next()));
         }
         self.known = Known::Absent;
-        self.doing = Doing::Resting { until: now };
+        self.doing = Doing::Resting { until: if self.competes { now } else { now.after(self.terms.look) } };
     }
 
     fn known_record(&mut self, record: LeaseRecord, version: V, now: Monotonic) {
@@ -507,7 +520,8 @@ impl<V: Clone + Eq> Lease<V> {
                 let free = self.free_at(&record, since);
                 self.vain = 0;
                 self.known = Known::Theirs { record, version, since };
-                self.doing = Doing::Resting { until: free.min(now.after(self.terms.look)).max(now) };
+                let look = now.after(self.terms.look);
+                self.doing = Doing::Resting { until: if self.competes { free.min(look).max(now) } else { look } };
             }
         }
     }

@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock or draws a random number: listings and times are arguments, plans are values. So every
 //! rule can be tested with a list.
 
+pub mod branch;
 pub mod contradiction;
 pub mod cost_plan;
 pub mod doctor;
@@ -19,6 +20,7 @@ pub mod park;
 pub mod pick;
 pub mod reconcile;
 pub mod restore_plan;
+pub mod role;
 pub mod store_kind;
 pub mod tail;
 

@@ -59,18 +59,18 @@ pub struct Daemon {
 enum Cause {
     Signal(Signal),
     ApplicationEnded(u8),
-    ReplicationEnded(Result<(), Failure>),
+    ReplicationEnded(Result<u8, Failure>),
 }
 
 impl Daemon {
     /// Runs `replicate` until it ends by itself or is told to. It gets a receiver that becomes `true` when it shall upload
-    /// what is left and return.
+    /// what is left and return, and gives an exit status.
     ///
     /// # Errors
     /// Replication failed, the address is taken, or the last upload did not succeed in time.
     pub async fn run<F>(self, replicate: impl FnOnce(watch::Receiver<bool>) -> F) -> Result<u8, Failure>
     where
-        F: Future<Output = Result<(), Failure>>,
+        F: Future<Output = Result<u8, Failure>>,
     {
         let Self { board, addr, socket, cluster, controller, stop_timeout, upload_timeout, mut application, mut stop } =
             self;
@@ -100,7 +100,7 @@ impl Daemon {
             Cause::ReplicationEnded(result) => {
                 status_file::write_changed(&board);
                 end_application(&mut application, Signal::TERM, stop_timeout).await;
-                return result.map(|()| Status::Ok.code());
+                return result;
             }
         };
         // Nobody listens only when the replication has ended already.
@@ -110,8 +110,8 @@ impl Daemon {
         match ended {
             Ok(Err(failure)) => Err(failure),
             // The application's own failure matters more to whoever started both.
-            Ok(Ok(())) | Err(_) if code != 0 => Ok(code),
-            Ok(Ok(())) => check_durable(&board, None).map(|()| code),
+            Ok(Ok(_)) | Err(_) if code != 0 => Ok(code),
+            Ok(Ok(code)) => check_durable(&board, None).map(|()| code),
             Err(_) => check_durable(&board, Some(upload_timeout)).map(|()| code),
         }
     }
@@ -225,7 +225,7 @@ mod tests {
         let minute = Duration::from_secs(60);
         let board = StatusBoard::new();
         let (commands, _) = tokio::sync::mpsc::channel(1);
-        let controller = Controller { board: Arc::clone(&board), commands, reload: None };
+        let controller = Controller { board: Arc::clone(&board), commands, reload: None, handoffs: None };
         (
             Daemon {
                 board,
@@ -242,9 +242,9 @@ mod tests {
         )
     }
 
-    async fn until_told(mut stop: watch::Receiver<bool>) -> Result<(), Failure> {
+    async fn until_told(mut stop: watch::Receiver<bool>) -> Result<u8, Failure> {
         stop.wait_for(|stop| *stop).await.expect("the daemon lives longer");
-        Ok(())
+        Ok(Status::Ok.code())
     }
 
     #[tokio::test]

@@ -78,7 +78,7 @@ impl Application {
 }
 
 /// Code of a status: the exit code, or 128 + the signal.
-fn exit_code(status: ExitStatus) -> u8 {
+pub(crate) fn exit_code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     u8::try_from(code).unwrap_or(1)
 }
@@ -92,7 +92,7 @@ fn terminal_has_sent_it() -> bool {
 
 /// Splits a command line into words: blanks separate, `'...'` and `"..."` hold together, a backslash takes the next
 /// character as it is (within double quotes only before `"` and `\`).
-fn split_words(text: &str) -> Result<Vec<String>, String> {
+pub(crate) fn split_words(text: &str) -> Result<Vec<String>, String> {
     let mut words = Vec::new();
     let mut word: Option<String> = None;
     let mut chars = text.chars();

@@ -37,6 +37,8 @@ pub(crate) type Place = (bool, String);
 #[derive(Debug, Default)]
 pub struct LeasePool {
     leases: Mutex<Leases>,
+    /// One that is somebody else's to keep and to give up: all databases of a cluster's node are written under it.
+    lent: Option<LeaseHandle>,
 }
 
 #[derive(Debug, Default)]
@@ -74,11 +76,24 @@ pub(crate) fn is_same(one: &DatabaseConfig, other: &DatabaseConfig) -> bool {
 }
 
 impl LeasePool {
+    /// A pool in which everything is written under a lease that was lent, if there is one.
+    pub fn new(lent: Option<LeaseHandle>) -> Self {
+        Self { leases: Mutex::default(), lent }
+    }
+
+    /// Whether a lease was lent, and is over: nothing is left to wait for.
+    pub(crate) fn is_over(&self) -> bool {
+        self.lent.as_ref().is_some_and(|lent| lent.standing() == Standing::Ended)
+    }
+
     /// The lease under which `config`'s database is written, until [`LeasePool::leave`].
     ///
     /// # Errors
     /// The store's URL is not understood.
     pub(crate) fn get(&self, config: &DatabaseConfig, status: &DatabaseStatus) -> Result<Got, StoreError> {
+        if let Some(lent) = &self.lent {
+            return Ok(Got { handle: lent.clone(), is_first: false });
+        }
         let place = place(config);
         let mut leases = self.lock();
         if let Some(shared) = leases.shared.get_mut(&place) {
@@ -86,7 +101,8 @@ impl LeasePool {
             return Ok(Got { handle: shared.handle.clone(), is_first: false });
         }
         let handle = if config.lease.enabled {
-            keep(&place.1, config, &status.requests)?
+            let terms = Terms { process: process::own(), ..Terms::new(config.lease.ttl, holder()) };
+            keep(&place.1, config, &status.requests, terms)?
         } else {
             LeaseHandle::alone(Arc::new(RealWorld))
         };
@@ -147,12 +163,16 @@ impl LeasePool {
 }
 
 /// Starts keeping the lease at `url`.
-fn keep(url: &str, config: &DatabaseConfig, requests: &Arc<Counters>) -> Result<LeaseHandle, StoreError> {
+pub(crate) fn keep(
+    url: &str,
+    config: &DatabaseConfig,
+    requests: &Arc<Counters>,
+    terms: Terms,
+) -> Result<LeaseHandle, StoreError> {
     let store = rhyolite_store::open(url, &config.store_options())?;
     // Not retried below: the lease has its own ways with answers that are lost.
     let store = fencing::guarded(Arc::new(Counted::new(store, Arc::clone(requests))), &config.meta_path);
     let (memory, dead) = remember_in(config.lease.meta_path.as_ref().unwrap_or(&config.meta_path));
-    let terms = Terms { process: process::own(), ..Terms::new(config.lease.ttl, holder()) };
     let (keeper, handle) = lease(store, Arc::new(RealWorld), memory, terms, Guards::ALL, &dead);
     tokio::spawn(keeper.run());
     Ok(handle)
@@ -226,7 +246,7 @@ fn write_memory(file: &File, nonces: &[Nonce]) -> io::Result<()> {
 }
 
 /// Who we are, for people.
-fn holder() -> String {
+pub(crate) fn holder() -> String {
     let host = rustix::system::uname();
     format!("{} (process {})", host.nodename().to_string_lossy(), std::process::id())
 }

@@ -7,7 +7,11 @@ use std::fs;
 
 /// This process; `None` where the system does not tell.
 pub fn own() -> Option<String> {
-    let pid = std::process::id();
+    of(std::process::id())
+}
+
+/// A process of this machine; `None` where the system does not tell.
+pub fn of(pid: u32) -> Option<String> {
     let (_, started) = state_and_start(pid)?;
     Some(format!("{} {pid} {started}", scope()?))
 }

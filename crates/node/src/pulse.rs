@@ -43,6 +43,11 @@ impl Pulse {
         self.answers.send_modify(|count| *count += 1);
     }
 
+    /// From here on there is somebody to be asked, again.
+    pub(crate) fn begin(&self) {
+        self.is_over.store(false, Ordering::Release);
+    }
+
     /// From here on nobody is asked.
     pub(crate) fn end(&self) {
         self.is_over.store(true, Ordering::Release);

@@ -198,6 +198,8 @@ impl Replication {
                 Ended::Parked(mark) => Outcome::Parked(mark),
                 // It was woken, and there is something to upload: the store is asked, and the right to write got.
                 Ended::BeginAgain if std::mem::take(&mut self.is_light) && !*self.commons.stop.borrow() => continue,
+                // It has no right to begin again.
+                Ended::BeginAgain if self.commons.leases.is_over() => Outcome::Stopped,
                 Ended::BeginAgain => {
                     tracing::warn!(database = %self.config.path.display(), "beginning again with what the store has");
                     // Requests of the life before this may still be on their way.

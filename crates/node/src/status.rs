@@ -19,6 +19,7 @@ use rhyolite_store::Counters;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use crate::cluster::report::NodeReport;
 use crate::drill::Drill;
 use crate::pulse::Pulse;
 use crate::stream::feed::Feed;
@@ -425,6 +426,8 @@ pub struct StatusBoard {
     unsearched: AtomicUsize,
     /// Whether the supervisor answers.
     pub pulse: Pulse,
+    /// What is said of the node, where this is one of a cluster.
+    node: Mutex<Option<NodeReport>>,
 }
 
 impl StatusBoard {
@@ -436,6 +439,7 @@ impl StatusBoard {
             changes: Arc::default(),
             unsearched: AtomicUsize::new(0),
             pulse: Pulse::default(),
+            node: Mutex::default(),
         })
     }
 
@@ -477,6 +481,22 @@ impl StatusBoard {
     /// How many folders are still to be searched for databases.
     pub fn unsearched(&self) -> usize {
         self.unsearched.load(Ordering::Acquire)
+    }
+
+    /// Takes all databases off the board.
+    pub fn clear(&self) {
+        self.databases.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.set_unsearched(0);
+    }
+
+    /// Says how things stand with this node of a cluster.
+    pub fn set_node(&self, node: NodeReport) {
+        *self.node.lock().unwrap_or_else(PoisonError::into_inner) = Some(node);
+    }
+
+    /// How things stand with this node; `None` where it is none of a cluster.
+    pub fn node(&self) -> Option<NodeReport> {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Takes a database off the board.

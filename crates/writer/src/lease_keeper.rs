@@ -42,6 +42,8 @@ impl Memory for Forgetful {
 struct Wanted {
     epoch_min: Option<Epoch>,
     release: bool,
+    /// The lease is not taken.
+    only_looks: bool,
     durable: Option<DurablePos>,
 }
 
@@ -193,11 +195,59 @@ impl LeaseHandle {
         }
     }
 
+    /// Whether the lease is taken when it is free; it is, unless this says otherwise.
+    pub fn set_competes(&self, competes: bool) {
+        if let Kind::Kept { wanted, .. } = &self.kind {
+            wanted.send_if_modified(|w| std::mem::replace(&mut w.only_looks, !competes) == competes);
+        }
+    }
+
+    /// Lends the lease: who has the handle sees it as long as the loan passes on how things stand, and cannot give it up.
+    ///
+    /// # Panics
+    /// A right that no store holds cannot be lent.
+    pub fn lend(&self) -> (Loan, Self) {
+        let Kind::Kept { published, wanted } = &self.kind else { panic!("only what a store holds is lent") };
+        let (to, lent) = watch::channel(Published { standing: Standing::Unknown, problem: None });
+        let loan = Loan { from: published.clone(), to };
+        loan.pass_on();
+        let kind = Kind::Kept { published: lent, wanted: Arc::clone(wanted) };
+        (loan, Self { kind, world: Arc::clone(&self.world) })
+    }
+
     /// Gives the lease up, and waits until that is done, or cannot be done in time.
     pub async fn release(&self) {
         let Kind::Kept { published, wanted } = &self.kind else { return };
         wanted.send_modify(|w| w.release = true);
         let _ = published.clone().wait_for(|p| p.standing == Standing::Ended).await;
+    }
+}
+
+/// A lease that is lent, until this is dropped: then it is over for whoever has the handle.
+#[derive(Debug)]
+pub struct Loan {
+    from: watch::Receiver<Published>,
+    to: watch::Sender<Published>,
+}
+
+impl Loan {
+    /// Lets those who have the handle know how things stand. Whoever lends has fenced the logs: to them the lease is not a seized one.
+    pub fn pass_on(&self) {
+        let mut now = self.from.borrow().clone();
+        if let Standing::Ours { seized, .. } = &mut now.standing {
+            *seized = false;
+        }
+        self.to.send_if_modified(|before| {
+            let changed = before.standing != now.standing || before.problem != now.problem;
+            *before = now;
+            changed
+        });
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.to.send_modify(|published| published.standing = Standing::Ended);
     }
 }
 
@@ -264,6 +314,7 @@ impl LeaseKeeper {
     fn take_wishes(&mut self) {
         let wanted = self.wanted.borrow_and_update().clone();
         self.lease.set_durable(wanted.durable);
+        self.lease.set_competes(!wanted.only_looks);
         if let Some(least) = wanted.epoch_min.filter(|least| Some(*least) > self.asked) {
             self.asked = Some(least);
             self.lease.require_epoch(least);

@@ -112,6 +112,15 @@ pub fn clear(meta_path: &Path) -> io::Result<()> {
     ignore_missing(fs::remove_dir_all(meta_path.join(LOG_FOLDER)))
 }
 
+/// Leaves a state from which capture goes on, in a folder that knew nothing: the database is at `state.pos` but for what its pages differ from
+/// `table` in.
+pub(crate) fn begin_at(meta_path: &Path, state: &LocalState, table: &PageTable) -> io::Result<()> {
+    fs::create_dir_all(meta_path)?;
+    let pos = state.pos.expect("there is a position to begin at");
+    save_table(meta_path, state.lineage, pos, table)?;
+    fs::write(meta_path.join(STATE_FILE), state.encode())
+}
+
 fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

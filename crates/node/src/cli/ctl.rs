@@ -10,11 +10,13 @@ use serde::de::DeserializeOwned;
 
 use super::exit::{Failure, Status};
 use super::output::Output;
+use crate::cluster::report::NodeReport;
 use crate::config::units::{format_duration, parse_duration};
 use crate::config::{DEFAULT_SOCKET, DatabaseConfig};
 use crate::control::client::{self, AskError};
 use crate::control::{Info, List, Reached, Wanted};
 use crate::supervise::reload::Reloaded;
+use crate::time;
 
 /// Time beyond that of the request after which the process is taken for dead.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -26,6 +28,8 @@ pub(super) enum CtlCommand {
     Remove(RemoveArgs),
     Info(InfoArgs),
     Reload(ReloadArgs),
+    Node(NodeStateArgs),
+    Handoff(HandoffArgs),
 }
 
 /// Where the process is, and how it answers.
@@ -86,6 +90,24 @@ pub(super) struct InfoArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  rhyolite ctl reload")]
 pub(super) struct ReloadArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Show the role of a running `rhyolite node`, who holds the lease and until when, and how far its replicas are.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  rhyolite ctl node --socket ./a.sock")]
+pub(super) struct NodeStateArgs {
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Let the primary hand its role on to another node, which loses nothing.
+///
+/// Its application is stopped, what is left is uploaded, and the lease is given up; for the time of a lease this node does not take it again.
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  rhyolite ctl handoff --socket ./a.sock")]
+pub(super) struct HandoffArgs {
     #[command(flatten)]
     socket: SocketArgs,
 }
@@ -189,6 +211,14 @@ pub(super) fn run(command: CtlCommand) -> Result<(), Failure> {
             args.socket
                 .print(&done, |d| vec![format!("{} added, {} removed, {} changed", d.added, d.removed, d.changed)])
         }
+        CtlCommand::Node(args) => {
+            let report: NodeReport = args.socket.ask("GET", "/node", &Wanted::default())?;
+            args.socket.print(&report, node)
+        }
+        CtlCommand::Handoff(args) => {
+            args.socket.ask::<()>("POST", "/handoff", &Wanted::default())?;
+            args.socket.print(&(), |()| vec!["the role is handed on".to_owned()])
+        }
     }
 }
 
@@ -221,6 +251,30 @@ fn info(args: &InfoArgs) -> Result<(), Failure> {
             format!("{} requests to stores", totals.store_requests),
         ]
     })
+}
+
+fn node(report: &NodeReport) -> Vec<String> {
+    let standby = if report.candidate { "" } else { ", never to be the primary" };
+    let mut lines = vec![format!("{} at {}{standby}", report.role, report.address)];
+    lines.push(match &report.holder {
+        Some(holder) if holder.is_self => {
+            format!("holds the lease with epoch {} until {}", holder.epoch, time::format_utc(holder.until))
+        }
+        Some(holder) => {
+            let place = holder.address.as_deref().map(|address| format!(" at {address}")).unwrap_or_default();
+            let until = time::format_utc(holder.until);
+            format!("the lease is held by {}{place} with epoch {} until {until}", holder.name, holder.epoch)
+        }
+        None => "nobody is known to hold the lease".to_owned(),
+    });
+    for replica in &report.replicas {
+        let txid = replica.txid.map_or_else(|| "-".to_owned(), |txid| txid.to_string());
+        let lag = format_duration(Duration::from_millis(replica.lag_ms));
+        let error = replica.error.as_ref().map(|error| format!(": {error}")).unwrap_or_default();
+        let path = replica.path.display();
+        lines.push(format!("{path}  TXID {txid}  {} transactions, {lag} behind{error}", replica.behind));
+    }
+    lines
 }
 
 fn reached(reached: &Reached) -> Vec<String> {

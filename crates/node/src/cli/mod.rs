@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 mod adopt;
+mod branch;
 mod cluster;
 mod compact;
 mod config;
@@ -30,6 +31,7 @@ mod log;
 mod ltx;
 #[cfg(target_os = "linux")]
 mod mount;
+mod node;
 pub mod output;
 mod pin;
 mod plan;
@@ -44,6 +46,7 @@ mod store;
 mod verify;
 pub mod when;
 
+use crate::cluster::guard;
 use exit::{Failure, Status};
 
 /// Replicate SQLite databases to object storage, and restore any transaction of them.
@@ -63,6 +66,10 @@ enum Command {
     Replicate(Box<replicate::ReplicateArgs>),
     #[cfg(target_os = "linux")]
     Mount(Box<mount::MountArgs>),
+    Node(Box<node::NodeArgs>),
+    /// Look at what a cluster has gone on without
+    #[command(subcommand)]
+    Branch(branch::BranchCommand),
     Restore(restore::RestoreArgs),
     Follow(follow::FollowArgs),
     Status(status::StatusArgs),
@@ -96,6 +103,9 @@ enum Command {
 
 /// The process from its first to its last instruction.
 pub fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|first| first == guard::ARGUMENT) {
+        return guard::main(std::env::args_os().skip(2).collect());
+    }
     crate::memory::share_heaps();
     one_line_panics();
     let arguments = std::env::args_os().map(double_dash(&Cli::command()));
@@ -134,6 +144,8 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         Command::Replicate(args) => return replicate::run(&args),
         #[cfg(target_os = "linux")]
         Command::Mount(args) => return mount::run(&args),
+        Command::Node(args) => return node::run(&args),
+        Command::Branch(command) => branch::run(command)?,
         Command::Restore(args) => restore::run(&args)?,
         Command::Follow(args) => follow::run(&args)?,
         Command::Status(args) => status::run(&args)?,

@@ -30,7 +30,7 @@ use crate::supervise::{self, SuperviseOptions};
 /// Where the configuration is when neither a flag nor the environment says so.
 pub(super) const DEFAULT_CONFIG: &str = "/etc/rhyolite.yml";
 /// What replication may take beyond the bound of its last upload, to wind up.
-const UPLOAD_MARGIN: Duration = Duration::from_secs(2);
+pub(super) const UPLOAD_MARGIN: Duration = Duration::from_secs(2);
 /// Time beyond all bounds of a stop after which the process ends by force.
 const HARD_STOP_MARGIN: Duration = Duration::from_secs(5);
 /// Threads of the runtime. Capture and checksums have threads of their own.
@@ -38,7 +38,7 @@ const WORKER_THREADS: usize = 2;
 /// Threads for calls that block, such as writing to a folder.
 const BLOCKING_THREADS_MAX: usize = 16;
 /// Requests of the control socket that wait.
-const COMMANDS_MAX: usize = 64;
+pub(super) const COMMANDS_MAX: usize = 64;
 /// The store that only tests have a use for.
 const MEMORY: &str = "memory:";
 /// Parks after every commit. The grain is that of file systems which keep times by the tick of the system's clock.
@@ -121,7 +121,7 @@ pub(super) fn run(args: &ReplicateArgs) -> Result<u8, Failure> {
 
 /// Signals are received from here on: what the process has begun by then is ended in order.
 pub(super) struct Signals {
-    stop: StopRequest,
+    pub(super) stop: StopRequest,
     child: RunningChild,
 }
 
@@ -145,14 +145,7 @@ pub(super) fn run_daemon(
     commits: Option<Arc<CommitLines>>,
 ) -> Result<u8, Failure> {
     let Signals { stop, child } = signals;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKER_THREADS)
-        .max_blocking_threads(BLOCKING_THREADS_MAX)
-        .thread_name("rhyolite")
-        .enable_all()
-        .build()
-        .map_err(|e| Failure::failed(format!("cannot start threads: {}", io_text(&e))))?;
-    let result = runtime.block_on(async {
+    block_on(async {
         // Before any database is opened: see `exec`.
         let application = config.exec.as_deref().map(|command| exec::spawn(command, child));
         let application = application.transpose().map_err(Failure::failed)?;
@@ -160,7 +153,7 @@ pub(super) fn run_daemon(
         let stop_timeout = config.shutdown_sync_timeout;
         let upload_timeout = stop_timeout + UPLOAD_MARGIN;
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
-        let controller = Controller { board: board.clone(), commands: sender, reload };
+        let controller = Controller { board: board.clone(), commands: sender, reload, handoffs: None };
         let socket = config.socket;
         let serves = config.cluster.is_some();
         let daemon = Daemon {
@@ -177,7 +170,7 @@ pub(super) fn run_daemon(
         let Config { databases, folders, .. } = config;
         // Before anybody can ask whether all are ready.
         board.set_unsearched(folders.len());
-        let options = SuperviseOptions { databases, folders, stop_timeout, parking, commits, serves };
+        let options = SuperviseOptions { databases, folders, stop_timeout, parking, commits, serves, lease: None };
         daemon
             .run(async |stop| {
                 // A task of its own: what hangs there does not keep the daemon from ending in time.
@@ -185,7 +178,19 @@ pub(super) fn run_daemon(
                 ended(supervised.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())))
             })
             .await
-    });
+    })
+}
+
+/// Runs a daemon on the threads that it has.
+pub(super) fn block_on(daemon: impl Future<Output = Result<u8, Failure>>) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKER_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_name("rhyolite")
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::failed(format!("cannot start threads: {}", io_text(&e))))?;
+    let result = runtime.block_on(daemon);
     // A store or a disk that hangs must not hold up the end.
     runtime.shutdown_background();
     result
@@ -210,8 +215,8 @@ fn reload(args: &ReplicateArgs) -> Option<Reload> {
 }
 
 /// How errors of databases that cannot be replicated end the command: the first of them, and how many others.
-fn ended(errors: Vec<ReplicateError>) -> Result<(), Failure> {
-    let Some(first) = errors.first() else { return Ok(()) };
+fn ended(errors: Vec<ReplicateError>) -> Result<u8, Failure> {
+    let Some(first) = errors.first() else { return Ok(Status::Ok.code()) };
     let status = match first {
         ReplicateError::WrongLineage(_) => Status::WrongLineage,
         ReplicateError::NotDurable(_) => Status::NotDurable,

@@ -3,9 +3,9 @@
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use rhyolite_format::{Checksum, Txid, keys};
+use rhyolite_format::{Checksum, Txid};
 use rhyolite_logic::Target;
-use rhyolite_store::{LIST_PAGE, RetryPolicy, Retrying, Store, StoreOptions};
+use rhyolite_store::{RetryPolicy, Retrying, Store, StoreOptions};
 use serde::Serialize;
 use tokio::task::JoinSet;
 
@@ -16,6 +16,7 @@ use super::store::{self, TargetArgs};
 use crate::config::folder::{FolderConfig, store_below};
 use crate::config::{DatabaseConfig, file};
 use crate::progress::Silent;
+use crate::restore::below::prefixes;
 use crate::restore::{Output, RestoreError, RestoreOptions, restore};
 
 /// Databases that are restored at a time, unless the user says so.
@@ -125,26 +126,15 @@ async fn below(url: &str, options: &StoreOptions, folder: &Path) -> Result<Vec<W
     let base: Arc<dyn Store> = Arc::new(Retrying::new(base, RetryPolicy::default()));
     let failed = |e: rhyolite_store::StoreError| store::failure(&format!("list {url}"), &RestoreError::Store(e));
     let mut wanted = Vec::new();
-    let mut after: Option<String> = None;
-    loop {
-        let page = base.list_after("", after.as_deref(), LIST_PAGE).await.map_err(failed)?;
-        let is_last = page.len() < LIST_PAGE;
-        after = page.last().map(|e| e.key.clone());
-        for prefix in page.iter().filter_map(|e| e.key.strip_suffix(keys::ID)?.strip_suffix('/')) {
-            let path = Path::new(prefix);
-            if !path.components().all(|part| matches!(part, Component::Normal(_))) {
-                return Err(Failure::failed(format!("{url} holds a database with the odd name {prefix:?}")));
-            }
-            let store = base.sub(prefix).map_err(failed)?;
-            wanted.push(Wanted { url: store_below(url, prefix), store, output: folder.join(path) });
-            // What else there is of this database need not be listed: the manifest is the last of its keys.
-            let end = format!("{prefix}/{}", keys::MANIFEST);
-            after = after.filter(|after| !after.starts_with(&format!("{prefix}/")) || *after > end).or(Some(end));
+    for prefix in prefixes(&base).await.map_err(failed)? {
+        let path = Path::new(&prefix);
+        if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(Failure::failed(format!("{url} holds a database with the odd name {prefix:?}")));
         }
-        if is_last {
-            return Ok(wanted);
-        }
+        let store = base.sub(&prefix).map_err(failed)?;
+        wanted.push(Wanted { url: store_below(url, &prefix), store, output: folder.join(path) });
     }
+    Ok(wanted)
 }
 
 async fn restore_each(args: &RestoreArgs, wanted: Vec<Wanted>) -> Vec<Line> {

@@ -9,6 +9,8 @@
 //! | `POST /sync` | `path`, `wait`, `timeout_ms` | the position that was captured, and whether it is durable |
 //! | `POST /wait` | `path`, `txid`, `timeout_ms` | the same |
 //! | `POST /reload` | | what has changed |
+//! | `GET /node` | | a node of a cluster: its role, the lease, its replicas |
+//! | `POST /handoff` | | the primary hands its role on; answered when it has begun to |
 //! | `GET /metrics`, `/status`, `/healthz`, `/readyz` | | as over TCP |
 //!
 //! A request that cannot be obeyed is answered by 400 (404 for a database that is not here, 504 for one that took too long) and
@@ -30,6 +32,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::cluster::Handoff;
+use crate::cluster::report::NodeReport;
 use crate::config::{Config, ConfigError, DatabaseConfig, SocketConfig, settings};
 use crate::observe::http;
 use crate::observe::report::{ProcessReport, Totals};
@@ -60,6 +64,8 @@ pub struct Controller {
     pub commands: mpsc::Sender<Command>,
     /// Where the configuration comes from; `None` when it was written on the command line.
     pub reload: Option<Reload>,
+    /// A node of a cluster, which can hand its role on.
+    pub handoffs: Option<mpsc::Sender<Handoff>>,
 }
 
 impl std::fmt::Debug for Controller {
@@ -193,6 +199,8 @@ pub async fn serve(listener: UnixListener, controller: Controller) {
         .route("/sync", post(sync))
         .route("/wait", post(wait))
         .route("/reload", post(reload))
+        .route("/node", get(node))
+        .route("/handoff", post(handoff))
         .with_state(controller.clone())
         .merge(http::routes(controller.board));
     if let Err(error) = axum::serve(listener, app).await {
@@ -312,6 +320,24 @@ async fn reload(Shared(controller): Shared<Controller>) -> Result<Json<Reloaded>
         Ok(done) => Ok(Json(done)),
         Err(text) => Err(refuse(StatusCode::BAD_REQUEST, text)),
     }
+}
+
+fn no_node() -> Refused {
+    refuse(StatusCode::NOT_FOUND, "this process is no node of a cluster")
+}
+
+async fn node(Shared(controller): Shared<Controller>) -> Result<Json<NodeReport>, Refused> {
+    controller.board.node().map(Json).ok_or_else(no_node)
+}
+
+async fn handoff(Shared(controller): Shared<Controller>) -> Result<Json<()>, Refused> {
+    let gone = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the process is about to end");
+    let handoffs = controller.handoffs.ok_or_else(no_node)?;
+    let (reply, answer) = oneshot::channel();
+    handoffs.send(reply).await.map_err(|_| gone())?;
+    let taken = answer.await.map_err(|_| gone())?;
+    taken.map_err(|text| refuse(StatusCode::BAD_REQUEST, text))?;
+    Ok(Json(()))
 }
 
 impl Controller {

@@ -55,6 +55,26 @@ pub(super) struct Follower {
     change_counter: u32,
 }
 
+/// What a file was when it ceased to be followed.
+#[derive(Debug)]
+pub(crate) struct Released {
+    pub(crate) lineage: Lineage,
+    pub(crate) pos: Pos,
+    pub(crate) page_size: PageSize,
+    pub(crate) commit: PageCount,
+    /// Checksum of each page as the log has it; 0 for the lock page.
+    pub(crate) table: Vec<u64>,
+}
+
+/// The checksums of a file's pages.
+#[derive(Debug)]
+pub(super) struct PageSums {
+    pub(super) table: Vec<u64>,
+    pub(super) checksum: Checksum,
+    /// The change counter that the file has.
+    pub(super) change_counter: u32,
+}
+
 /// The content of changed pages.
 #[derive(Debug)]
 pub(super) enum Content {
@@ -94,11 +114,11 @@ pub(super) fn state_path(path: &Path) -> PathBuf {
 }
 
 /// Where its position lies, for people and programs.
-fn pos_path(path: &Path) -> PathBuf {
+pub(super) fn pos_path(path: &Path) -> PathBuf {
     beside(path, "-pos")
 }
 
-fn journal_path(path: &Path) -> PathBuf {
+pub(super) fn journal_path(path: &Path) -> PathBuf {
     beside(path, "-journal")
 }
 
@@ -191,6 +211,78 @@ impl Follower {
     /// Whether nobody knows at which position the file is, so that only all of a state can be applied.
     pub(super) fn is_lost(&self) -> bool {
         self.is_lost
+    }
+
+    /// A file that is at `end`, as was found out under `locks`, becomes one that follows `lineage`: its state is written, and page 1 becomes what
+    /// readers need.
+    pub(super) fn begin(
+        file: Arc<File>,
+        path: &Path,
+        lineage: Lineage,
+        end: FollowEnd,
+        found: PageSums,
+        locks: &Locks<'_>,
+    ) -> Result<Self, RestoreError> {
+        let state = FollowState { lineage, boot_id: boot_id(), before: end, after: end };
+        write_state(path, &state, true)?;
+        let PageSums { table, change_counter, .. } = found;
+        let (path, journal) = (path.to_owned(), ReplicaJournal::Rollback);
+        let mut follower = Self { wal: None, journal, is_lost: false, file, path, lineage, end, table, change_counter };
+        let fields = end.page_one.for_readers(change_counter.wrapping_add(1));
+        follower.put_page_one(fields, locks)?;
+        follower.write_pos()?;
+        Ok(follower)
+    }
+
+    /// The file becomes a database that is written to, in the journal mode that the log has. Its change counter stays one of its own, because
+    /// readers may have seen all those before. Gives what the file is, or itself when readers do not let go.
+    pub(super) fn release(mut self, timeout: Duration) -> Result<Result<Released, Box<Self>>, RestoreError> {
+        if self.leave_wal(timeout)?.is_err() {
+            return Ok(Err(Box::new(self)));
+        }
+        let deadline = Instant::now() + timeout;
+        let failed = |e, path: &Path| RestoreError::io("lock", path, e);
+        let file = Arc::clone(&self.file);
+        let reserved = wait(deadline, || Locks::reserve(&file)).map_err(|e| failed(e, &self.path))?;
+        let Ok(locks) = reserved else { return Ok(Err(Box::new(self))) };
+        self.check_untouched()?;
+        if wait(deadline, || locks.exclude_readers()).map_err(|e| failed(e, &self.path))?.is_err() {
+            return Ok(Err(Box::new(self)));
+        }
+        let page_one = self.end.page_one;
+        let fields = page_one.for_readers(self.change_counter.wrapping_add(1));
+        self.put_page_one(PageOneFields { versions: page_one.versions, ..fields }, &locks)?;
+        for path in [state_path(&self.path), pos_path(&self.path)] {
+            remove(&path)?;
+        }
+        sync_folder_of(&self.path)?;
+        drop(locks);
+        let FollowEnd { pos, page_size, commit, .. } = self.end;
+        Ok(Ok(Released { lineage: self.lineage, pos, page_size, commit, table: self.table }))
+    }
+
+    /// Gives page 1 other fields, with nobody reading.
+    fn put_page_one(&mut self, fields: PageOneFields, _exclusive: &Locks<'_>) -> Result<(), RestoreError> {
+        let FollowEnd { pos, page_size, commit, .. } = self.end;
+        if commit.get() == 0 {
+            return Ok(());
+        }
+        let nothing = Batch { content: Content::Memory(Vec::new()), pages: Vec::new(), pos, page_size, commit };
+        self.write_journal(&nothing)?;
+        self.write_pages(&nothing, &fields)?;
+        self.remove_journal()?;
+        self.change_counter = fields.change_counter;
+        Ok(())
+    }
+
+    /// Notes another position and history for the state that the file is in.
+    pub(super) fn stay_at(&self, end: FollowEnd, lineage: Lineage) -> Result<(), RestoreError> {
+        write_state(&self.path, &FollowState { lineage, boot_id: boot_id(), before: end, after: end }, true)
+    }
+
+    /// The file itself.
+    pub(super) fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
     }
 
     /// The history that it belongs to.
@@ -385,38 +477,34 @@ impl Follower {
 
     /// The page checksums and the change counter of a file that is at `end`; `None` when it is not.
     fn compare(&self, end: &FollowEnd) -> Result<Option<(Vec<u64>, u32)>, RestoreError> {
-        let size = end.page_size;
-        let mut comparison = Comparison { end, table: vec![0; end.commit.get() as usize], change_counter: 0 };
-        match &self.wal {
-            Some(wal) if wal.page_count()? == end.commit => {
+        let (size, commit) = (end.page_size, end.commit);
+        let sums = match &self.wal {
+            Some(wal) if wal.page_count()? == commit => {
+                let mut summing = Summing::new((size, commit), Some(&end.page_one));
                 let mut copy = vec![0; size.bytes()];
                 let mut is_same_size = true;
                 wal.read_pages(|pgno, page| {
                     is_same_size &= page.len() == size.bytes();
                     if is_same_size {
                         copy.copy_from_slice(page);
-                        comparison.take(pgno, &mut copy);
+                        summing.take(pgno, &mut copy);
                     }
                 })?;
                 if !is_same_size {
                     return Ok(None);
                 }
+                summing.finish()
             }
             Some(_) => return Ok(None),
             None => {
-                let failed = |e| RestoreError::io("read", &self.path, e);
-                if self.file.metadata().map_err(failed)?.len() != end.commit.bytes(size) {
+                let len = self.file.metadata().map_err(|e| RestoreError::io("read", &self.path, e))?.len();
+                if len != commit.bytes(size) {
                     return Ok(None);
                 }
-                let mut page = vec![0; size.bytes()];
-                for pgno in (1..=end.commit.get()).filter_map(PageNumber::new) {
-                    self.file.read_exact_at(&mut page, pgno.offset(size)).map_err(failed)?;
-                    comparison.take(pgno, &mut page);
-                }
+                page_sums(&self.file, &self.path, (size, commit), Some(&end.page_one))?
             }
-        }
-        let found = Checksum::from_crc(comparison.table.iter().fold(0, |bits, page| bits ^ page));
-        Ok((found == end.pos.checksum).then_some((comparison.table, comparison.change_counter)))
+        };
+        Ok((sums.checksum == end.pos.checksum).then_some((sums.table, sums.change_counter)))
     }
 
     /// The pages that the batch changes or cuts off, as they are.
@@ -508,8 +596,16 @@ fn is_grown_by(batch: &Batch, before: PageCount) -> bool {
     is_within && (batch.pages.len() - first) as u64 == wanted
 }
 
+/// Removes a file, if there is one.
+pub(super) fn remove(path: &Path) -> Result<(), RestoreError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(RestoreError::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
 /// Asks until it works or the time is over.
-fn wait<T>(
+pub(super) fn wait<T>(
     deadline: Instant,
     mut ask: impl FnMut() -> std::io::Result<Result<T, Busy>>,
 ) -> std::io::Result<Result<T, Busy>> {
@@ -553,25 +649,56 @@ fn remove_cold(journal: &Path) -> Result<(), RestoreError> {
     }
 }
 
-/// Pages of a file, one after the other, against the state in which it may be.
-struct Comparison<'a> {
-    end: &'a FollowEnd,
+/// Pages of a file, one after the other, and what they add up to.
+struct Summing<'a> {
+    size: PageSize,
+    commit: PageCount,
+    /// Page 1 is taken with these fields, where they are given.
+    page_one: Option<&'a PageOneFields>,
     table: Vec<u64>,
     change_counter: u32,
 }
 
-impl Comparison<'_> {
+impl<'a> Summing<'a> {
+    fn new((size, commit): (PageSize, PageCount), page_one: Option<&'a PageOneFields>) -> Self {
+        Self { size, commit, page_one, table: vec![0; commit.get() as usize], change_counter: 0 }
+    }
+
     fn take(&mut self, pgno: PageNumber, page: &mut [u8]) {
-        let size = self.end.page_size;
-        if pgno == size.lock_page() || !self.end.commit.contains(pgno) {
+        if pgno == self.size.lock_page() || !self.commit.contains(pgno) {
             return;
         }
         if pgno == PageNumber::FIRST {
             self.change_counter = PageOneFields::of(page).change_counter;
-            self.end.page_one.put(page);
+            if let Some(fields) = self.page_one {
+                fields.put(page);
+            }
         }
         self.table[pgno.index()] = Checksum::of_page(pgno, page).get();
     }
+
+    fn finish(self) -> PageSums {
+        let checksum = Checksum::from_crc(self.table.iter().fold(0, |bits, page| bits ^ page));
+        PageSums { table: self.table, checksum, change_counter: self.change_counter }
+    }
+}
+
+/// Reads a whole file that no WAL belongs to; page 1 with other fields than it has, where they are given.
+pub(super) fn page_sums(
+    file: &File,
+    path: &Path,
+    (size, commit): (PageSize, PageCount),
+    page_one: Option<&PageOneFields>,
+) -> Result<PageSums, RestoreError> {
+    let mut summing = Summing::new((size, commit), page_one);
+    let mut page = vec![0; size.bytes()];
+    for pgno in (1..=commit.get()).filter_map(PageNumber::new) {
+        if pgno != size.lock_page() {
+            file.read_exact_at(&mut page, pgno.offset(size)).map_err(|e| RestoreError::io("read", path, e))?;
+            summing.take(pgno, &mut page);
+        }
+    }
+    Ok(summing.finish())
 }
 
 /// What a database says of itself; `None` for an empty file, and for one that is no database.

@@ -14,9 +14,9 @@
 
 use std::collections::HashSet;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rhyolite_format::ltx::{LtxHeader, PageIndex, decode_page_frame};
@@ -26,7 +26,8 @@ use rhyolite_logic::restore_plan::points;
 use tokio::sync::watch;
 
 use super::apply::{self, Batch, Content, Follower};
-use super::{FollowOptions, Following, start};
+use super::trails::Trails;
+use super::{FollowOptions, Following, rejoin, start};
 use crate::restore::draft::Draft;
 use crate::restore::reader::Reader;
 use crate::restore::{RestoreError, blocking};
@@ -42,6 +43,10 @@ const MEMORY_BYTES_MAX: usize = 32 << 20;
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Pause after readers did not let a batch in.
 const BUSY_PAUSE: Duration = Duration::from_millis(250);
+/// Longest pause before a file that went astray, or cannot be used, is tried again.
+const AGAIN_MAX: Duration = Duration::from_secs(60);
+/// A file that did well for so long is tried again soon.
+const DID_WELL: Duration = Duration::from_secs(120);
 /// What damaged commits are said to be damaged in.
 const STREAM: &str = "the stream";
 
@@ -58,9 +63,20 @@ pub struct Reached {
     pub is_live: bool,
 }
 
+/// What a node of a cluster does with its files.
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    /// The state folder of the database: what the history lacks is kept there.
+    pub(super) meta_path: PathBuf,
+    /// What the file has passed is noted here.
+    pub(super) trails: Arc<Trails>,
+}
+
 /// Keeps one file up to date.
 pub(super) struct Live {
     pub(super) options: FollowOptions,
+    /// A file that goes astray is brought back; without this that is the end of it.
+    pub(super) member: Option<Member>,
     /// The database's name at the node.
     pub(super) database: String,
     pub(super) links: watch::Receiver<Option<Link>>,
@@ -78,6 +94,45 @@ enum Ended {
 impl Live {
     /// Follows until it is to stop.
     pub(super) async fn run(mut self) -> Result<(), RestoreError> {
+        let Some(member) = self.member.clone() else { return self.follow().await };
+        let (mut pause, mut astray) = (RETRY.0, None);
+        while !*self.stop.borrow() {
+            let began = Instant::now();
+            let followed = match astray.take() {
+                None => self.follow().await,
+                Some(reason) => self.bring_back(&member, reason).await,
+            };
+            let Err(error) = followed else { continue };
+            if began.elapsed() > DID_WELL {
+                pause = RETRY.0;
+            }
+            if rejoin::is_astray(&error, &self.options.output) {
+                astray = Some(rejoin::reason(&error));
+            } else if !is_passing(&error) {
+                tracing::warn!(database = %self.database, "trying again: {error}");
+            }
+            if self.is_stopped_within(pause).await {
+                break;
+            }
+            pause = (pause * 2).min(AGAIN_MAX);
+        }
+        Ok(())
+    }
+
+    /// Makes the file one of the history. What the history lacks is kept.
+    async fn bring_back(&mut self, member: &Member, reason: String) -> Result<(), RestoreError> {
+        member.trails.forget(&self.database);
+        let mut told = false;
+        while !*self.stop.borrow() && !rejoin::rejoin(&self.options, &member.meta_path, &reason).await? {
+            if !std::mem::replace(&mut told, true) {
+                tracing::warn!(database = %self.database, "waiting for others to close the file: {reason}");
+            }
+            rejoin::pause().await;
+        }
+        Ok(())
+    }
+
+    async fn follow(&mut self) -> Result<(), RestoreError> {
         let Some(mut following) = self.begin().await? else { return Ok(()) };
         self.tell(&following, None, 0, false);
         let (mut epoch, mut pause, mut complaint) = (None, RETRY.0, None);
@@ -168,7 +223,14 @@ impl Live {
     fn tell(&self, following: &Following, time: Option<Timestamp>, transactions: u64, is_live: bool) {
         let so_far = self.reached.borrow().map_or(0, |reached| reached.transactions);
         let transactions = so_far + transactions;
+        self.note_passed([following.pos()]);
         self.reached.send_replace(Some(Reached { pos: following.pos(), time, transactions, is_live }));
+    }
+
+    fn note_passed(&self, passed: impl IntoIterator<Item = Pos>) {
+        if let Some(member) = &self.member {
+            member.trails.note(&self.database, passed);
+        }
     }
 
     /// Applies what comes until nothing comes any more.
@@ -229,6 +291,7 @@ impl Live {
         }
         let last = group.last().expect("at least one").0.span;
         let count = group.iter().map(|(commits, _)| commits.files.len() as u64).sum();
+        let passed = if self.member.is_some() { positions(&group) } else { Vec::new() };
         let folder = following.options.output.parent().map(Path::to_owned).unwrap_or_default();
         let mut batch = blocking(move || to_batch(&group, &folder)).await?;
         while !*self.stop.borrow() {
@@ -236,6 +299,7 @@ impl Live {
                 Ok(()) => {
                     // What was known of the store's log lies behind.
                     following.log = None;
+                    self.note_passed(passed);
                     self.tell(following, Some(last.timestamp), count, true);
                     break;
                 }
@@ -298,7 +362,7 @@ async fn another(links: &mut watch::Receiver<Option<Link>>) {
 }
 
 /// Whether it may be otherwise when it is tried again: the node is away, or its first snapshot is still on its way.
-fn is_passing(error: &RestoreError) -> bool {
+pub(super) fn is_passing(error: &RestoreError) -> bool {
     use rhyolite_logic::restore_plan::PlanError::{Empty, NoSnapshot};
     match error {
         RestoreError::Store(error) => error.is_unavailable(),
@@ -309,7 +373,7 @@ fn is_passing(error: &RestoreError) -> bool {
 
 impl Following {
     /// Reads the store and applies what it has; `false` when it has nothing that leads on.
-    async fn look_from_here(&mut self) -> Result<bool, RestoreError> {
+    pub(super) async fn look_from_here(&mut self) -> Result<bool, RestoreError> {
         self.log = Some(self.load().await?);
         let catalog = &self.log.as_ref().expect("just read").catalog;
         let here = self.pos();
@@ -347,6 +411,13 @@ async fn gather(first: (Transactions, Bytes), frames: &mut Frames) -> (Vec<(Tran
         }
     }
     (group, None)
+}
+
+/// The positions before each commit. What cannot be read is said when the pages are.
+fn positions(group: &[(Transactions, Bytes)]) -> Vec<Pos> {
+    let files = group.iter().flat_map(|(commits, bytes)| commits.files.iter().map(|range| &bytes[range.clone()]));
+    let headers = files.filter_map(|file| LtxHeader::decode(file).ok());
+    headers.filter_map(|h| Some(Pos { txid: h.min_txid.previous()?, checksum: h.pre_apply? })).collect()
 }
 
 /// The newest copy of each page.

@@ -12,7 +12,11 @@
 mod apply;
 mod live;
 mod lock;
+pub mod lost;
 pub mod node;
+pub(crate) mod promote;
+mod rejoin;
+pub mod trails;
 mod wal;
 
 use std::path::{Path, PathBuf};
@@ -324,6 +328,17 @@ impl Following {
         let (follower, batch, applied) = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
         self.follower = Some(follower);
         Ok(applied?.map_err(|Busy| batch))
+    }
+
+    /// Makes the file the end of the log whatever it is now, page by page and in place. `false` when readers did not let it.
+    async fn rewrite(&mut self) -> Result<bool, RestoreError> {
+        self.log = Some(self.load().await?);
+        let catalog = &self.log.as_ref().expect("just read").catalog;
+        let plan = plan_steps(&self.reader, catalog, &catalog.manifest, &mut Vec::new(), Target::Latest).await?;
+        let steps = plan.steps.clone();
+        let applied = self.apply(plan, steps).await;
+        self.log = None;
+        applied
     }
 
     /// The log before where the file is need not be known any more.

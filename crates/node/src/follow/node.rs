@@ -16,8 +16,10 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 
 pub use super::live::Reached;
-use super::live::{Live, age_ms};
+use super::live::{Live, Member, age_ms};
+use super::trails::Trails;
 use super::{FollowOptions, ReplicaJournal};
+use crate::config::default_meta_path;
 use crate::progress::Silent;
 use crate::restore::{Existing, RestoreError};
 use crate::stream::client::{Access, Address, Link, LinkError};
@@ -55,6 +57,9 @@ pub struct NodeOptions {
     pub silence_max: Duration,
     /// Threads that unpack in a restore.
     pub threads: usize,
+    /// This is a node of a cluster: files that are not what the history has are brought back to it, their state folders lie beside them, and what they
+    /// pass is noted here.
+    pub trails: Option<Arc<Trails>>,
 }
 
 /// What is told of the following.
@@ -153,7 +158,7 @@ impl Node {
             let NodeOptions { address, access, silence_max, .. } = &self.options;
             let connected = tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                () = is_told(&mut stop) => return Ok(()),
                 connected = Link::connect(address, access, *silence_max) => connected,
             };
             let lost = match connected {
@@ -175,7 +180,7 @@ impl Node {
                 self.tell(Event::Lost(lost.clone())).await;
                 told = Some(lost);
             }
-            if tokio::time::timeout(pause, stop.wait_for(|stop| *stop)).await.is_ok() {
+            if tokio::time::timeout(pause, is_told(&mut stop)).await.is_ok() {
                 return Ok(());
             }
             pause = (pause * 2).min(RECONNECT.1);
@@ -202,7 +207,7 @@ impl Node {
         loop {
             let frame = tokio::select! {
                 biased;
-                _ = stop.wait_for(|stop| *stop) => return Session::Stopped,
+                () = is_told(&mut stop) => return Session::Stopped,
                 Some(task) = self.tasks.join_next_with_id() => {
                     self.note_task(task).await;
                     match self.take_failure() {
@@ -288,7 +293,12 @@ impl Node {
         let node = self.options.address.to_string();
         let store = RemoteStore { links: self.links.subscribe(), database: name.clone(), node };
         let (reached, receiver) = watch::channel(None);
+        let member = self.options.trails.as_ref().map(|trails| {
+            let (meta_path, trails) = (default_meta_path(&output), Arc::clone(trails));
+            Member { meta_path, trails }
+        });
         let live = Live {
+            member,
             options: FollowOptions {
                 store: Arc::new(store) as Arc<dyn Store>,
                 output: output.clone(),
@@ -325,6 +335,11 @@ impl Node {
         made.map_err(|e| format!("make the folder of {}: {}", output.display(), crate::config::io_text(&e)))?;
         Ok(output)
     }
+}
+
+/// Ends when it is to stop, or nobody is left who could say so.
+async fn is_told(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
 }
 
 fn last_part(name: &str) -> &Path {

@@ -11,6 +11,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use rhyolite_format::{Pos, Timestamp};
+use rhyolite_logic::role::Role;
 
 use super::report::{DatabaseReport, StatusReport};
 use crate::status::{DiffReason, State, StatusBoard};
@@ -118,6 +119,24 @@ pub const METRICS: &[Metric] = &[
         Some((count("error") + count("needs-page-diff")) as f64)
     }),
     process("rhyolite_lag_seconds_max", "The longest lag of any database.", |r| Some(r.totals.lag_ms_max as f64 / 1e3)),
+    process("rhyolite_node_primary", "1 on the primary of a cluster, 0 on its other nodes; absent elsewhere.", |r| {
+        r.node.as_ref().map(|node| f64::from(u8::from(node.is(Role::Primary))))
+    }),
+    process(
+        "rhyolite_node_epoch",
+        "Number of the right that the holder of a cluster's lease has; absent without one.",
+        |r| r.node.as_ref().and_then(|node| node.holder.as_ref()).map(|holder| holder.epoch.get() as f64),
+    ),
+    process(
+        "rhyolite_node_replica_lag_seconds_max",
+        "Time since the replica that is furthest behind was last known to have every commit of the primary.",
+        |r| r.node.as_ref().map(|node| node.lag().1 as f64 / 1e3),
+    ),
+    process(
+        "rhyolite_node_replica_lag_transactions_max",
+        "Commits of the primary that the replica which is furthest behind lacks.",
+        |r| r.node.as_ref().map(|node| node.lag().0 as f64),
+    ),
     process("process_resident_memory_bytes", "Memory of the process that is in RAM (Linux).", |_| resident_bytes()),
     Metric {
         name: "rhyolite_mount_operations_total",

@@ -8,6 +8,7 @@ use rhyolite_format::Timestamp;
 use rhyolite_store::Counts;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::report::NodeReport;
 use crate::status::{DatabaseStatus, Figures, State, StatusBoard};
 use crate::time;
 
@@ -168,6 +169,9 @@ pub struct StatusReport {
     pub time: Timestamp,
     /// All databases in a few numbers.
     pub totals: Totals,
+    /// The node, where it is one of a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeReport>,
     /// The databases one by one: all, where there are no more than [`DETAIL_MAX`]; otherwise so many of those that are awake or in
     /// trouble.
     pub databases: Vec<DatabaseReport>,
@@ -197,7 +201,8 @@ impl StatusReport {
 
     fn of(board: &StatusBoard, totals: Totals, databases: &[Arc<DatabaseStatus>], now: Timestamp) -> Self {
         let databases = databases.iter().map(|d| DatabaseReport::new(d, now)).collect();
-        Self { format: REPORT_FORMAT, process: ProcessReport::current(board), time: now, totals, databases }
+        let (process, node) = (ProcessReport::current(board), board.node());
+        Self { format: REPORT_FORMAT, process, time: now, totals, node, databases }
     }
 }
 

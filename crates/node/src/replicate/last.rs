@@ -31,6 +31,10 @@ impl Replication {
     /// One more life, although the process stops: nobody knows what the life before this has left undone.
     pub(super) async fn run_last(&mut self) -> Result<Outcome, ReplicateError> {
         self.is_last = true;
+        if self.commons.leases.is_over() {
+            // Whoever has the right now answers for the database.
+            return Ok(Outcome::Stopped);
+        }
         let left = self.time_left();
         tokio::time::timeout(left, self.try_to_end()).await.unwrap_or_else(|_| Err(self.not_durable()))
     }
@@ -40,7 +44,9 @@ impl Replication {
         loop {
             let pause = match self.run_once().await {
                 Ok(Ended::Stopped | Ended::Parked(_)) => return Ok(Outcome::Stopped),
-                Ok(Ended::Incomplete) if self.is_theirs() => return Ok(Outcome::Stopped),
+                Ok(Ended::Incomplete) if self.is_theirs() || self.commons.leases.is_over() => {
+                    return Ok(Outcome::Stopped);
+                }
                 // Requests of the life before this may still be on their way.
                 Ok(Ended::Incomplete | Ended::BeginAgain) => BEGIN_AGAIN_AFTER,
                 Err(error) if self.is_tried_again(&error) && began.elapsed() < MACHINE_PATIENCE => MACHINE_RETRY,

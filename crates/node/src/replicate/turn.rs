@@ -143,6 +143,7 @@ impl Replication {
                         return Ok(None);
                     }
                 }
+                Standing::Ended if self.commons.leases.is_over() => return Ok(None),
                 _ if lease.right().is_none() => self.tell_problem(lease, &mut holders),
                 _ => {}
             }

@@ -16,6 +16,7 @@
 
 pub(crate) mod assemble;
 pub(crate) mod base;
+pub(crate) mod below;
 pub(crate) mod catalog;
 mod done;
 pub(crate) mod draft;

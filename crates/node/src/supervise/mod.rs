@@ -32,6 +32,7 @@ use rhyolite_format::Pos;
 use rhyolite_format::state::LocalState;
 use rhyolite_format::state::parked::Parked;
 use rhyolite_logic::park;
+use rhyolite_writer::lease_keeper::LeaseHandle;
 use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::task::{self, JoinSet};
 
@@ -89,6 +90,8 @@ pub struct SuperviseOptions {
     pub commits: Option<Arc<CommitLines>>,
     /// Databases are served to those who follow them live.
     pub serves: bool,
+    /// The lease under which all are written, where somebody else keeps it.
+    pub lease: Option<LeaseHandle>,
 }
 
 /// Replicates until `stop` turns true, then uploads what is left. Ends earlier when there is nothing left to hope for: every
@@ -104,6 +107,7 @@ pub async fn run(
         Ok(watcher) => Arc::new(watcher),
         Err(error) => return vec![ReplicateError::Local(format!("start a thread: {error}"))],
     };
+    board.pulse.begin();
     let awake_max = awake_max();
     let (never, no_commands) = mpsc::channel(1);
     let (ender, ending) = watch::channel(false);
@@ -127,7 +131,7 @@ pub async fn run(
         opening: Line::new(OPENING_MAX),
         waking: Line::new(WAKING_MAX),
         uploads: Arc::default(),
-        leases: Arc::default(),
+        leases: Arc::new(LeasePool::new(options.lease)),
         parking: Arc::new(Parking::new(options.parking)),
         awake: 0,
         awake_max,

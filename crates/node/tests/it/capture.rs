@@ -79,6 +79,7 @@ impl Rig {
             parking: self.parking,
             commits: None,
             serves: false,
+            lease: None,
         };
         let shown = Arc::clone(&board);
         let thread = std::thread::spawn(move || {

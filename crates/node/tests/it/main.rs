@@ -3,6 +3,8 @@
 mod adopt;
 mod capture;
 mod cli;
+#[cfg(target_os = "linux")]
+mod cluster;
 mod coming;
 mod damage;
 mod doctor;

@@ -44,6 +44,7 @@ impl Running {
             parking,
             commits: None,
             serves: false,
+            lease: None,
         };
         let board = StatusBoard::new();
         let shown = Arc::clone(&board);

@@ -1,0 +1,426 @@
+//! Which role a node of a cluster has, as a machine: it follows the holder of the lease, or has the lease itself, and never both.
+//!
+//! ```text
+//!            ┌──────────── somebody holds the lease ───────────► following
+//!            │                                                      │ the lease is ours, or another's
+//!          idle ◄──────────────────── unfollowed ◄──────────────────┘
+//!            │ ▲
+//!   ours     │ └──────────────── not prepared ──────┐
+//!            └─► preparing (catch up with the store)┴─► serving (application, capture, followers)
+//!                                                          │ lease about to run out, handoff, stop
+//!              idle, or the end ◄── capture stops ◄── application stops ◄┘
+//! ```
+//!
+//! Invariants:
+//!
+//! 1. **Following, preparing and capturing exclude each other.** The next begins when the driver has said that the one before has ended.
+//! 2. **The application runs under a right that has time left.** It is started only when the lease has more than [`RoleTerms::grace`] left, and told to
+//!    stop when no more than that is left. That it is gone when the lease ends is the guard's work, which needs nobody's help for that.
+//! 3. **Nothing is captured before the databases were caught up** with the end of the store's log, under the same right.
+//! 4. **Capture ends after the application**, so that its last commits are captured; the lease is given up after both, and only when everything
+//!    captured is durable. Otherwise it runs out.
+//! 5. What comes next is decided in one place, in idle, by the lease as it stands then.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use rhyolite_format::Epoch;
+
+use crate::lease::Monotonic;
+
+/// Pause before databases that could not be prepared are tried again.
+const PREPARE_AGAIN: Duration = Duration::from_secs(1);
+
+/// How roles change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoleTerms {
+    /// The application gets so much time to stop before the lease ends.
+    pub grace: Duration,
+    /// For so long a lease that was handed on is not taken again.
+    pub abstain: Duration,
+    /// Whether this node may become the primary.
+    pub is_candidate: bool,
+}
+
+impl RoleTerms {
+    /// Terms in proportion to the lease's time.
+    pub fn new(ttl: Duration, is_candidate: bool) -> Self {
+        Self { grace: ttl / 5, abstain: ttl, is_candidate }
+    }
+}
+
+/// How the lease stands, as far as roles depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum View {
+    /// Nobody knows, or nobody has it.
+    Vacant,
+    /// Somebody else has it, and may say where it can be reached.
+    Held {
+        /// Where the holder serves followers.
+        address: Option<String>,
+    },
+    /// It is ours.
+    Ours {
+        /// The number of the right.
+        epoch: Epoch,
+        /// When it ends, unless it is renewed.
+        until: Monotonic,
+    },
+    /// It was given up, and is not asked for any more.
+    Ended,
+}
+
+/// What the driver has to do. Each is answered by the event that is named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Follow the node at this address.
+    Follow(String),
+    /// Stop following; then [`RoleMachine::handle_unfollowed`].
+    Unfollow,
+    /// Catch the databases up with the store; then [`RoleMachine::handle_prepared`].
+    Prepare,
+    /// Give that up; then [`RoleMachine::handle_prepared`] all the same.
+    CancelPrepare,
+    /// Capture, serve followers, run the application.
+    Serve,
+    /// End the application; then [`RoleMachine::handle_application_stopped`].
+    StopApplication(Why),
+    /// End capture; with `drain`, when everything is durable, otherwise at once. Then [`RoleMachine::handle_capture_stopped`].
+    StopCapture {
+        /// There is a right under which to upload what is left.
+        drain: bool,
+    },
+    /// Give the lease up; then [`View::Ended`].
+    Release,
+    /// Look at the lease again, without taking it.
+    Watch,
+    /// Take the lease when it is free.
+    Compete,
+    /// The process may end.
+    End,
+}
+
+/// Why a primary stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// Its lease is about to run out, or is another's.
+    Lapsing,
+    /// It hands its role on.
+    Handoff,
+    /// The process ends.
+    Stop,
+}
+
+/// The role, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Nobody is known to follow, and the lease is not ours.
+    Waiting,
+    /// It follows the holder of the lease.
+    Replica,
+    /// It has the lease, and catches up.
+    Promoting,
+    /// It has the lease, and serves.
+    Primary,
+    /// It was the primary, and stops.
+    Demoting,
+    /// It has ended.
+    Stopped,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 6] =
+        [Self::Waiting, Self::Replica, Self::Promoting, Self::Primary, Self::Demoting, Self::Stopped];
+
+    /// The name in metrics and JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Replica => "replica",
+            Self::Promoting => "promoting",
+            Self::Primary => "primary",
+            Self::Demoting => "demoting",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Stage {
+    Idle,
+    Following { address: String },
+    Unfollowing,
+    Preparing { is_cancelled: bool },
+    Serving,
+    StoppingApplication,
+    StoppingCapture { drains: bool },
+    Releasing,
+    Ended,
+}
+
+/// The machine. After each event and at [`RoleMachine::poll_timeout`] drain [`RoleMachine::poll_action`].
+#[derive(Clone, Debug)]
+pub struct RoleMachine {
+    terms: RoleTerms,
+    stage: Stage,
+    view: View,
+    actions: VecDeque<Action>,
+    /// The process is to end.
+    stops: bool,
+    /// The role is to be handed on.
+    hands_on: bool,
+    /// Nothing is prepared before this.
+    not_before: Monotonic,
+    /// The lease is not taken before this.
+    abstains: Option<Monotonic>,
+}
+
+impl RoleMachine {
+    /// A node that knows nothing yet.
+    pub fn new(terms: RoleTerms) -> Self {
+        Self {
+            terms,
+            stage: Stage::Idle,
+            view: View::Vacant,
+            actions: VecDeque::new(),
+            stops: false,
+            hands_on: false,
+            not_before: Monotonic(0),
+            abstains: None,
+        }
+    }
+
+    /// The role.
+    pub fn role(&self) -> Role {
+        match self.stage {
+            Stage::Idle | Stage::Unfollowing => Role::Waiting,
+            Stage::Following { .. } => Role::Replica,
+            Stage::Preparing { .. } => Role::Promoting,
+            Stage::Serving => Role::Primary,
+            Stage::StoppingApplication | Stage::StoppingCapture { .. } | Stage::Releasing => Role::Demoting,
+            Stage::Ended => Role::Stopped,
+        }
+    }
+
+    /// Whether databases are captured: from [`Action::Serve`] to the end of capture.
+    pub fn is_capturing(&self) -> bool {
+        matches!(self.stage, Stage::Serving | Stage::StoppingApplication | Stage::StoppingCapture { .. })
+    }
+
+    /// Whether following is to end.
+    pub fn is_unfollowing(&self) -> bool {
+        self.stage == Stage::Unfollowing
+    }
+
+    /// Whether capture is to end.
+    pub fn is_stopping_capture(&self) -> bool {
+        matches!(self.stage, Stage::StoppingCapture { .. })
+    }
+
+    /// How the lease stands.
+    pub fn handle_lease(&mut self, view: View) {
+        self.view = view;
+    }
+
+    /// The process is to end.
+    pub fn stop(&mut self) {
+        self.stops = true;
+    }
+
+    /// The role is to be handed on. `false` when this node has none to hand on.
+    pub fn hand_on(&mut self) -> bool {
+        let is_primary = self.stage == Stage::Serving;
+        self.hands_on |= is_primary;
+        is_primary
+    }
+
+    /// Nothing is applied any more.
+    pub fn handle_unfollowed(&mut self) {
+        assert_eq!(self.stage, Stage::Unfollowing, "told to stop following");
+        self.stage = Stage::Idle;
+    }
+
+    /// Following has ended by itself.
+    pub fn handle_following_ended(&mut self, now: Monotonic) {
+        if matches!(self.stage, Stage::Following { .. } | Stage::Unfollowing) {
+            self.stage = Stage::Idle;
+            self.not_before = now.after(PREPARE_AGAIN);
+        }
+    }
+
+    /// The databases are caught up, or cannot be.
+    pub fn handle_prepared(&mut self, is_done: bool, now: Monotonic) {
+        let Stage::Preparing { is_cancelled } = self.stage else { panic!("told to prepare") };
+        if is_done && !is_cancelled && !self.stops && self.has_time(now) {
+            self.stage = Stage::Serving;
+            self.actions.push_back(Action::Serve);
+            return;
+        }
+        self.stage = Stage::Idle;
+        self.not_before = now.after(PREPARE_AGAIN);
+    }
+
+    /// The application has ended, as it was told to.
+    pub fn handle_application_stopped(&mut self, now: Monotonic) {
+        if self.stage == Stage::StoppingApplication {
+            self.stop_capture(now);
+        }
+    }
+
+    /// The application has ended by itself: the node goes with it.
+    pub fn handle_application_ended(&mut self, now: Monotonic) {
+        if matches!(self.stage, Stage::Serving | Stage::StoppingApplication) {
+            self.stops = true;
+            self.stop_capture(now);
+        }
+    }
+
+    /// The guard has ended the application, for the right was over.
+    pub fn handle_application_expired(&mut self, now: Monotonic) {
+        if matches!(self.stage, Stage::Serving | Stage::StoppingApplication) {
+            self.stop_capture(now);
+        }
+    }
+
+    /// Capture has ended; `is_drained` when everything that it had is durable.
+    pub fn handle_capture_stopped(&mut self, is_drained: bool, now: Monotonic) {
+        assert!(matches!(self.stage, Stage::StoppingCapture { .. }), "told to end capture");
+        let leaves = self.stops || self.hands_on;
+        if leaves && is_drained && self.has_right(now) {
+            self.stage = Stage::Releasing;
+            self.actions.push_back(Action::Release);
+        } else if self.stops {
+            // What is not durable is on this node only, and its lease is left to run out.
+            self.end();
+        } else {
+            self.hands_on = false;
+            self.stage = Stage::Idle;
+        }
+    }
+
+    /// When [`RoleMachine::poll_action`] must be called next, if nothing happens before.
+    pub fn poll_timeout(&self) -> Option<Monotonic> {
+        let due = match (&self.stage, &self.view) {
+            (Stage::Serving | Stage::Preparing { is_cancelled: false }, View::Ours { until, .. }) => {
+                Some(self.last_moment(*until))
+            }
+            (Stage::StoppingCapture { drains: true }, View::Ours { until, .. }) => Some(*until),
+            (Stage::Idle, View::Ours { .. } | View::Held { .. }) => Some(self.not_before),
+            _ => None,
+        };
+        due.into_iter().chain(self.abstains).min()
+    }
+
+    /// What is to be done now, if anything.
+    pub fn poll_action(&mut self, now: Monotonic) -> Option<Action> {
+        if self.actions.is_empty() {
+            self.step(now);
+        }
+        self.actions.pop_front()
+    }
+
+    fn step(&mut self, now: Monotonic) {
+        if self.abstains.is_some_and(|until| until <= now) {
+            self.abstains = None;
+            self.actions.push_back(Action::Compete);
+            return;
+        }
+        match self.stage.clone() {
+            Stage::Idle => self.decide(now),
+            Stage::Following { address } => {
+                let is_elsewhere = matches!(&self.view, View::Held { address: Some(other) } if *other != address);
+                if self.stops || is_elsewhere || self.has_time(now) {
+                    self.stage = Stage::Unfollowing;
+                    self.actions.push_back(Action::Unfollow);
+                }
+            }
+            Stage::Preparing { is_cancelled: false } if self.stops || !self.has_time(now) => {
+                self.stage = Stage::Preparing { is_cancelled: true };
+                self.actions.push_back(Action::CancelPrepare);
+            }
+            Stage::Serving => {
+                let why = match () {
+                    () if !self.has_time(now) => Why::Lapsing,
+                    () if self.stops => Why::Stop,
+                    () if self.hands_on => Why::Handoff,
+                    () => return,
+                };
+                self.stage = Stage::StoppingApplication;
+                self.actions.push_back(Action::StopApplication(why));
+            }
+            Stage::StoppingCapture { drains: true } if !self.has_right(now) => {
+                self.stage = Stage::StoppingCapture { drains: false };
+                self.actions.push_back(Action::StopCapture { drain: false });
+            }
+            Stage::Releasing if self.view == View::Ended => self.released(now),
+            Stage::Unfollowing
+            | Stage::Preparing { .. }
+            | Stage::StoppingApplication
+            | Stage::StoppingCapture { .. }
+            | Stage::Releasing
+            | Stage::Ended => {}
+        }
+    }
+
+    /// What a node does that does nothing.
+    fn decide(&mut self, now: Monotonic) {
+        if self.stops {
+            self.stage = Stage::Releasing;
+            self.actions.push_back(Action::Release);
+            return;
+        }
+        if now < self.not_before {
+            return;
+        }
+        match &self.view {
+            View::Ours { .. } if self.has_time(now) => {
+                self.stage = Stage::Preparing { is_cancelled: false };
+                self.actions.push_back(Action::Prepare);
+            }
+            View::Held { address: Some(address) } => {
+                self.actions.push_back(Action::Follow(address.clone()));
+                self.stage = Stage::Following { address: address.clone() };
+            }
+            View::Vacant | View::Held { address: None } | View::Ours { .. } | View::Ended => {}
+        }
+    }
+
+    fn stop_capture(&mut self, now: Monotonic) {
+        let drains = self.has_right(now);
+        self.stage = Stage::StoppingCapture { drains };
+        self.actions.push_back(Action::StopCapture { drain: drains });
+    }
+
+    fn released(&mut self, now: Monotonic) {
+        if self.stops {
+            return self.end();
+        }
+        self.hands_on = false;
+        self.stage = Stage::Idle;
+        self.view = View::Vacant;
+        self.actions.push_back(Action::Watch);
+        self.abstains = self.terms.is_candidate.then(|| now.after(self.terms.abstain));
+    }
+
+    fn end(&mut self) {
+        self.stage = Stage::Ended;
+        self.actions.push_back(Action::End);
+    }
+
+    fn has_right(&self, now: Monotonic) -> bool {
+        matches!(self.view, View::Ours { until, .. } if now < until)
+    }
+
+    /// Whether the right lasts long enough to begin something, or to go on with it.
+    fn has_time(&self, now: Monotonic) -> bool {
+        matches!(self.view, View::Ours { until, .. } if now < self.last_moment(until))
+    }
+
+    fn last_moment(&self, until: Monotonic) -> Monotonic {
+        Monotonic(until.0.saturating_sub(u64::try_from(self.terms.grace.as_millis()).unwrap_or(u64::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests;

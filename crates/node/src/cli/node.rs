@@ -1,0 +1,227 @@
+//! `node`: a folder of databases that is the primary's or a replica's, whichever this node is.
+
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use rhyolite_logic::park::Policy;
+use rhyolite_logic::pick::Pattern;
+use rustix::fs::{FlockOperation, flock};
+use tokio::sync::mpsc;
+
+use super::cluster::token;
+use super::exit::Failure;
+use super::replicate::{COMMANDS_MAX, Signals, UPLOAD_MARGIN, block_on, check_inputs};
+use crate::cluster::{self, Guard, NodeConfig};
+use crate::config::cluster::{ClusterConfig, TlsFiles};
+use crate::config::folder::FolderConfig;
+use crate::config::settings::{self, Settings};
+use crate::config::units::parse_duration;
+use crate::config::{Config, LogFormat, LogLevel, SocketConfig, parse_addr};
+use crate::control::Controller;
+use crate::daemon::Daemon;
+use crate::observe::logging;
+use crate::status::StatusBoard;
+use crate::stream::client::Access;
+use crate::stream::tls::{self, ClientFiles};
+
+/// How long a holder of the lease that is not heard of keeps it. Long enough for two renewals to fail while a store hiccups, and for an
+/// application to stop; a primary that is lost is missed for this time and a margin.
+const LEASE_TTL: Duration = Duration::from_secs(10);
+/// Held by the process whose folder it is, and by the guard of its application.
+const LOCK_FILE: &str = "node.lock";
+/// How long the process before this one is waited for.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+const LOCK_LOOK: Duration = Duration::from_millis(20);
+
+/// Keep a folder of databases alive on several machines: one node is the primary, the others follow it, and one of them takes over.
+///
+/// All nodes name the same STORE, and each a folder and an address of its own. Whoever holds the lease that lies in the store is the primary: it runs the
+/// application of --exec, replicates every database of its folder to the store, as `replicate` does, and serves the other nodes at its address.
+/// They keep their folders up to date commit by commit, for readers. When the primary stops, is killed, freezes or loses the store, another node catches up
+/// with the store and becomes the primary.
+///
+/// The application must write only on the primary: with --exec it runs there alone, and a guard ends it before the lease can be another's. What a former
+/// primary had and the others did not get is kept: `rhyolite branch list DIR`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "SIGINT or SIGTERM stops the application, uploads what is left and gives the lease up, so that another node takes \
+over at once.\n\nExit statuses: 0 stopped and everything is durable; 6 stopped before that; with --exec, that of the \
+application.\n\nExamples:\n  rhyolite node ./a --store ./backup --listen 127.0.0.1:20201\n  rhyolite node ./b --store \
+./backup --listen 127.0.0.1:20202\n  rhyolite node ./a --store s3://bucket/prod --listen 127.0.0.1:20201 --exec \"./app --db ./a/app.db\""
+)]
+pub(super) struct NodeArgs {
+    /// Folder of the databases, and of nothing that is not replicated
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    /// Store of the cluster: below it every database gets a prefix, its path
+    #[arg(long, value_name = "STORE")]
+    store: String,
+    /// Serve the databases to the other nodes at IP:PORT, while this one is the primary; without TLS a loopback address
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
+    listen: SocketAddr,
+    /// Where the other nodes reach this one, if not at the address of --listen: HOST:PORT
+    #[arg(long, value_name = "HOST:PORT")]
+    advertise: Option<String>,
+    /// Secret that the nodes show each other
+    #[arg(long, value_name = "TOKEN", env = "RHYOLITE_CLUSTER_TOKEN", hide_env_values = true)]
+    cluster_token: Option<String>,
+    /// Certificate of this node, with those that lead to its root: a PEM file, read again when it changes
+    #[arg(long, value_name = "PATH", requires = "cluster_key")]
+    cluster_cert: Option<PathBuf>,
+    /// Private key of the certificate: a PEM file
+    #[arg(long, value_name = "PATH", requires = "cluster_cert")]
+    cluster_key: Option<PathBuf>,
+    /// Each node must show a certificate for which one of these vouches: a PEM file
+    #[arg(long, value_name = "PATH", requires = "cluster_cert")]
+    cluster_ca: Option<PathBuf>,
+    /// Whether this node may become the primary (true or false; true)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    candidate: Option<bool>,
+    /// Run this command while this node is the primary; when it ends by itself, the node stops with its exit status
+    #[arg(long, value_name = "COMMAND")]
+    exec: Option<String>,
+    /// Serve /metrics, /status, /healthz and /readyz at IP:PORT; :PORT listens everywhere
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
+    addr: Option<SocketAddr>,
+    /// Make a control socket at this path, for `rhyolite ctl`, `sync` and `wait`
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Least severity that is logged (info)
+    #[arg(long, value_name = "LEVEL")]
+    log_level: Option<LogLevel>,
+    /// Form of the log (text)
+    #[arg(long, value_name = "FORM")]
+    log_format: Option<LogFormat>,
+    /// How long the application of --exec, and then the last upload, may take at the end (30s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    shutdown_sync_timeout: Option<Duration>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
+    let folder = folder(args)?;
+    let server = server(args)?;
+    let mut config = Config { addr: args.addr, exec: args.exec.clone(), ..Config::default() };
+    config.socket = args.socket.clone().map(SocketConfig::private);
+    config.logging.level = args.log_level.unwrap_or(config.logging.level);
+    config.logging.format = args.log_format.unwrap_or(config.logging.format);
+    config.shutdown_sync_timeout = args.shutdown_sync_timeout.unwrap_or(config.shutdown_sync_timeout);
+    config.folders = vec![folder.clone()];
+    check_inputs(&config)?;
+    logging::start(config.logging);
+    let lock = lock(&folder)?;
+    // Before any other thread or process is there, and before any database is opened.
+    let guard =
+        args.exec.as_deref().map(|command| Guard::start(command, &lock)).transpose().map_err(Failure::failed)?;
+    let signals = Signals::listen(&config)?;
+    let node = NodeConfig {
+        folder,
+        address: address(args)?,
+        access: access(args, &server)?,
+        is_candidate: args.candidate.unwrap_or(true),
+        stop_timeout: config.shutdown_sync_timeout,
+        parking: Policy::default(),
+    };
+    config.cluster = Some(server);
+    let ended = run_daemon(config, node, guard, signals);
+    drop(lock);
+    ended
+}
+
+/// Where the others are served.
+fn server(args: &NodeArgs) -> Result<ClusterConfig, Failure> {
+    let tls = TlsFiles::new(args.cluster_cert.clone(), args.cluster_key.clone(), args.cluster_ca.clone());
+    let tls = tls.map_err(|m| Failure::usage(format!("--cluster-cert and --cluster-key: {m}")))?;
+    ClusterConfig::new(args.listen, token(args.cluster_token.as_deref())?, tls).map_err(Failure::usage)
+}
+
+/// What this node shows the others, as a replica: the same as a primary.
+fn access(args: &NodeArgs, server: &ClusterConfig) -> Result<Access, Failure> {
+    let Some(files) = &server.tls else { return Ok(Access { token: server.token.clone(), ..Access::default() }) };
+    let identity = files.client_ca.as_ref().map(|_| (files.cert.clone(), files.key.clone()));
+    let tls = ClientFiles { ca: args.cluster_ca.clone(), identity };
+    // That the files can be read is seen before anything is begun.
+    tls::client_config(&tls).map_err(Failure::failed)?;
+    Ok(Access { token: server.token.clone(), tls })
+}
+
+/// What the others are told: with TLS the name that the certificate has.
+fn address(args: &NodeArgs) -> Result<String, Failure> {
+    let place = args.advertise.clone().unwrap_or_else(|| args.listen.to_string());
+    let is_everywhere = args.advertise.is_none() && args.listen.ip().is_unspecified();
+    if is_everywhere {
+        return Err(Failure::usage(format!(
+            "{place} is no address for others: say by --advertise where they reach this node"
+        )));
+    }
+    Ok(if args.cluster_cert.is_some() { format!("https://{place}") } else { place })
+}
+
+fn run_daemon(config: Config, node: NodeConfig, guard: Option<Guard>, signals: Signals) -> Result<u8, Failure> {
+    let stop = signals.stop;
+    block_on(async {
+        let board = StatusBoard::new();
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (handoff_sender, handoffs) = mpsc::channel(1);
+        let controller =
+            Controller { board: board.clone(), commands: sender, reload: None, handoffs: Some(handoff_sender) };
+        let stop_timeout = config.shutdown_sync_timeout;
+        let daemon = Daemon {
+            board: board.clone(),
+            addr: config.addr,
+            socket: config.socket,
+            cluster: config.cluster,
+            controller,
+            stop_timeout,
+            // The application ends within it as well, and the lease is given up.
+            upload_timeout: 2 * stop_timeout + 2 * UPLOAD_MARGIN,
+            application: None,
+            stop: stop.clone(),
+        };
+        // The node is told to stop by the signal itself, which it passes on to its application.
+        daemon.run(async |_| cluster::run(node, guard, board, commands, handoffs, stop).await).await
+    })
+}
+
+fn folder(args: &NodeArgs) -> Result<FolderConfig, Failure> {
+    std::fs::create_dir_all(&args.dir).map_err(|e| Failure::io("make", &args.dir, &e))?;
+    let dir = args.dir.canonicalize().map_err(|e| Failure::io("use", &args.dir, &e))?;
+    let mut folder = FolderConfig::everything(dir.clone(), dir, args.store.clone());
+    // What restores leave when they are cut off looks like a database.
+    folder.pick.exclude.push(Pattern::new("*-rhyolite-*").expect("it is one"));
+    folder.template.lease.ttl = LEASE_TTL;
+    args.settings.apply(&mut folder.template);
+    if !folder.template.lease.enabled {
+        return Err(Failure::usage("a node has its role by the lease: --lease=false is not possible"));
+    }
+    settings::validate(&folder.template).map_err(Failure::usage)?;
+    folder.share_lease();
+    Ok(folder)
+}
+
+/// Takes the folder for this process. That of a process before this one is waited for, and so is the guard of its application.
+fn lock(folder: &FolderConfig) -> Result<File, Failure> {
+    let meta_path = folder.template.lease.meta_path.as_deref().unwrap_or(Path::new("."));
+    let path = meta_path.join(LOCK_FILE);
+    std::fs::create_dir_all(meta_path).map_err(|e| Failure::io("make", meta_path, &e))?;
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(|e| Failure::io("open", &path, &e))?;
+    let began = Instant::now();
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if began.elapsed() < LOCK_WAIT => std::thread::sleep(LOCK_LOOK),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let dir = folder.dir.display();
+                return Err(Failure::failed(format!(
+                    "another node has the folder {dir}, or its application still runs"
+                )));
+            }
+            Err(e) => return Err(Failure::io("lock", &path, &e.into())),
+        }
+    }
+}

@@ -1,0 +1,160 @@
+//! A node in the role of a replica: it follows the primary, and knows how far behind it is.
+//!
+//! How far the primary is, is asked for at an interval, on a connection of its own: a replica that hears nothing has no lag by its own account.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rhyolite_format::Txid;
+use rhyolite_format::stream::Frame;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinHandle};
+
+use super::report::ReplicaReport;
+use crate::follow::ReplicaJournal;
+use crate::follow::node::{Event, NodeError, NodeOptions, Reached, follow_node};
+use crate::follow::trails::Trails;
+use crate::restore::Existing;
+use crate::stream::SILENCE_MAX;
+use crate::stream::client::{Access, Address, Link, LinkError};
+
+/// How long readers of a file are waited for before they get another turn.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often the primary is asked how far it is, and longer for so many databases that a thousand take a second.
+const ASK_INTERVAL: Duration = Duration::from_secs(1);
+/// How long its answer may take.
+const ASK_PATIENCE: Duration = Duration::from_secs(5);
+/// Events that wait.
+const EVENTS_MAX: usize = 256;
+
+/// How far the primary is, by the names of its databases.
+type Asked = Arc<Mutex<HashMap<String, Txid>>>;
+
+/// What is followed.
+pub(super) struct Following {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<Result<(), NodeError>>,
+    events: mpsc::Receiver<Event>,
+    asking: AbortHandle,
+    asked: Asked,
+    replicas: BTreeMap<String, Replica>,
+}
+
+struct Replica {
+    path: PathBuf,
+    reached: Option<watch::Receiver<Option<Reached>>>,
+    error: Option<String>,
+    /// When the file had everything that the primary had said.
+    whole_at: Instant,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.asking.abort();
+    }
+}
+
+impl Following {
+    /// Begins to follow. Must be called in a runtime.
+    pub(super) fn begin(address: Address, access: Access, into: PathBuf, trails: Arc<Trails>) -> Self {
+        let options = NodeOptions {
+            address: address.clone(),
+            access: access.clone(),
+            database: None,
+            into,
+            existing: Existing::Refuse,
+            // What is promoted and brought back has no WAL.
+            journal: ReplicaJournal::Rollback,
+            lock_timeout: LOCK_TIMEOUT,
+            silence_max: SILENCE_MAX,
+            threads: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
+            trails: Some(trails),
+        };
+        let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let (stop, stopped) = watch::channel(false);
+        let task = tokio::spawn(follow_node(options, sender, stopped));
+        let asked = Asked::default();
+        let asking = tokio::spawn(keep_asking(address, access, Arc::clone(&asked))).abort_handle();
+        Self { stop, task, events, asking, asked, replicas: BTreeMap::new() }
+    }
+
+    /// Tells it to stop; the task ends when nothing is applied any more.
+    pub(super) fn stop(&self) {
+        self.stop.send_replace(true);
+    }
+
+    /// Takes in what happens until it has ended. May be dropped and called again, before it has.
+    pub(super) async fn ended(&mut self) -> Result<(), String> {
+        loop {
+            let event = tokio::select! {
+                ended = &mut self.task => {
+                    let ended = ended.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+                    return ended.map_err(|error| error.to_string());
+                }
+                Some(event) = self.events.recv() => event,
+            };
+            self.note(event);
+        }
+    }
+
+    fn note(&mut self, event: Event) {
+        match event {
+            Event::Connected => tracing::info!("connected to the primary"),
+            // The follower logs it.
+            Event::Lost(_) => {}
+            Event::Following(name, path, reached) => {
+                let replica = Replica { path, reached: Some(reached), error: None, whole_at: Instant::now() };
+                self.replicas.insert(name, replica);
+            }
+            Event::Failed(name, error) => {
+                let nowhere = Replica { path: PathBuf::new(), reached: None, error: None, whole_at: Instant::now() };
+                self.replicas.entry(name).or_insert(nowhere).error = Some(error);
+            }
+        }
+    }
+
+    /// How far each database is.
+    pub(super) fn report(&mut self) -> Vec<ReplicaReport> {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let report = |(name, replica): (&String, &mut Replica)| {
+            let reached = replica.reached.as_ref().and_then(|reached| *reached.borrow());
+            let txid = reached.map(|reached| reached.pos.txid);
+            let wanted = asked.get(name).map_or(0, |txid| txid.get());
+            let behind = wanted.saturating_sub(txid.map_or(0, |txid| txid.get()));
+            if behind == 0 && wanted > 0 {
+                replica.whole_at = Instant::now();
+            }
+            let lag_ms = u64::try_from(replica.whole_at.elapsed().as_millis()).unwrap_or(u64::MAX);
+            ReplicaReport { path: replica.path.clone(), txid, behind, lag_ms, error: replica.error.clone() }
+        };
+        self.replicas.iter_mut().map(report).collect()
+    }
+}
+
+/// Asks the primary again and again. What it said goes when it says nothing any more: then nobody knows.
+async fn keep_asking(address: Address, access: Access, asked: Asked) {
+    loop {
+        let answer = tokio::time::timeout(ASK_PATIENCE, ask(&address, &access)).await;
+        let answer = answer.ok().and_then(Result::ok).unwrap_or_default();
+        let pause = ASK_INTERVAL.max(Duration::from_millis(answer.len() as u64));
+        *asked.lock().unwrap_or_else(PoisonError::into_inner) = answer;
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn ask(address: &Address, access: &Access) -> Result<HashMap<String, Txid>, LinkError> {
+    let link = Link::connect(address, access, ASK_PATIENCE).await?;
+    let mut frames = link.frames("/v1/databases").await?;
+    let mut positions = HashMap::new();
+    while let Some((frame, _)) = frames.next().await? {
+        match frame {
+            Frame::Database(database) => drop(positions.insert(database.name, database.pos.txid)),
+            Frame::Heartbeat { .. } => break,
+            Frame::Gone { .. } | Frame::Transactions(_) | Frame::End(_) => {}
+        }
+    }
+    link.close();
+    Ok(positions)
+}

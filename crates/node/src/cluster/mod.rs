@@ -1,0 +1,553 @@
+//! A node of a cluster: one folder of databases that is captured while this node has the shared lease of the store, and follows whoever has it
+//! otherwise.
+//!
+//! What is done when is said by [`RoleMachine`]; here it is done. One task knows everything, and waits for nothing but for what may happen next: what takes
+//! time runs in tasks of its own.
+//!
+//! ```text
+//!   lease keeper ──┐                    ┌─► following   (follow::node)
+//!   guard ─────────┤                    ├─► preparing   (prepare)
+//!   stop, handoff ─┼─► role machine ────┼─► capture     (supervise, under a lent lease)
+//!   what has ended ┘                    └─► application (guard)
+//! ```
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rhyolite_format::Timestamp;
+use rhyolite_format::lease::LeaseState;
+use rhyolite_logic::lease::{Monotonic, Standing, Terms};
+use rhyolite_logic::park;
+use rhyolite_logic::role::{Action, Role, RoleMachine, RoleTerms, View, Why};
+use rhyolite_writer::World;
+use rhyolite_writer::lease_keeper::{LeaseHandle, Loan};
+use rustix::process::Signal;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
+
+use crate::cli::exit::{Failure, Status};
+use crate::config::folder::FolderConfig;
+use crate::follow::trails::Trails;
+use crate::lease;
+use crate::replicate::ReplicateError;
+use crate::signals::StopRequest;
+use crate::status::StatusBoard;
+use crate::stream::client::{Access, Address};
+use crate::supervise::control::Command;
+use crate::supervise::{self, SuperviseOptions};
+use crate::world::RealWorld;
+use crate::{process, time};
+use application::{Application, Told};
+use following::Following;
+use prepare::Prepare;
+use report::{Holder, NodeReport};
+
+mod application;
+mod following;
+pub mod guard;
+mod prepare;
+pub mod report;
+
+pub use application::Guard;
+
+/// Names the primary to whoever reads the folder of a replica.
+const PRIMARY_FILE: &str = ".primary";
+/// Longest time between two looks at how things stand.
+const LOOK: Duration = Duration::from_millis(500);
+/// Requests to capture that wait.
+const COMMANDS_MAX: usize = 64;
+
+/// What a node is told.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Its databases, whose lease is shared.
+    pub folder: FolderConfig,
+    /// Where others reach it.
+    pub address: String,
+    /// What nodes show each other.
+    pub access: Access,
+    /// Whether it may become the primary.
+    pub is_candidate: bool,
+    /// How long the application, and then the last uploads, may take at an end.
+    pub stop_timeout: Duration,
+    /// When databases are parked.
+    pub parking: park::Policy,
+}
+
+/// A request to hand the role on; answered with what is wrong with that, if anything.
+pub type Handoff = oneshot::Sender<Result<(), String>>;
+
+/// What is captured.
+struct Capture {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<Vec<ReplicateError>>,
+    commands: mpsc::Sender<Command>,
+    /// Dropped, it takes the right away.
+    loan: Option<Loan>,
+}
+
+/// Databases are being prepared.
+struct Preparing {
+    cancel: watch::Sender<bool>,
+    task: JoinHandle<bool>,
+}
+
+/// Something that has happened.
+enum Event {
+    /// It is time to look.
+    Look,
+    Stop(Signal),
+    Told(Told),
+    Unfollowed(Result<(), String>),
+    Prepared(bool),
+    Captured(Vec<ReplicateError>),
+    Command(Command),
+    Handoff(Handoff),
+    KillDue,
+}
+
+struct Node {
+    config: NodeConfig,
+    board: Arc<StatusBoard>,
+    commands: mpsc::Receiver<Command>,
+    handoffs: mpsc::Receiver<Handoff>,
+    stop: StopRequest,
+    signal: Option<Signal>,
+    machine: RoleMachine,
+    terms: Terms,
+    lease: LeaseHandle,
+    /// Whoever had the lease before gave it up, and with it what may still come in.
+    was_released: bool,
+    /// Until when the guard knows that we have the right.
+    told_until: Monotonic,
+    application: Option<Application>,
+    /// When the application is killed that was told to stop.
+    kill_at: Option<tokio::time::Instant>,
+    following: Option<Following>,
+    preparing: Option<Preparing>,
+    capture: Option<Capture>,
+    trails: Arc<Trails>,
+    /// With what the process ends.
+    code: u8,
+    failure: Option<Failure>,
+}
+
+/// Runs a node until it is told to stop, or its application ends. Gives the application's status.
+///
+/// # Errors
+/// The store cannot be used, or what was captured is not durable.
+pub async fn run(
+    config: NodeConfig,
+    guard: Option<Guard>,
+    board: Arc<StatusBoard>,
+    commands: mpsc::Receiver<Command>,
+    handoffs: mpsc::Receiver<Handoff>,
+    stop: StopRequest,
+) -> Result<u8, Failure> {
+    let ttl = config.folder.template.lease.ttl;
+    // As long as the guard lives the application may write: the lease of a dead process is taken at once.
+    let process = guard.as_ref().map_or_else(process::own, Guard::process);
+    let terms = Terms { address: Some(config.address.clone()), process, ..Terms::new(ttl, lease::holder()) };
+    let application = guard.map(Application::new).transpose();
+    let application = application.map_err(|e| Failure::failed(format!("cannot talk to the guard: {e}")))?;
+    let lease = keep_lease(&config, &terms)?;
+    lease.set_competes(config.is_candidate);
+    let node = Node {
+        machine: RoleMachine::new(RoleTerms::new(ttl, config.is_candidate)),
+        config,
+        board,
+        commands,
+        handoffs,
+        stop,
+        signal: None,
+        terms,
+        lease,
+        was_released: false,
+        told_until: Monotonic(0),
+        application,
+        kill_at: None,
+        following: None,
+        preparing: None,
+        capture: None,
+        trails: Arc::default(),
+        code: Status::Ok.code(),
+        failure: None,
+    };
+    node.name_primary(None);
+    node.run().await
+}
+
+fn keep_lease(config: &NodeConfig, terms: &Terms) -> Result<LeaseHandle, Failure> {
+    let template = &config.folder.template;
+    let (_, url) = lease::place(template);
+    let kept = lease::keep(&url, template, &Arc::default(), terms.clone());
+    kept.map_err(|e| Failure::usage(format!("cannot use the store: {e}")))
+}
+
+impl Node {
+    async fn run(mut self) -> Result<u8, Failure> {
+        loop {
+            let changes = self.lease.changes();
+            self.take_standing().await;
+            while let Some(action) = self.machine.poll_action(RealWorld.now()) {
+                if action == Action::End {
+                    self.report();
+                    return self.failure.map_or(Ok(self.code), Err);
+                }
+                self.act(action).await?;
+                self.take_standing().await;
+            }
+            self.report();
+            let event = self.next(async {
+                match changes {
+                    Some(changes) => changes.await,
+                    None => std::future::pending().await,
+                }
+            });
+            let event = event.await;
+            self.note(event).await?;
+        }
+    }
+
+    /// Lets everybody know how the lease stands.
+    async fn take_standing(&mut self) {
+        let view = match self.lease.standing() {
+            Standing::Unknown => View::Vacant,
+            Standing::Theirs { record, .. } => {
+                self.was_released = record.state == LeaseState::Released;
+                let is_own = record.address.as_ref() == Some(&self.config.address);
+                if self.was_released || is_own { View::Vacant } else { View::Held { address: record.address } }
+            }
+            Standing::Ours { epoch, until, .. } => {
+                if let Some(application) = self.application.as_mut().filter(|_| until > self.told_until) {
+                    application.renew(until).await;
+                }
+                self.told_until = until.max(self.told_until);
+                View::Ours { epoch, until }
+            }
+            Standing::Ended => View::Ended,
+        };
+        self.machine.handle_lease(view);
+        if let Some(loan) = self.capture.as_ref().and_then(|capture| capture.loan.as_ref()) {
+            loan.pass_on();
+        }
+    }
+
+    async fn next(&mut self, changes: impl Future<Output = ()>) -> Event {
+        let due = self.machine.poll_timeout().map_or(LOOK, |due| RealWorld.now().until(due).min(LOOK));
+        let is_captured_elsewhere = self.capture.is_none();
+        let (kill_at, is_told) = (self.kill_at, self.signal.is_some());
+        let (stop, following, preparing) = (&mut self.stop, &mut self.following, &mut self.preparing);
+        tokio::select! {
+            Ok(signal) = stop.wait_for(Option::is_some), if !is_told => Event::Stop(signal.unwrap_or(Signal::TERM)),
+            told = told(&mut self.application) => Event::Told(told),
+            ended = unfollowed(following) => Event::Unfollowed(ended),
+            done = prepared(preparing) => Event::Prepared(done),
+            errors = captured(&mut self.capture) => Event::Captured(errors),
+            Some(command) = self.commands.recv() => Event::Command(command),
+            Some(handoff) = self.handoffs.recv() => Event::Handoff(handoff),
+            () = self.board.pulse.asked(), if is_captured_elsewhere => {
+                self.board.pulse.answer();
+                Event::Look
+            }
+            () = tokio::time::sleep_until(kill_at.unwrap_or_else(tokio::time::Instant::now)), if kill_at.is_some() => Event::KillDue,
+            () = changes => Event::Look,
+            () = tokio::time::sleep(due) => Event::Look,
+        }
+    }
+
+    async fn act(&mut self, action: Action) -> Result<(), Failure> {
+        match action {
+            Action::Follow(address) => self.follow(&address),
+            Action::Unfollow => {
+                if let Some(following) = &self.following {
+                    following.stop();
+                }
+            }
+            Action::Prepare => self.prepare(),
+            Action::CancelPrepare => {
+                if let Some(preparing) = &self.preparing {
+                    preparing.cancel.send_replace(true);
+                }
+            }
+            Action::Serve => self.serve().await,
+            Action::StopApplication(why) => self.stop_application(why).await,
+            Action::StopCapture { drain } => {
+                if let Some(capture) = &mut self.capture {
+                    if !drain {
+                        capture.loan = None;
+                    }
+                    capture.stop.send_replace(true);
+                }
+            }
+            Action::Release => {
+                let lease = self.lease.clone();
+                // The end of the lease is seen as its standing.
+                tokio::spawn(async move { lease.release().await });
+            }
+            Action::Watch => {
+                self.lease = keep_lease(&self.config, &self.terms)?;
+                self.lease.set_competes(false);
+            }
+            Action::Compete => self.lease.set_competes(true),
+            Action::End => unreachable!("taken by the caller"),
+        }
+        Ok(())
+    }
+
+    fn follow(&mut self, address: &str) {
+        let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
+        match url.parse::<Address>() {
+            Ok(parsed) => {
+                tracing::info!("role: replica of {address}");
+                self.name_primary(Some(address));
+                let (access, into) = (self.config.access.clone(), self.config.folder.dir.clone());
+                self.following = Some(Following::begin(parsed, access, into, Arc::clone(&self.trails)));
+            }
+            Err(text) => {
+                tracing::error!("the holder of the lease cannot be followed: {text}");
+                self.machine.handle_following_ended(RealWorld.now());
+            }
+        }
+    }
+
+    fn prepare(&mut self) {
+        tracing::info!("role: promoting, the lease is ours");
+        let (cancel, cancelled) = watch::channel(false);
+        let prepare = Prepare {
+            folder: self.config.folder.clone(),
+            lease: self.lease.clone(),
+            must_fence: !self.was_released,
+            trails: Arc::clone(&self.trails),
+            cancelled,
+        };
+        self.preparing = Some(Preparing { cancel, task: tokio::spawn(prepare::run(prepare)) });
+    }
+
+    async fn serve(&mut self) {
+        tracing::info!("role: primary");
+        self.board.set_unsearched(1);
+        let (loan, lent) = self.lease.lend();
+        let (stop, stopped) = watch::channel(false);
+        let (commands, receiver) = mpsc::channel(COMMANDS_MAX);
+        let options = SuperviseOptions {
+            databases: Vec::new(),
+            folders: vec![self.config.folder.clone()],
+            stop_timeout: self.config.stop_timeout,
+            parking: self.config.parking,
+            commits: None,
+            serves: true,
+            lease: Some(lent),
+        };
+        let task = tokio::spawn(supervise::run(options, Arc::clone(&self.board), stopped, Some(receiver)));
+        self.capture = Some(Capture { stop, task, commands, loan: Some(loan) });
+        if let Some(application) = &mut self.application {
+            application.run(self.told_until).await;
+        }
+    }
+
+    async fn stop_application(&mut self, why: Why) {
+        tracing::info!(
+            "role: demoting, {}",
+            match why {
+                Why::Lapsing => "the lease runs out or is another's",
+                Why::Handoff => "it is handed on",
+                Why::Stop => "the process ends",
+            }
+        );
+        let Some(application) = self.application.as_mut().filter(|application| application.runs()) else {
+            return self.machine.handle_application_stopped(RealWorld.now());
+        };
+        application.signal(self.signal.unwrap_or(Signal::TERM)).await;
+        self.kill_at = Some(tokio::time::Instant::now() + self.config.stop_timeout);
+    }
+
+    async fn note(&mut self, event: Event) -> Result<(), Failure> {
+        match event {
+            Event::Look => {}
+            Event::Stop(signal) => {
+                self.signal = Some(signal);
+                self.machine.stop();
+            }
+            Event::Told(told) => self.note_told(told),
+            Event::Unfollowed(ended) => self.note_unfollowed(ended),
+            Event::Prepared(is_done) => {
+                self.preparing = None;
+                self.machine.handle_prepared(is_done, RealWorld.now());
+            }
+            Event::Captured(errors) => return self.note_captured(&errors),
+            Event::Command(command) => self.pass_on(command).await,
+            Event::Handoff(reply) => {
+                let role = self.machine.role().name();
+                let taken =
+                    self.machine.hand_on().then_some(()).ok_or_else(|| format!("this node is {role}, and not primary"));
+                // Whoever has asked may be gone.
+                let _ = reply.send(taken);
+            }
+            Event::KillDue => {
+                self.kill_at = None;
+                if let Some(application) = &mut self.application {
+                    tracing::warn!("the application did not stop in time: killing it");
+                    application.kill().await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn note_told(&mut self, told: Told) {
+        self.kill_at = None;
+        let now = RealWorld.now();
+        let was_asked = self.machine.role() != Role::Primary;
+        match told {
+            Told::Expired => {
+                tracing::warn!("the application was ended by its guard: the lease had run out");
+                self.machine.handle_application_expired(now);
+            }
+            Told::Ended(code) if was_asked => {
+                if self.signal.is_some() {
+                    self.code = code;
+                }
+                self.machine.handle_application_stopped(now);
+            }
+            Told::Ended(code) => {
+                tracing::info!("the application has ended with status {code}");
+                self.code = code;
+                self.machine.handle_application_ended(now);
+            }
+            Told::Failed(text) => {
+                self.failure = Some(Failure::failed(text));
+                self.machine.handle_application_ended(now);
+            }
+            Told::Gone => {
+                self.application = None;
+                self.failure =
+                    Some(Failure::failed("the guard of the application has ended, and the application with it"));
+                self.machine.stop();
+                self.machine.handle_application_ended(now);
+            }
+        }
+    }
+
+    fn note_unfollowed(&mut self, ended: Result<(), String>) {
+        self.following = None;
+        self.name_primary(None);
+        if let Err(text) = ended {
+            tracing::warn!("not followed any more: {text}");
+        }
+        if self.machine.is_unfollowing() {
+            self.machine.handle_unfollowed();
+        } else {
+            self.machine.handle_following_ended(RealWorld.now());
+        }
+    }
+
+    fn note_captured(&mut self, errors: &[ReplicateError]) -> Result<(), Failure> {
+        self.capture = None;
+        let behind = self.board.databases().iter().any(|d| d.look(|f| f.pending_since.is_some()));
+        self.board.clear();
+        let is_drained = errors.is_empty() && !behind;
+        let text = errors.first().map_or_else(|| "the last commits are not durable".to_owned(), ToString::to_string);
+        if !self.machine.is_stopping_capture() {
+            return Err(Failure::failed(format!("nothing is captured any more: {text}")));
+        }
+        if !is_drained {
+            tracing::warn!("stopped before everything was durable: {text}");
+            if self.signal.is_some() && self.failure.is_none() {
+                self.failure = Some(Failure::new(Status::NotDurable, text));
+            }
+        }
+        self.machine.handle_capture_stopped(is_drained, RealWorld.now());
+        Ok(())
+    }
+
+    /// Requests about databases are for capture, as long as there is any.
+    async fn pass_on(&self, command: Command) {
+        let refused = || format!("this node is {}: nothing is captured here", self.machine.role().name());
+        match (command, &self.capture) {
+            (command @ Command::Sync(..), Some(capture)) => drop(capture.commands.try_send(command)),
+            (Command::Sync(_, reply), None) => drop(reply.send(Err(refused()))),
+            (Command::Add(_, reply), _) | (Command::Remove(_, reply), _) => {
+                drop(reply.send(Err("the databases of a node are those in its folder".to_owned())));
+            }
+            // Nobody can ask for it: there is no configuration to be read again.
+            (Command::Reload(_, reply), _) => drop(reply),
+        }
+    }
+
+    /// Names the primary to readers of the folder, as LiteFS does; nobody while this node is it.
+    fn name_primary(&self, address: Option<&str>) {
+        let path: PathBuf = self.config.folder.dir.join(PRIMARY_FILE);
+        let done = match address {
+            Some(address) => std::fs::write(&path, format!("{address}\n")),
+            None => match std::fs::remove_file(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                other => other,
+            },
+        };
+        if let Err(error) = done {
+            tracing::warn!("{}: {error}", path.display());
+        }
+    }
+
+    fn report(&mut self) {
+        let at = |moment: Monotonic| {
+            let left = RealWorld.now().until(moment).as_millis();
+            Timestamp(time::now().0.saturating_add(i64::try_from(left).unwrap_or(0)))
+        };
+        let holder = match self.lease.standing() {
+            Standing::Ours { epoch, until, .. } => Some(Holder {
+                is_self: true,
+                name: self.terms.holder.clone(),
+                address: self.terms.address.clone(),
+                epoch,
+                until: at(until),
+            }),
+            Standing::Theirs { record, free } if record.state == LeaseState::Held => Some(Holder {
+                is_self: false,
+                name: record.holder,
+                address: record.address,
+                epoch: record.epoch,
+                until: at(free),
+            }),
+            Standing::Theirs { .. } | Standing::Unknown | Standing::Ended => None,
+        };
+        self.board.set_node(NodeReport {
+            role: self.machine.role().name().to_owned(),
+            candidate: self.config.is_candidate,
+            address: self.config.address.clone(),
+            holder,
+            replicas: self.following.as_mut().map(Following::report).unwrap_or_default(),
+        });
+    }
+}
+
+async fn told(application: &mut Option<Application>) -> Told {
+    match application {
+        Some(application) => application.told().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// With what following has ended.
+async fn unfollowed(following: &mut Option<Following>) -> Result<(), String> {
+    match following {
+        Some(following) => following.ended().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn prepared(preparing: &mut Option<Preparing>) -> bool {
+    match preparing {
+        Some(preparing) => (&mut preparing.task).await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())),
+        None => std::future::pending().await,
+    }
+}
+
+async fn captured(capture: &mut Option<Capture>) -> Vec<ReplicateError> {
+    match capture {
+        Some(capture) => (&mut capture.task).await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,67 @@
+//! What is said of a node of a cluster: its role, the lease, and how far its replicas are.
+
+use std::path::PathBuf;
+
+use rhyolite_format::{Epoch, Timestamp, Txid};
+use serde::{Deserialize, Serialize};
+
+use crate::time;
+
+/// A node at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Its role: `waiting`, `replica`, `promoting`, `primary`, `demoting` or `stopped`.
+    pub role: String,
+    /// Whether it may become the primary.
+    pub candidate: bool,
+    /// Where others reach it.
+    pub address: String,
+    /// Who holds the lease; `None` when nobody does, or it is not known.
+    pub holder: Option<Holder>,
+    /// The databases that are followed; none on the primary.
+    pub replicas: Vec<ReplicaReport>,
+}
+
+/// Who holds the lease.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Whether that is this node.
+    pub is_self: bool,
+    /// For people.
+    pub name: String,
+    /// Where followers are served.
+    pub address: Option<String>,
+    /// The number of the right.
+    pub epoch: Epoch,
+    /// When the right ends, or may be taken, unless it is renewed; by this machine's clock.
+    #[serde(with = "time::rfc3339")]
+    pub until: Timestamp,
+}
+
+/// A database that is followed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaReport {
+    /// The file.
+    pub path: PathBuf,
+    /// The last commit that is in it; `None` before there is a file.
+    pub txid: Option<Txid>,
+    /// Commits of the primary, as far as it was heard of, that are not.
+    pub behind: u64,
+    /// Milliseconds since the file was last known to have every commit of the primary.
+    pub lag_ms: u64,
+    /// Why it is not followed.
+    pub error: Option<String>,
+}
+
+impl NodeReport {
+    /// Whether this node has the role.
+    pub fn is(&self, role: rhyolite_logic::role::Role) -> bool {
+        self.role == role.name()
+    }
+
+    /// The largest lag of its replicas, in commits and milliseconds.
+    pub fn lag(&self) -> (u64, u64) {
+        let behind = self.replicas.iter().map(|replica| replica.behind).max().unwrap_or(0);
+        (behind, self.replicas.iter().map(|replica| replica.lag_ms).max().unwrap_or(0))
+    }
+}

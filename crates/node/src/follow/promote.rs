@@ -1,0 +1,122 @@
+//! Makes a file the database of a new primary: caught up with the end of the store's log, proved, and in the journal mode that the log has.
+//!
+//! The end is known, and nobody adds to the log any more. A file that is further, and has passed the end on its way, stays as it is: what it has
+//! beyond it is found by comparing pages, as after any start. Any other state than these two is kept as a lost branch, and replaced.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rhyolite_format::{Lineage, Pos};
+use tokio::sync::watch;
+
+use super::apply::{self, Follower};
+use super::live::is_passing;
+use super::{FollowOptions, Following, rejoin, start};
+use crate::restore::reader::Reader;
+use crate::restore::{RestoreError, blocking};
+
+pub(crate) use super::apply::Released;
+
+/// Pause after readers did not let go, or the store did not answer.
+const PAUSE: Duration = Duration::from_millis(50);
+/// After so many of them it is said what is waited for.
+const TELL_AFTER: u32 = 40;
+
+/// The end of the store's log.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Goal {
+    pub(crate) lineage: Lineage,
+    pub(crate) pos: Pos,
+    /// The file has passed the end, as far as is remembered.
+    pub(crate) is_passed: bool,
+}
+
+/// Whether there is a file that follows.
+pub(crate) fn is_follower(path: &Path) -> bool {
+    path.exists() && apply::state_path(path).exists()
+}
+
+/// Catches the file up and gives it to whoever writes to it; `None` when `cancelled` turned true before.
+///
+/// # Errors
+/// What trying again does not help.
+pub(crate) async fn promote(
+    options: &FollowOptions,
+    meta_path: &Path,
+    mut goal: Goal,
+    cancelled: &watch::Receiver<bool>,
+) -> Result<Option<Released>, RestoreError> {
+    let mut patience = Patience { waits: 0, cancelled };
+    while !*cancelled.borrow() {
+        match advance(options, goal, &mut patience).await {
+            Err(error) if rejoin::is_astray(&error, &options.output) => {
+                goal.is_passed = false;
+                if rejoin::rejoin(options, meta_path, &rejoin::reason(&error)).await? {
+                    continue;
+                }
+            }
+            Err(error) if is_passing(&error) => {
+                tracing::debug!(database = %options.output.display(), "{error}");
+            }
+            ended => return ended,
+        }
+        patience.wait(&options.output).await;
+    }
+    Ok(None)
+}
+
+/// How long something is tried.
+struct Patience<'a> {
+    waits: u32,
+    cancelled: &'a watch::Receiver<bool>,
+}
+
+impl Patience<'_> {
+    /// Waits before the next try. `false` when there is to be none.
+    async fn wait(&mut self, path: &Path) -> bool {
+        self.waits += 1;
+        if self.waits == TELL_AFTER {
+            let path = path.display();
+            tracing::warn!(database = %path, "not the primary yet: readers hold it up, or the store does");
+        }
+        tokio::time::sleep(PAUSE).await;
+        !*self.cancelled.borrow()
+    }
+}
+
+async fn advance(
+    options: &FollowOptions,
+    goal: Goal,
+    patience: &mut Patience<'_>,
+) -> Result<Option<Released>, RestoreError> {
+    if !is_follower(&options.output) {
+        start(options).await?;
+    }
+    let (path, journal) = (options.output.clone(), options.journal);
+    let follower = blocking(move || Follower::open(&path, journal)).await?;
+    if follower.lineage() != goal.lineage {
+        return Err(RestoreError::WrongLineage { store: goal.lineage, file: follower.lineage() });
+    }
+    let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
+    let mut following = Following { options: options.clone(), reader, follower: Some(follower), log: None };
+    while following.pos() != goal.pos && !(following.pos().txid > goal.pos.txid && goal.is_passed) {
+        if following.pos().txid >= goal.pos.txid {
+            return Err(following.diverged(format!("the store ends at {}", goal.pos)));
+        }
+        if !following.look_from_here().await? && !patience.wait(&options.output).await {
+            return Ok(None);
+        }
+    }
+    loop {
+        let follower = following.follower.take().expect("put back after every batch");
+        let timeout = options.lock_timeout;
+        match blocking(move || follower.release(timeout)).await? {
+            Ok(released) => return Ok(Some(released)),
+            Err(follower) => following.follower = Some(*follower),
+        }
+        if !patience.wait(&options.output).await {
+            return Ok(None);
+        }
+    }
+}

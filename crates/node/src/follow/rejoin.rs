@@ -1,0 +1,302 @@
+//! Makes a file that is not what was followed one that is: that of a node which was the primary, that of a replica which has commits that the
+//! history lacks, and one that somebody has written to.
+//!
+//! ```text
+//!   any file ──► SQLite's own recovery ──► nobody else has it open ──► checksum of the whole ──► is it a state of the history?
+//!                                                                                  yes │        │ no
+//!                       state folder emptied ◄── state of a follower beside it ◄───────┘        ▼
+//!                                                       ▲────────────────────── a copy in `lost`, on the disk
+//! ```
+//!
+//! Order: what may be lost is on the disk before anything is changed, and the file is changed in place, through a journal. A crash at any point
+//! leaves a file for which all of this can be done again.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rhyolite_format::follow::{FollowEnd, PageOneFields};
+use rhyolite_format::lost::{LostBranch, REASON_SIZE_MAX};
+use rhyolite_format::sqlite::header::{DATABASE_HEADER_SIZE, DatabaseHeader};
+use rhyolite_format::state::LocalState;
+use rhyolite_format::{Epoch, Format1, Lineage, PageCount, Pos, Txid};
+use rhyolite_logic::branch::{Local, Verdict, judge};
+use rhyolite_logic::restore_plan::{PlanError, points};
+
+use super::apply::{self, Follower, PageSums, page_sums, wait};
+use super::lock::{Busy, Locks};
+use super::{FollowOptions, Following, ReplicaJournal, lost};
+use crate::capture::restart;
+use crate::restore::catalog::{Catalog, OnDamage};
+use crate::restore::draft::{beside, sync_folder_of};
+use crate::restore::reader::Reader;
+use crate::restore::{RestoreError, blocking};
+use crate::{park, time};
+
+/// How long SQLite waits for the locks of others when it recovers a file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause before a file that others have open is tried again.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a file has become.
+#[derive(Debug, PartialEq, Eq)]
+enum Taken {
+    /// It follows, from a state of the history.
+    Joined,
+    /// It follows, from a state that the history lacks: it is to be rewritten.
+    Astray,
+    /// It was no database, and is gone from its place.
+    Gone,
+}
+
+/// The history that a file is compared with.
+struct History {
+    lineage: Lineage,
+    points: Vec<Pos>,
+}
+
+/// Makes the file of `options` one that follows, at a state of the history. What the history lacks is kept first; `reason` says why it was looked for.
+/// `false` when others have the file open: nothing has changed then, or only what is done again.
+pub(super) async fn rejoin(options: &FollowOptions, meta_path: &Path, reason: &str) -> Result<bool, RestoreError> {
+    let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
+    let catalog = Catalog::load(&reader, None, OnDamage::Refuse).await?;
+    let known = points(&catalog.manifest, &catalog.log, &[]).map_err(PlanError::from)?;
+    let history = History { lineage: catalog.identity.lineage, points: known.iter().map(|point| point.pos).collect() };
+    let (output, meta, why) = (options.output.clone(), meta_path.to_owned(), reason.to_owned());
+    let timeout = options.lock_timeout;
+    let taken = blocking(move || take_in(&output, &meta, &history, &why, timeout)).await?;
+    match taken {
+        Err(Busy) => Ok(false),
+        Ok(Taken::Joined | Taken::Gone) => Ok(true),
+        Ok(Taken::Astray) => {
+            let (path, journal) = (options.output.clone(), options.journal);
+            let follower = Some(blocking(move || Follower::open(&path, journal)).await?);
+            let mut following = Following { options: options.clone(), reader, follower, log: None };
+            following.rewrite().await
+        }
+    }
+}
+
+/// The pause after [`rejoin`] was kept waiting.
+pub(super) async fn pause() {
+    tokio::time::sleep(BUSY_PAUSE).await;
+}
+
+fn take_in(
+    path: &Path,
+    meta_path: &Path,
+    history: &History,
+    reason: &str,
+    timeout: Duration,
+) -> Result<Result<Taken, Busy>, RestoreError> {
+    if let Ok(follower) = Follower::open(path, ReplicaJournal::Rollback) {
+        return take_in_follower(&follower, path, meta_path, history, reason).map(Ok);
+    }
+    let failed = |e| RestoreError::io("open", path, e);
+    if !is_database(path).map_err(failed)? {
+        return set_file_aside(path, meta_path, reason).map(Ok);
+    }
+    if !recover(path)? {
+        return Ok(Err(Busy));
+    }
+    let file = Arc::new(OpenOptions::new().read(true).write(true).open(path).map_err(failed)?);
+    let deadline = Instant::now() + timeout;
+    let Ok(locks) = wait(deadline, || Locks::reserve(&file)).map_err(failed)? else { return Ok(Err(Busy)) };
+    if wait(deadline, || locks.exclude_readers()).map_err(failed)?.is_err() {
+        return Ok(Err(Busy));
+    }
+    // Somebody may have written since it was recovered.
+    let wal = beside(path, "-wal");
+    if std::fs::metadata(&wal).is_ok_and(|meta| meta.len() > 0) || apply::journal_path(path).exists() {
+        return Ok(Err(Busy));
+    }
+    let Some((end, sums)) = measure(&file, path)? else { return set_file_aside(path, meta_path, reason).map(Ok) };
+    let noted = noted(meta_path);
+    let durable = noted.as_ref().and_then(|state| state.durable);
+    let local = Local { checksum: sums.checksum, lineage: noted.as_ref().map(|state| state.lineage), durable };
+    let verdict = judge(&local, history.lineage, history.points.iter().copied());
+    let (pos, taken) = match verdict {
+        Verdict::Known(pos) => (pos, Taken::Joined),
+        Verdict::Lost => {
+            let txid = noted.as_ref().and_then(|state| state.pos).map(|pos| pos.txid);
+            let known = (local.lineage, txid, noted.as_ref().map(|state| state.epoch));
+            let pos = Pos { txid: txid.unwrap_or(Txid::FIRST), checksum: sums.checksum };
+            keep(meta_path, &file, path, None, &FollowEnd { pos, ..end }, known, reason)?;
+            (pos, Taken::Astray)
+        }
+    };
+    Follower::begin(Arc::clone(&file), path, history.lineage, FollowEnd { pos, ..end }, sums, &locks)?;
+    // Nobody has it open, and nothing is in them.
+    for companion in [wal, beside(path, "-shm")] {
+        apply::remove(&companion)?;
+    }
+    empty_state_folder(meta_path)?;
+    Ok(Ok(taken))
+}
+
+/// A file that follows already, and is at the state that it was left at.
+fn take_in_follower(
+    follower: &Follower,
+    path: &Path,
+    meta_path: &Path,
+    history: &History,
+    reason: &str,
+) -> Result<Taken, RestoreError> {
+    let (end, lineage) = (follower.end, follower.lineage());
+    let local = Local { checksum: end.pos.checksum, lineage: Some(lineage), durable: None };
+    empty_state_folder(meta_path)?;
+    match judge(&local, history.lineage, history.points.iter().copied()) {
+        Verdict::Known(pos) if pos == end.pos => Ok(Taken::Joined),
+        Verdict::Known(pos) => {
+            follower.stay_at(FollowEnd { pos, ..end }, lineage)?;
+            Ok(Taken::Joined)
+        }
+        Verdict::Lost => {
+            let known = (Some(lineage), Some(end.pos.txid), None);
+            keep(meta_path, &follower.file(), path, Some(&end.page_one), &end, known, reason)?;
+            follower.stay_at(end, history.lineage)?;
+            Ok(Taken::Astray)
+        }
+    }
+}
+
+/// Keeps a copy of a state that the history lacks.
+fn keep(
+    meta_path: &Path,
+    file: &File,
+    path: &Path,
+    page_one: Option<&PageOneFields>,
+    end: &FollowEnd,
+    (lineage, txid, epoch): (Option<Lineage>, Option<Txid>, Option<Epoch>),
+    reason: &str,
+) -> Result<(), RestoreError> {
+    if end.commit.get() == 0 {
+        return Ok(());
+    }
+    let (checksum, size) = (Some(end.pos.checksum), end.commit.bytes(end.page_size));
+    let branch = LostBranch { lineage, txid, epoch, checksum, size, ..unknown(reason) };
+    let kept = lost::keep(meta_path, file, page_one.map(|fields| (end, fields)), &branch)?;
+    tracing::warn!(
+        database = %path.display(),
+        "its state, {}, is none of the history ({reason}): kept in {}, see `rhyolite branch list`",
+        end.pos.checksum,
+        kept.display()
+    );
+    Ok(())
+}
+
+/// What is known of a file that says nothing.
+fn unknown(reason: &str) -> LostBranch {
+    let reason = reason.chars().filter(|c| !c.is_control()).take(REASON_SIZE_MAX / 4).collect();
+    LostBranch {
+        format: Format1,
+        time: time::now(),
+        reason,
+        lineage: None,
+        txid: None,
+        epoch: None,
+        checksum: None,
+        size: 0,
+    }
+}
+
+/// Takes a file that is no database from its place; an empty one, which SQLite takes for a database without content, is removed.
+fn set_file_aside(path: &Path, meta_path: &Path, reason: &str) -> Result<Taken, RestoreError> {
+    let size = std::fs::metadata(path).map_err(|e| RestoreError::io("read", path, e))?.len();
+    if size == 0 {
+        apply::remove(path)?;
+    } else {
+        let kept = lost::move_away(meta_path, path, &LostBranch { size, ..unknown(reason) })?;
+        tracing::warn!(database = %path.display(), "it was no database ({reason}): moved to {}", kept.display());
+    }
+    for companion in ["-wal", "-shm", "-journal"] {
+        apply::remove(&beside(path, companion))?;
+    }
+    apply::remove(&apply::state_path(path))?;
+    apply::remove(&apply::pos_path(path))?;
+    empty_state_folder(meta_path)?;
+    sync_folder_of(path)?;
+    Ok(Taken::Gone)
+}
+
+fn is_database(path: &Path) -> io::Result<bool> {
+    let mut header = [0; DATABASE_HEADER_SIZE];
+    match File::open(path)?.read_exact_at(&mut header, 0) {
+        Ok(()) => Ok(DatabaseHeader::decode(&header).is_ok()),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Lets SQLite roll back what was not committed, and put what was into the file. `false` when others do not let it.
+fn recover(path: &Path) -> Result<bool, RestoreError> {
+    let recover = || -> rusqlite::Result<bool> {
+        let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let db = rusqlite::Connection::open_with_flags(path, flags)?;
+        db.busy_timeout(BUSY_TIMEOUT)?;
+        let _: i64 = db.query_row("PRAGMA schema_version", [], |row| row.get(0))?;
+        let busy: i64 = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+        Ok(busy == 0)
+    };
+    match recover() {
+        Ok(done) => Ok(done),
+        Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(false),
+        Err(error) => Err(RestoreError::io("recover", path, io::Error::other(error))),
+    }
+}
+
+/// What the file is; `None` when it is no database of whole pages. The position is for the caller to find.
+fn measure(file: &File, path: &Path) -> Result<Option<(FollowEnd, PageSums)>, RestoreError> {
+    let failed = |e| RestoreError::io("read", path, e);
+    let len = file.metadata().map_err(failed)?.len();
+    let mut header = [0; DATABASE_HEADER_SIZE];
+    file.read_exact_at(&mut header, 0).map_err(failed)?;
+    let Ok(DatabaseHeader { page_size, .. }) = DatabaseHeader::decode(&header) else { return Ok(None) };
+    let Ok(pages) = u32::try_from(len / page_size.bytes() as u64) else { return Ok(None) };
+    let commit = PageCount(pages);
+    if commit.bytes(page_size) != len {
+        return Ok(None);
+    }
+    let sums = page_sums(file, path, (page_size, commit), None)?;
+    let pos = Pos { txid: Txid::FIRST, checksum: sums.checksum };
+    Ok(Some((FollowEnd { pos, page_size, commit, page_one: PageOneFields::of(&header) }, sums)))
+}
+
+/// What whoever captured the database last has noted of it.
+fn noted(meta_path: &Path) -> Option<LocalState> {
+    LocalState::decode(&std::fs::read(meta_path.join(restart::STATE_FILE)).ok()?).ok()
+}
+
+/// What was captured here is in the history, or kept: the next capture begins with what the store has.
+fn empty_state_folder(meta_path: &Path) -> Result<(), RestoreError> {
+    let emptied = restart::clear(meta_path).and_then(|()| park::forget(meta_path));
+    emptied.map_err(|e| RestoreError::io("empty the state folder", meta_path, e))
+}
+
+/// Why a file is brought back, for people.
+pub(super) fn reason(error: &RestoreError) -> String {
+    match error {
+        RestoreError::Exists { .. } | RestoreError::Companion { .. } => {
+            "it was written here, by a former primary or by somebody else".to_owned()
+        }
+        error => error.to_string(),
+    }
+}
+
+/// Whether an error says that the file is not one of the history, and not that something is out of reach.
+pub(super) fn is_astray(error: &RestoreError, path: &Path) -> bool {
+    let state: PathBuf = apply::state_path(path);
+    match error {
+        RestoreError::Diverged { .. }
+        | RestoreError::WrongChecksum { .. }
+        | RestoreError::WrongLineage { .. }
+        | RestoreError::Exists { .. }
+        | RestoreError::Companion { .. } => true,
+        RestoreError::Damaged { key, .. } => *key == state.display().to_string(),
+        RestoreError::Io { path, source, .. } => *path == state && source.kind() == io::ErrorKind::NotFound,
+        _ => false,
+    }
+}

@@ -1,0 +1,68 @@
+//! The positions that followed files have passed.
+//!
+//! A file that is ahead of the store goes on from there only if the store's end lies behind it: if it has passed just that position. Every position in
+//! a trail is one of the history that led to where the file is. What is not remembered (by a process that has just started, or of too long ago) is
+//! not proved, and the file then counts as a branch.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rhyolite_format::Pos;
+
+/// Positions that are remembered of one file. A primary without its store stops when its lease ends, so that nobody gets further ahead than what is
+/// committed in that time.
+const POSITIONS_MAX: usize = 1 << 17;
+
+/// The trails of all databases, by name.
+#[derive(Debug, Default)]
+pub struct Trails(Mutex<HashMap<String, VecDeque<Pos>>>);
+
+impl Trails {
+    /// The file has come through these positions, in this order, to the last of them.
+    pub fn note(&self, name: &str, passed: impl IntoIterator<Item = Pos>) {
+        let mut trails = self.lock();
+        let trail = trails.entry(name.to_owned()).or_default();
+        for pos in passed {
+            if trail.back() != Some(&pos) {
+                trail.push_back(pos);
+            }
+        }
+        let surplus = trail.len().saturating_sub(POSITIONS_MAX);
+        trail.drain(..surplus);
+    }
+
+    /// The file was made another: it has come from nowhere.
+    pub fn forget(&self, name: &str) {
+        self.lock().remove(name);
+    }
+
+    /// Whether the file has been there.
+    pub fn has(&self, name: &str, pos: Pos) -> bool {
+        self.lock().get(name).is_some_and(|trail| trail.contains(&pos))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Pos>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rhyolite_format::{Checksum, Txid};
+
+    use super::*;
+
+    #[test]
+    fn what_was_passed_is_known_until_the_file_is_another() {
+        let pos = |n| Pos { txid: Txid::new(n).unwrap(), checksum: Checksum::from_crc(n) };
+        let trails = Trails::default();
+        trails.note("a", [pos(1), pos(2)]);
+        trails.note("a", [pos(2), pos(3)]);
+        assert!(
+            trails.has("a", pos(1)) && trails.has("a", pos(3)) && !trails.has("a", pos(4)) && !trails.has("b", pos(1))
+        );
+        assert!(!trails.has("a", Pos { checksum: Checksum::from_crc(9), ..pos(2) }));
+        trails.forget("a");
+        assert!(!trails.has("a", pos(1)));
+    }
+}
