@@ -18,6 +18,7 @@ pub mod log;
 mod model;
 pub mod park;
 pub mod pick;
+pub mod proxy;
 pub mod reconcile;
 pub mod restore_plan;
 pub mod role;

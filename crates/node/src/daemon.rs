@@ -26,6 +26,7 @@ use crate::control::{self, Controller};
 use crate::exec::Application;
 use crate::notify::Notifier;
 use crate::observe::{http, status_file};
+use crate::proxy::About;
 use crate::signals::StopRequest;
 use crate::status::{DatabaseStatus, Figures, StatusBoard};
 use crate::stream::server::{self, Server};
@@ -128,10 +129,10 @@ async fn listen(
         let listener = http::bind(addr).await?;
         tokio::spawn(http::serve(listener, Arc::clone(&controller.board)));
     }
-    if let Some(ClusterConfig { listen, token, tls }) = cluster {
+    if let Some(ClusterConfig { listen, token, tls, proxy }) = cluster {
         let tls = tls.map(Acceptor::new).transpose()?;
         let listener = http::bind(listen).await?;
-        tokio::spawn(server::serve(listener, Server::new(Arc::clone(&controller.board), token, tls)));
+        tokio::spawn(server::serve(listener, Server::new(Arc::clone(&controller.board), token, tls, About { proxy })));
     }
     if let Some(socket) = socket {
         let listener = control::bind(socket)?;

@@ -28,6 +28,7 @@ pub mod pins;
 pub mod points;
 pub mod process;
 pub mod progress;
+pub mod proxy;
 pub mod pulse;
 pub mod random;
 pub mod replicate;

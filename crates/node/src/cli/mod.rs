@@ -37,6 +37,7 @@ mod pin;
 mod plan;
 mod policy;
 mod probe;
+mod proxy;
 mod prune;
 mod replicate;
 mod restore;

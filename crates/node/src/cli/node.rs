@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -13,6 +14,7 @@ use tokio::sync::mpsc;
 
 use super::cluster::token;
 use super::exit::Failure;
+use super::proxy::ProxyArgs;
 use super::replicate::{COMMANDS_MAX, Signals, UPLOAD_MARGIN, block_on, check_inputs};
 use crate::cluster::{self, Guard, NodeConfig};
 use crate::config::cluster::{ClusterConfig, TlsFiles};
@@ -22,7 +24,8 @@ use crate::config::units::parse_duration;
 use crate::config::{Config, LogFormat, LogLevel, SocketConfig, parse_addr};
 use crate::control::Controller;
 use crate::daemon::Daemon;
-use crate::observe::logging;
+use crate::observe::{http, logging};
+use crate::proxy::{Flight, Proxy, ProxyConfig};
 use crate::status::StatusBoard;
 use crate::stream::client::Access;
 use crate::stream::tls::{self, ClientFiles};
@@ -99,12 +102,16 @@ pub(super) struct NodeArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     shutdown_sync_timeout: Option<Duration>,
     #[command(flatten)]
+    proxy: ProxyArgs,
+    #[command(flatten)]
     settings: Settings,
 }
 
 pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
     let folder = folder(args)?;
-    let server = server(args)?;
+    let (mut server, proxy) = (server(args)?, args.proxy.config(&folder.dir)?);
+    server.proxy = proxy.as_ref().map(|proxy| proxy.advertise.clone());
+    let flight = Flight::default();
     let mut config = Config { addr: args.addr, exec: args.exec.clone(), ..Config::default() };
     config.socket = args.socket.clone().map(SocketConfig::private);
     config.logging.level = args.log_level.unwrap_or(config.logging.level);
@@ -125,9 +132,10 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
         is_candidate: args.candidate.unwrap_or(true),
         stop_timeout: config.shutdown_sync_timeout,
         parking: Policy::default(),
+        flight: flight.clone(),
     };
     config.cluster = Some(server);
-    let ended = run_daemon(config, node, guard, signals);
+    let ended = run_daemon(config, node, guard, signals, proxy.map(|proxy| (proxy, flight)));
     drop(lock);
     ended
 }
@@ -161,12 +169,23 @@ fn address(args: &NodeArgs) -> Result<String, Failure> {
     Ok(if args.cluster_cert.is_some() { format!("https://{place}") } else { place })
 }
 
-fn run_daemon(config: Config, node: NodeConfig, guard: Option<Guard>, signals: Signals) -> Result<u8, Failure> {
+fn run_daemon(
+    config: Config,
+    node: NodeConfig,
+    guard: Option<Guard>,
+    signals: Signals,
+    proxy: Option<(ProxyConfig, Flight)>,
+) -> Result<u8, Failure> {
     let stop = signals.stop;
     block_on(async {
         let board = StatusBoard::new();
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (handoff_sender, handoffs) = mpsc::channel(1);
+        if let Some((config, flight)) = proxy {
+            let listener = http::bind(config.listen).await.map_err(Failure::failed)?;
+            let proxy = Proxy::new(config, Arc::clone(&board), sender.clone(), node.access.clone(), flight);
+            tokio::spawn(proxy.serve(listener));
+        }
         let controller =
             Controller { board: board.clone(), commands: sender, reload: None, handoffs: Some(handoff_sender) };
         let stop_timeout = config.shutdown_sync_timeout;

@@ -30,6 +30,7 @@ use crate::cli::exit::{Failure, Status};
 use crate::config::folder::FolderConfig;
 use crate::follow::trails::Trails;
 use crate::lease;
+use crate::proxy::Flight;
 use crate::replicate::ReplicateError;
 use crate::signals::StopRequest;
 use crate::status::StatusBoard;
@@ -55,6 +56,8 @@ pub use application::Guard;
 const PRIMARY_FILE: &str = ".primary";
 /// Longest time between two looks at how things stand.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long requests that the application has are waited for before it is told to stop.
+const FLIGHT_MAX: Duration = Duration::from_millis(500);
 /// Requests to capture that wait.
 const COMMANDS_MAX: usize = 64;
 
@@ -73,6 +76,8 @@ pub struct NodeConfig {
     pub stop_timeout: Duration,
     /// When databases are parked.
     pub parking: park::Policy,
+    /// Requests of a proxy that the application has.
+    pub flight: Flight,
 }
 
 /// A request to hand the role on; answered with what is wrong with that, if anything.
@@ -356,9 +361,15 @@ impl Node {
                 Why::Stop => "the process ends",
             }
         );
-        let Some(application) = self.application.as_mut().filter(|application| application.runs()) else {
+        if self.application.as_ref().is_none_or(|application| !application.runs()) {
             return self.machine.handle_application_stopped(RealWorld.now());
-        };
+        }
+        if why != Why::Lapsing {
+            // The role is another from here on, so that no more come.
+            self.report();
+            self.config.flight.finished(FLIGHT_MAX).await;
+        }
+        let Some(application) = self.application.as_mut() else { return };
         application.signal(self.signal.unwrap_or(Signal::TERM)).await;
         self.kill_at = Some(tokio::time::Instant::now() + self.config.stop_timeout);
     }

@@ -38,6 +38,13 @@ pub struct Holder {
     pub until: Timestamp,
 }
 
+impl Holder {
+    /// The name of its machine.
+    pub fn machine(&self) -> String {
+        self.name.split(' ').next().unwrap_or_default().to_owned()
+    }
+}
+
 /// A database that is followed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplicaReport {

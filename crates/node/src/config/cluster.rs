@@ -13,6 +13,8 @@ pub struct ClusterConfig {
     pub token: Option<Token>,
     /// By what the node proves who it is (`cluster.tls`); without it nothing is encrypted.
     pub tls: Option<TlsFiles>,
+    /// Where the proxy of the node is, HOST:PORT, for whoever asks.
+    pub proxy: Option<String>,
 }
 
 /// PEM files.
@@ -92,7 +94,7 @@ impl ClusterConfig {
             let missing = match (&tls, asks) {
                 (None, _) => "TLS (cert and key)",
                 (Some(_), false) => "a token, or a client-ca that vouches for followers",
-                (Some(_), true) => return Ok(Self { listen, token, tls }),
+                (Some(_), true) => return Ok(Self { listen, token, tls, proxy: None }),
             };
             return Err(format!(
                 "cluster.listen is {listen}, where others can reach it: that needs {missing}. Without, only a loopback address may be \
@@ -100,7 +102,7 @@ impl ClusterConfig {
                 listen.port()
             ));
         }
-        Ok(Self { listen, token, tls })
+        Ok(Self { listen, token, tls, proxy: None })
     }
 }
 

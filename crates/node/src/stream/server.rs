@@ -34,6 +34,7 @@ use super::tls::Acceptor;
 use super::{HEARTBEAT, PART_BYTES_MAX, SILENCE_MAX, WHOLE_BYTES_MAX};
 use crate::capture::restart::LOG_FOLDER;
 use crate::config::cluster::Token;
+use crate::proxy::About;
 use crate::status::{DatabaseStatus, StatusBoard};
 use crate::time;
 
@@ -82,6 +83,8 @@ pub struct Server {
     token: Option<Token>,
     /// How connections are made secret, if they are.
     tls: Option<Acceptor>,
+    /// What the node says of itself.
+    about: About,
     /// For requests.
     requests: Arc<Semaphore>,
     /// For KiB that were read.
@@ -200,6 +203,10 @@ async fn answer(server: Arc<Server>, request: Request<RecvStream>, respond: Send
         "/v1/log" => server.log(&query, respond).await,
         "/v1/object" => server.object(&query, respond).await,
         "/v1/list" => server.list(&query, respond).await,
+        "/v1/node" => {
+            let about = serde_json::to_vec(&server.about).expect("strings become JSON");
+            send_whole(respond, response(StatusCode::OK), Bytes::from(about)).await;
+        }
         path => refuse(respond, StatusCode::NOT_FOUND, None, &format!("there is no {path} here")),
     }
 }
@@ -224,9 +231,9 @@ fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, kind: Option<Sto
 
 impl Server {
     /// Serves these databases to everybody who knows the token, if there is one, and has the certificate that TLS may ask for.
-    pub fn new(board: Arc<StatusBoard>, token: Option<Token>, tls: Option<Acceptor>) -> Self {
+    pub fn new(board: Arc<StatusBoard>, token: Option<Token>, tls: Option<Acceptor>, about: About) -> Self {
         let (requests, logs) = (Arc::new(Semaphore::new(REQUESTS_MAX)), Semaphore::new(LOGS_READ_MAX));
-        Self { board, token, tls, requests, read: Semaphore::new(READ_KIB_MAX as usize), logs }
+        Self { board, token, tls, about, requests, read: Semaphore::new(READ_KIB_MAX as usize), logs }
     }
 
     /// Room for so many bytes that are read; it is given back when they are sent.

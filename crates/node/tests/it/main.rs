@@ -29,6 +29,7 @@ mod pins;
 mod plan;
 mod probe;
 mod program;
+mod proxy;
 mod prune;
 mod readme;
 mod restore;

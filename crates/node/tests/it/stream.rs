@@ -17,7 +17,7 @@ use serde_json::Value;
 use crate::program::{Folder, Running, wait_for};
 
 /// An address that nobody listens at.
-fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
