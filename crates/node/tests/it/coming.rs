@@ -398,3 +398,38 @@ fn a_database_that_is_removed_alone_can_be_made_anew() {
     daemon.signal(Signal::TERM);
     daemon.wait();
 }
+
+/// A backup that is put in place of a database comes in two files: what lies in its WAL is part of it, however soon after the database it comes.
+#[test]
+fn a_database_and_its_wal_that_are_copied_into_place_are_taken_together() {
+    let folder = Folder::new();
+    let store = folder.path("backup");
+    for row in 0..3 {
+        folder.database("app.db").execute("INSERT INTO t VALUES (?1)", [row]).unwrap();
+    }
+    // A copy of a database in use: three more rows lie in the WAL.
+    let db = folder.database("other.db");
+    db.execute_batch(
+        "INSERT INTO t VALUES (10); PRAGMA wal_checkpoint(TRUNCATE); INSERT INTO t VALUES (11), (12), (13)",
+    )
+    .unwrap();
+    for suffix in ["", "-wal"] {
+        std::fs::copy(folder.path(&format!("other.db{suffix}")), folder.path(&format!("kept{suffix}"))).unwrap();
+    }
+    let daemon = folder.start(&["replicate", "app.db", "./backup", "--sync-interval", "0", "--log-level", "warn"]);
+    folder.wait_durable("app.db", 1);
+    for pause in [0, 50, 300] {
+        for suffix in ["", "-wal", "-shm"] {
+            let _ = std::fs::remove_file(folder.path(&format!("app.db{suffix}")));
+        }
+        std::fs::copy(folder.path("kept"), folder.path("app.db")).unwrap();
+        std::thread::sleep(Duration::from_millis(pause));
+        std::fs::copy(folder.path("kept-wal"), folder.path("app.db-wal")).unwrap();
+        assert_eq!(rows(&folder.path("app.db")), [10, 11, 12, 13], "{pause}");
+        wait_for("the backup", || restored(&folder, &store) == [10, 11, 12, 13]);
+        folder.database("app.db").execute_batch("DELETE FROM t").unwrap();
+        wait_for("the backup", || restored(&folder, &store).is_empty());
+    }
+    daemon.signal(Signal::TERM);
+    daemon.wait();
+}

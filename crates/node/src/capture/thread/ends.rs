@@ -15,6 +15,9 @@ use crate::status::{DiffReason, State};
 /// For so long a database is read again, when the process stops, that SQLite takes for damaged: it may just be copied or replaced. What is
 /// damaged stays so.
 const DAMAGE_PATIENCE: Duration = Duration::from_secs(5);
+/// For so long a database that was replaced is left alone: who puts a database in its place may put a WAL there next, and whoever had opened the database by then
+/// would have made another WAL, and an index of that.
+const SETTLE: Duration = Duration::from_secs(1);
 /// Time between tries to get a moment in which the application lets us read.
 const KEPT_OUT_RETRY: Duration = Duration::from_millis(25);
 
@@ -85,8 +88,10 @@ impl CaptureThread {
                 tracing::warn!(database = %self.config.path.display(), reason = reason.name(), "{text}: comparing all pages");
                 self.doubt(reason);
                 self.failures += 1;
-                if self.failures > 1 {
-                    self.pause(RETRY);
+                match reason {
+                    DiffReason::Replaced => self.pause(SETTLE),
+                    _ if self.failures > 1 => self.pause(RETRY),
+                    _ => {}
                 }
             }
             SessionEnd::Retry(reason) => {
