@@ -102,7 +102,7 @@ impl LeasePool {
         }
         let handle = if config.lease.enabled {
             let terms = Terms { process: process::own(), ..Terms::new(config.lease.ttl, holder()) };
-            keep(&place.1, config, &status.requests, terms)?
+            keep(&place.1, config, &status.requests, terms, true)?
         } else {
             LeaseHandle::alone(Arc::new(RealWorld))
         };
@@ -162,18 +162,20 @@ impl LeasePool {
     }
 }
 
-/// Starts keeping the lease at `url`.
+/// Starts keeping the lease at `url`; it is taken when it is free if this one `competes`.
 pub(crate) fn keep(
     url: &str,
     config: &DatabaseConfig,
     requests: &Arc<Counters>,
     terms: Terms,
+    competes: bool,
 ) -> Result<LeaseHandle, StoreError> {
     let store = rhyolite_store::open(url, &config.store_options())?;
     // Not retried below: the lease has its own ways with answers that are lost.
     let store = fencing::guarded(Arc::new(Counted::new(store, Arc::clone(requests))), &config.meta_path);
     let (memory, dead) = remember_in(config.lease.meta_path.as_ref().unwrap_or(&config.meta_path));
     let (keeper, handle) = lease(store, Arc::new(RealWorld), memory, terms, Guards::ALL, &dead);
+    handle.set_competes(competes);
     tokio::spawn(keeper.run());
     Ok(handle)
 }

@@ -351,3 +351,25 @@ fn a_renewal_that_fails_is_tried_until_the_right_ends() {
     assert_eq!(tries, 1 + 8_000 / 400, "at once, then each 400 ms");
     holder.check(11_999, "ours 1 until 12000");
 }
+
+#[test]
+fn one_that_does_not_compete_only_looks_and_takes_it_as_soon_as_it_does() {
+    let mut place = Place::default();
+    let mut watcher = Holder::new("watcher", 1, &[], 0);
+    watcher.lease.set_competes(false);
+    watcher.live(&mut place, 10_000);
+    assert!(place.held.is_none(), "there is none, and it makes none");
+    let mut holder = Holder::new("holder", 2, &[], 10_000);
+    holder.live(&mut place, 10_500);
+    holder.lease.release();
+    holder.live(&mut place, 11_000);
+    watcher.live(&mut place, 40_000);
+    assert_eq!(place.held.as_ref().map(|(record, _)| record.state), Some(LeaseState::Released));
+    watcher.lease.set_competes(true);
+    watcher.live(&mut place, 40_000);
+    assert!(matches!(watcher.lease.standing(), Standing::Ours { epoch, .. } if epoch.get() == 2));
+    // What is held is kept, and renewed.
+    watcher.lease.set_competes(false);
+    watcher.live(&mut place, 100_000);
+    assert!(matches!(watcher.lease.standing(), Standing::Ours { until, .. } if until > Monotonic(100_000)));
+}

@@ -156,8 +156,7 @@ pub async fn run(
     let terms = Terms { address: Some(config.address.clone()), process, ..Terms::new(ttl, lease::holder()) };
     let application = guard.map(Application::new).transpose();
     let application = application.map_err(|e| Failure::failed(format!("cannot talk to the guard: {e}")))?;
-    let lease = keep_lease(&config, &terms)?;
-    lease.set_competes(config.is_candidate);
+    let lease = keep_lease(&config, &terms, config.is_candidate)?;
     let node = Node {
         machine: RoleMachine::new(RoleTerms::new(ttl, config.is_candidate)),
         config,
@@ -183,10 +182,10 @@ pub async fn run(
     node.run().await
 }
 
-fn keep_lease(config: &NodeConfig, terms: &Terms) -> Result<LeaseHandle, Failure> {
+fn keep_lease(config: &NodeConfig, terms: &Terms, competes: bool) -> Result<LeaseHandle, Failure> {
     let template = &config.folder.template;
     let (_, url) = lease::place(template);
-    let kept = lease::keep(&url, template, &Arc::default(), terms.clone());
+    let kept = lease::keep(&url, template, &Arc::default(), terms.clone(), competes);
     kept.map_err(|e| Failure::usage(format!("cannot use the store: {e}")))
 }
 
@@ -292,8 +291,7 @@ impl Node {
                 tokio::spawn(async move { lease.release().await });
             }
             Action::Watch => {
-                self.lease = keep_lease(&self.config, &self.terms)?;
-                self.lease.set_competes(false);
+                self.lease = keep_lease(&self.config, &self.terms, false)?;
             }
             Action::Compete => self.lease.set_competes(true),
             Action::End => unreachable!("taken by the caller"),

@@ -34,6 +34,8 @@ use crate::restore::draft::{beside, sync_folder_of};
 
 /// Between two looks whether readers have ended: at first, when a single read is nearly over, and later.
 const LOCK_POLL: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
+/// What contradicts a file that it does not lead on from.
+pub(super) const BATCH: &str = "a batch";
 /// Journal records that are written at once, in bytes.
 const JOURNAL_WRITE_BYTES: usize = 256 << 10;
 
@@ -408,10 +410,8 @@ impl Follower {
         let failed = |e| RestoreError::io("read", Path::new("spool file"), e);
         let same_size = batch.page_size == self.end.page_size && !self.is_lost;
         if !is_grown_by(batch, if same_size { self.end.commit } else { PageCount(0) }) {
-            return Err(RestoreError::contradiction(
-                "a batch",
-                format!("it leads to {} pages, and lacks some", batch.commit.get()),
-            ));
+            let detail = format!("it leads to {} pages, and lacks some", batch.commit.get());
+            return Err(RestoreError::contradiction(BATCH, detail));
         }
         let (mut bits, old): (u64, &[u64]) =
             if same_size { (self.end.pos.checksum.get(), &self.table) } else { (0, &[]) };

@@ -295,6 +295,7 @@ pub(super) fn is_astray(error: &RestoreError, path: &Path) -> bool {
         | RestoreError::WrongLineage { .. }
         | RestoreError::Exists { .. }
         | RestoreError::Companion { .. } => true,
+        RestoreError::Contradiction { key, .. } => key == apply::BATCH,
         RestoreError::Damaged { key, .. } => *key == state.display().to_string(),
         RestoreError::Io { path, source, .. } => *path == state && source.kind() == io::ErrorKind::NotFound,
         _ => false,

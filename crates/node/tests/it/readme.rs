@@ -67,6 +67,44 @@ fn follow(replicator: &str, line: &str, folder: &Path) {
     }
 }
 
+/// Two nodes: what is written on the first is on the second, which takes over when the first is killed, and is written to.
+fn cluster(first: &str, second: &str, folder: &Path) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let wait = |what: &str, is_so: &dyn Fn() -> bool| {
+        while !is_so() {
+            assert!(Instant::now() < deadline, "{second}: {what}: not after 60 s");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let mut primary = shell(first, folder);
+    wait("a primary", &|| folder.join("cluster/lease.json").exists());
+    let conn = Connection::open(folder.join("a/app.db")).unwrap();
+    conn.execute_batch("CREATE TABLE notes(id INTEGER PRIMARY KEY, text TEXT); INSERT INTO notes VALUES (1, 'on a')")
+        .unwrap();
+    wait("a backup", &|| folder.join("cluster/app.db/manifest.json").exists());
+    let mut replica = shell(second, folder);
+    let rows = |name: &str| -> Option<i64> {
+        let conn = Connection::open_with_flags(folder.join(name), rusqlite::OpenFlags::SQLITE_OPEN_READ_ONLY).ok()?;
+        conn.query_row("SELECT count(*) FROM notes", [], |row| row.get(0)).ok()
+    };
+    wait("a replica", &|| rows("b/app.db") == Some(1));
+    assert!(folder.join("b/.primary").exists());
+    drop(conn);
+    primary.kill().unwrap();
+    primary.wait().unwrap();
+    wait("another primary", &|| !folder.join("b/.primary").exists() && !folder.join("b/app.db-pos").exists());
+    let conn = Connection::open(folder.join("b/app.db")).unwrap();
+    conn.execute("INSERT INTO notes VALUES (2, 'on b')", []).unwrap();
+    drop(conn);
+    let mut former = shell(first, folder);
+    wait("the former primary to follow", &|| rows("a/app.db") == Some(2));
+    for (child, line) in [(&mut former, first), (&mut replica, second)] {
+        let id = rustix::process::Pid::from_child(child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+        assert!(child.wait().unwrap().success(), "{line} after SIGTERM");
+    }
+}
+
 #[cfg(not(target_os = "linux"))]
 fn mount(_: &str, _: &Path) -> bool {
     false
@@ -113,10 +151,11 @@ fn every_command_in_the_readme_works() {
     let commands = commands(&fs::read_to_string(root().join("README.md")).unwrap());
     assert!(commands.len() > 8, "the README has lost its commands: {commands:?}");
     let mut has_mount = false;
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut serving = None;
+    let ports = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let [first, second] = ports.map(|listener| listener.local_addr().unwrap().port());
+    let (mut serving, mut node) = (None, None);
     for line in commands {
-        let line = line.replace(":20202", &format!(":{port}"));
+        let line = line.replace(":20201", &format!(":{first}")).replace(":20202", &format!(":{second}"));
         println!("{line}");
         let words: Vec<&str> = line.split_whitespace().collect();
         match words[..] {
@@ -134,6 +173,11 @@ fn every_command_in_the_readme_works() {
             ["rhyolite", "replicate", .., "--cluster-listen", _] => serving = Some(line),
             ["rhyolite", "replicate", ..] => replicate(&line, folder),
             ["rhyolite", "follow", ..] => follow(&serving.take().expect("somebody serves"), &line, folder),
+            // Run together.
+            ["rhyolite", "node", ..] => match node.take() {
+                None => node = Some(line),
+                Some(first) => cluster(&first, &line, folder),
+            },
             ["mkdir", ..] => assert!(shell(&line, folder).wait().unwrap().success(), "{line}"),
             ["rhyolite", "mount", ..] => has_mount = mount(&line, folder),
             ["rhyolite", _, store, ..] if store.starts_with("./mounted") && !has_mount => {
