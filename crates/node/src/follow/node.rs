@@ -191,7 +191,13 @@ impl Node {
     async fn session(&mut self, link: &Link, pause: &mut Duration) -> Session {
         let silence = self.options.silence_max;
         let silent = || Session::Lost(format!("nothing was heard for {silence:?}"));
-        let asked = tokio::time::timeout(silence, link.frames("/v1/databases")).await;
+        let mut stop = self.stop.clone();
+        // A node that is frozen takes the connection, and does not answer.
+        let asked = tokio::select! {
+            biased;
+            () = is_told(&mut stop) => return Session::Stopped,
+            asked = tokio::time::timeout(silence, link.frames("/v1/databases")) => asked,
+        };
         let mut frames = match asked {
             Ok(Ok(frames)) => frames,
             Ok(Err(LinkError::Refused { status: StatusCode::UNAUTHORIZED, text, .. })) => {
@@ -202,7 +208,6 @@ impl Node {
         };
         self.links.send_replace(Some(link.clone()));
         let (mut served, mut is_connected) = (Vec::<String>::new(), false);
-        let mut stop = self.stop.clone();
         let mut heard = tokio::time::Instant::now();
         loop {
             let frame = tokio::select! {

@@ -240,6 +240,20 @@ fn a_folder_of_replicas_is_equal_after_thousands_of_commits_in_both_modes() {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_a_node_that_takes_connections_and_does_not_answer() {
+    let frozen = TcpListener::bind("127.0.0.1:0").unwrap();
+    let folder = Folder::new();
+    let follower = folder.start(&["follow", &format!("http://{}", frozen.local_addr().unwrap()), "--into", "replicas"]);
+    let (mut connection, _) = frozen.accept().unwrap();
+    connection.read_exact(&mut [0; 24]).unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    let asked = Instant::now();
+    follower.signal(Signal::TERM);
+    assert_eq!(follower.wait().code, 0);
+    assert!(asked.elapsed() < Duration::from_secs(5), "it took {:?}", asked.elapsed());
+}
+
+#[test]
 fn killed_at_any_time_both_ends_go_on() {
     let mut node = Node::new();
     let db = node.database("app.db", "wal");
