@@ -35,7 +35,7 @@ pub(super) type Answer = Response<Either<Incoming, Own>>;
 /// Why there is no answer.
 pub(super) enum Failed {
     /// Nothing of the request was sent: it may be tried again.
-    NotYet(Request<Incoming>, String),
+    NotYet(Box<Request<Incoming>>, String),
     /// The other end has got it, or part of it.
     Broken(String),
 }
@@ -54,8 +54,10 @@ pub(super) async fn exchange(
 ) -> Result<Answer, Failed> {
     let connected = match tokio::time::timeout(CONNECT_MAX, TcpStream::connect(to)).await {
         Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return Err(Failed::NotYet(request, format!("{to}: {}", crate::config::io_text(&error)))),
-        Err(_) => return Err(Failed::NotYet(request, format!("{to} does not accept a connection"))),
+        Ok(Err(error)) => {
+            return Err(Failed::NotYet(Box::new(request), format!("{to}: {}", crate::config::io_text(&error))));
+        }
+        Err(_) => return Err(Failed::NotYet(Box::new(request), format!("{to} does not accept a connection"))),
     };
     // A connection that is gone needs no delay either.
     let _ = connected.set_nodelay(true);

@@ -156,9 +156,10 @@ impl Proxy {
                 Step::Here => self.here(request, from, asked, side).await,
                 Step::Primary if self.config.fly_replay => return self.replay(),
                 Step::Primary => self.pass_on(request, from, asked).await,
-                Step::Wait => {
-                    Err(Failed::NotYet(request, "there is no primary, or the database is not there yet".to_owned()))
-                }
+                Step::Wait => Err(Failed::NotYet(
+                    Box::new(request),
+                    "there is no primary, or the database is not there yet".to_owned(),
+                )),
             };
             let (back, why) = match tried {
                 Ok(answer) => return answer,
@@ -171,7 +172,7 @@ impl Proxy {
                 answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
                 return answer;
             }
-            request = back;
+            request = *back;
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -237,7 +238,7 @@ impl Proxy {
         // Counted first, and looked at again then: whoever ends the application changes the role first, and waits for those that are counted.
         let flying = self.flight.enter();
         if self.side() != side {
-            return Err(Failed::NotYet(request, "the role of this node changes".to_owned()));
+            return Err(Failed::NotYet(Box::new(request), "the role of this node changes".to_owned()));
         }
         let answer = exchange(request, &self.config.target, from, None).await;
         drop(flying);
@@ -249,7 +250,7 @@ impl Proxy {
                 if self.config.fly_replay {
                     Ok(self.replay())
                 } else {
-                    self.pass_on(request, from, asked).await
+                    self.pass_on(*request, from, asked).await
                 }
             }
             Ok(mut answer) if asked.is_write && side == Side::Primary => {
@@ -280,11 +281,11 @@ impl Proxy {
     async fn pass_on(&self, request: Request<Incoming>, from: SocketAddr, asked: Asked) -> Result<Answer, Failed> {
         let holder = self.board.node().and_then(|node| node.holder).filter(|holder| !holder.is_self);
         let Some(address) = holder.and_then(|holder| holder.address) else {
-            return Err(Failed::NotYet(request, "nobody knows where the primary is".to_owned()));
+            return Err(Failed::NotYet(Box::new(request), "nobody knows where the primary is".to_owned()));
         };
         match self.primary.proxy_of(&address).await {
             Ok(place) => exchange(request, &place, from, Some((PASSED_ON, asked.hops + 1))).await,
-            Err(why) => Err(Failed::NotYet(request, why)),
+            Err(why) => Err(Failed::NotYet(Box::new(request), why)),
         }
     }
 
