@@ -222,10 +222,12 @@ impl Handle {
         Ok(mode.eq_ignore_ascii_case("wal"))
     }
 
-    /// Rolls back the transaction of a writer that has died, as the application's next connection would. Nothing happens where there is none.
-    pub fn roll_back(path: &Path, busy_timeout: Duration) -> Result<(), HandleError> {
+    /// Rolls back the transaction of a writer that has died, as the application's next connection would. Nothing happens where there is none, and when the
+    /// file with this inode does not have the name any more.
+    pub fn roll_back(path: &Path, inode: u64, busy_timeout: Duration) -> Result<(), HandleError> {
+        let _rolling = guard::RollingBack::new(inode);
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(path, flags)?;
+        let connection = Connection::open_with_flags_and_vfs(path, flags, guard::rollback_name())?;
         connection.busy_timeout(busy_timeout)?;
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
         // Whoever begins to read plays a hot journal back first.

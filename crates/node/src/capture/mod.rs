@@ -25,7 +25,7 @@ pub mod table;
 pub mod thread;
 
 mod frames;
-mod guard;
+pub(crate) mod guard;
 mod promise;
 mod recorder;
 mod rollback;

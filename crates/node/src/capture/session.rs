@@ -12,6 +12,7 @@
 //! committing.
 
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use rhyolite_format::sqlite::header::DatabaseHeader;
@@ -175,7 +176,7 @@ fn open(thread: &mut CaptureThread) -> Result<SessionEnd, SessionEnd> {
         return Err(SessionEnd::Wait("the database is empty: nothing was ever committed".to_owned()));
     }
     if thread.holds_door() && super::watch::beside(&path, "-journal").exists() {
-        Handle::roll_back(&path, thread.config.busy_timeout)?;
+        Handle::roll_back(&path, file.ino(), thread.config.busy_timeout)?;
     }
     let handle = Handle::open(&path, thread.config.busy_timeout)?;
     if !handle.is_wal()? && thread.config.enable_wal && Handle::switch_to_wal(&path, thread.config.busy_timeout)? {

@@ -39,6 +39,7 @@ use super::operations::{Operation, count};
 use super::reports::{self, Report};
 use super::role::{Role, base_of};
 use crate::capture::commits::{CommitLines, GateState};
+use crate::capture::guard;
 
 mod folder;
 mod make;
@@ -313,10 +314,16 @@ impl Mirror {
         Ok(())
     }
 
-    fn remove(&self, parent: INodeNo, name: &OsStr, flags: AtFlags) -> io::Result<()> {
+    fn remove(&self, pid: u32, parent: INodeNo, name: &OsStr, flags: AtFlags) -> io::Result<()> {
         self.refuse_ours(parent, name)?;
         let folder = self.nodes.get(parent)?;
-        let base = (Role::of(name) == Role::Journal).then(|| self.base(parent, name)).flatten();
+        let is_journal = Role::of(name) == Role::Journal;
+        let base = is_journal.then(|| self.base(parent, name)).flatten();
+        // Nothing in the folder changes while this is answered.
+        let may_be_ours = is_journal && guard::rolls_back_any() && door::is_own(pid);
+        if may_be_ours && !base.as_ref().is_some_and(|base| guard::is_rolled_back(base.inode)) {
+            return Err(no_access());
+        }
         let group = base.as_ref().and_then(|_| self.groups.of_journal(|| groups::open(&folder.fd, name)));
         rustix::fs::unlinkat(&folder.fd, name, flags)?;
         self.groups.note_removed(name);
@@ -511,14 +518,14 @@ impl Filesystem for Mirror {
         answer!(reply, make(), attributes => reply.entry(&TTL, &attributes, Generation(0)));
     }
 
-    fn unlink(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         count(Operation::Unlink);
-        answer!(reply, self.remove(parent, name, AtFlags::empty()), () => reply.ok());
+        answer!(reply, self.remove(request.pid(), parent, name, AtFlags::empty()), () => reply.ok());
     }
 
-    fn rmdir(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         count(Operation::RemoveFolder);
-        answer!(reply, self.remove(parent, name, AtFlags::REMOVEDIR), () => reply.ok());
+        answer!(reply, self.remove(request.pid(), parent, name, AtFlags::REMOVEDIR), () => reply.ok());
     }
 
     fn symlink(&self, request: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
