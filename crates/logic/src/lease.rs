@@ -184,11 +184,22 @@ pub enum Standing {
         epoch: Epoch,
         /// Nothing may be written from this moment on, unless it is renewed before.
         until: Monotonic,
-        /// It was taken from somebody who had not given it up and is not known to be dead: that one's requests may still come in.
-        seized: bool,
+        /// From whom, and the how manieth time we took it.
+        origin: Origin,
     },
     /// It was given up.
     Ended,
+}
+
+/// How a right was got. Renewals keep it, and so does a raised epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// It was taken from somebody who had not given it up and is not known to be dead: that one's requests may still come in.
+    pub seized: bool,
+    /// Whoever had it before had given it up.
+    pub was_released: bool,
+    /// Grows with each time that we take it: between two of these somebody else may have had it.
+    pub tenure: u64,
 }
 
 /// What is known of the lease.
@@ -197,7 +208,7 @@ enum Known<V> {
     Nothing,
     Absent,
     Theirs { record: LeaseRecord, version: V, since: Monotonic },
-    Ours { record: LeaseRecord, version: V, until: Monotonic, renew: Monotonic, seized: bool },
+    Ours { record: LeaseRecord, version: V, until: Monotonic, renew: Monotonic, origin: Origin },
 }
 
 /// What is being done.
@@ -228,8 +239,7 @@ struct OwnWrite {
     nonce: Nonce,
     /// `None` for a predecessor's.
     sent: Option<Monotonic>,
-    /// See [`Standing::Ours`].
-    seized: bool,
+    origin: Origin,
 }
 
 /// Of so many writes of ours a late effect is recognised.
@@ -246,6 +256,8 @@ pub struct Lease<V> {
     doing: Doing,
     writes: Vec<OwnWrite>,
     requests: u64,
+    /// So often we have tried to take it.
+    takings: u64,
     epoch_min: Option<Epoch>,
     durable: Option<DurablePos>,
     /// When the last write was sent of which the store said that it had worked.
@@ -263,7 +275,8 @@ pub struct Lease<V> {
 impl<V: Clone + Eq> Lease<V> {
     /// Begins without knowledge. `dead` are nonces of writes by processes that are known to have ended: their lease need not run out.
     pub fn new(terms: Terms, guards: Guards, dead: &[Nonce], now: Monotonic) -> Self {
-        let writes = dead.iter().map(|nonce| OwnWrite { nonce: *nonce, sent: None, seized: false }).collect();
+        let writes =
+            dead.iter().map(|nonce| OwnWrite { nonce: *nonce, sent: None, origin: Origin::default() }).collect();
         let doing = Doing::Resting { until: now };
         Self {
             terms,
@@ -272,6 +285,7 @@ impl<V: Clone + Eq> Lease<V> {
             doing,
             writes,
             requests: 0,
+            takings: 0,
             epoch_min: None,
             durable: None,
             acknowledged: None,
@@ -290,9 +304,9 @@ impl<V: Clone + Eq> Lease<V> {
             (_, Known::Theirs { record, since, .. }) => {
                 Standing::Theirs { record: record.clone(), free: self.free_at(record, *since) }
             }
-            (_, Known::Ours { record, until, seized, .. }) => {
+            (_, Known::Ours { record, until, origin, .. }) => {
                 let until = if self.given_up { Monotonic(0) } else { *until };
-                Standing::Ours { epoch: record.epoch, until, seized: *seized }
+                Standing::Ours { epoch: record.epoch, until, origin: *origin }
             }
         }
     }
@@ -317,7 +331,7 @@ impl<V: Clone + Eq> Lease<V> {
     /// Who wrote under this nonce is known to have ended: its lease need not run out.
     pub fn note_dead(&mut self, nonce: Nonce) {
         if !self.writes.iter().any(|write| write.nonce == nonce) {
-            self.writes.push(OwnWrite { nonce, sent: None, seized: false });
+            self.writes.push(OwnWrite { nonce, sent: None, origin: Origin::default() });
         }
     }
 
@@ -451,15 +465,25 @@ impl<V: Clone + Eq> Lease<V> {
             durable: self.durable,
         };
         let id = self.request_id();
-        let seized = match &self.known {
-            Known::Nothing | Known::Absent => false,
-            Known::Theirs { record, .. } => record.state == LeaseState::Held && !self.is_dead(record.nonce),
-            Known::Ours { seized, .. } => *seized,
-        };
-        self.writes.push(OwnWrite { nonce: at.nonce, sent: Some(at.now), seized });
+        let origin = self.origin();
+        self.writes.push(OwnWrite { nonce: at.nonce, sent: Some(at.now), origin });
         self.forget_old_writes();
         self.doing = Doing::Writing { id, sent: at.now, record: record.clone() };
         Request::Write { id, expected, record }
+    }
+
+    /// That of the right which a write gives.
+    fn origin(&mut self) -> Origin {
+        let (seized, was_released) = match &self.known {
+            Known::Ours { origin, .. } => return *origin,
+            Known::Nothing | Known::Absent => (false, false),
+            Known::Theirs { record, .. } => {
+                let was_released = record.state == LeaseState::Released;
+                (!was_released && !self.is_dead(record.nonce), was_released)
+            }
+        };
+        self.takings += 1;
+        Origin { seized, was_released, tenure: self.takings }
     }
 
     /// What holds now is never forgotten, however many renewals fail after it: our own lease would pass for another's.
@@ -502,14 +526,14 @@ impl<V: Clone + Eq> Lease<V> {
     }
 
     fn known_record(&mut self, record: LeaseRecord, version: V, now: Monotonic) {
-        let own = self.writes.iter().find(|w| w.nonce == record.nonce).and_then(|w| Some((w.sent?, w.seized)));
+        let own = self.writes.iter().find(|w| w.nonce == record.nonce).and_then(|w| Some((w.sent?, w.origin)));
         match own {
-            Some((sent, seized)) if record.state == LeaseState::Held => {
+            Some((sent, origin)) if record.state == LeaseState::Held => {
                 if self.acknowledged.is_some_and(|last| sent < last) {
                     // The store has lost a write that it had acknowledged: it was put back, and the log with it.
                     self.epoch_min = self.epoch_min.max(Some(record.epoch.next()));
                 }
-                self.known_ours(record, version, sent, seized);
+                self.known_ours(record, version, sent, origin);
             }
             Some(_) => self.doing = Doing::Ended,
             None => {
@@ -526,10 +550,10 @@ impl<V: Clone + Eq> Lease<V> {
         }
     }
 
-    fn known_ours(&mut self, record: LeaseRecord, version: V, sent: Monotonic, seized: bool) {
+    fn known_ours(&mut self, record: LeaseRecord, version: V, sent: Monotonic, origin: Origin) {
         let (until, renew) = (sent.after(self.terms.ttl), sent.after(self.terms.renewal()));
         let at_once = self.releasing.is_some() || self.epoch_min.is_some_and(|least| record.epoch < least);
-        self.known = Known::Ours { record, version, until, renew, seized };
+        self.known = Known::Ours { record, version, until, renew, origin };
         self.doing = Doing::Resting { until: if at_once { sent } else { renew } };
     }
 
@@ -543,10 +567,11 @@ impl<V: Clone + Eq> Lease<V> {
             Written::Done(_) if record.state == LeaseState::Released => self.doing = Doing::Ended,
             Written::Done(version) => {
                 let since = if self.guards.right_since_sent { sent } else { now };
-                let seized = self.writes.iter().any(|write| write.nonce == record.nonce && write.seized);
+                let origin = self.writes.iter().find(|write| write.nonce == record.nonce).map(|write| write.origin);
+                let origin = origin.expect("an open write is remembered");
                 self.acknowledged = self.acknowledged.max(Some(sent));
                 self.vain = 0;
-                self.known_ours(record, version, since, seized);
+                self.known_ours(record, version, since, origin);
             }
             // Also when refused: an earlier write of ours may have come in late. What is held stays held until its time is over, or until
             // the reading says otherwise.

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! 1. A write goes to the primary's application and to no other.
-//! 2. A client that has seen a commit is shown no state without it: its read waits until that is here, and goes to the primary when that takes too long.
+//! 2. A client that has written is shown no state without that: its read waits until it is here, and goes to the primary when that takes too long.
 //! 3. A request is passed on [`HOPS_MAX`] times at most. When the role is handed on, it may reach the node that has just given it up, and goes to the new one from there; two nodes that take
 //!    each other for the primary must not do so for ever.
 //!
@@ -13,6 +13,9 @@ use rhyolite_format::Txid;
 /// So often a request is passed on from proxy to proxy.
 pub const HOPS_MAX: u8 = 3;
 
+/// A client has seen something, and nobody could say what: only the primary certainly has it.
+pub const UNKNOWN: Txid = Txid::new(u64::MAX - 1).expect("the largest there is");
+
 /// What is known of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
@@ -22,7 +25,7 @@ pub struct Asked {
     pub is_untracked: bool,
     /// So many proxies have passed it on.
     pub hops: u8,
-    /// The last commit that its client has seen.
+    /// The last commit that was there when its client had last written; [`UNKNOWN`] when nobody could say.
     pub seen: Option<Txid>,
 }
 
@@ -33,8 +36,10 @@ pub enum Side {
     Primary,
     /// Another node is the primary.
     Replica,
-    /// Neither: nobody is known to be the primary, or this node is about to become it or ceases to be it.
+    /// Neither: nobody is known to be the primary, or this node is about to become it.
     Changing,
+    /// It ceases to be the primary: its application ends.
+    Leaving,
 }
 
 /// What to do with it.
@@ -55,10 +60,12 @@ pub fn next_step(asked: Asked, side: Side, txid: Option<Txid>, has_waited: bool)
     }
     match side {
         Side::Primary => Step::Here,
+        Side::Leaving => Step::Wait,
         Side::Changing if asked.is_write => Step::Wait,
         Side::Replica if asked.is_write => to_primary(asked),
         Side::Replica | Side::Changing => match asked.seen {
             None => Step::Here,
+            Some(UNKNOWN) if side == Side::Replica => to_primary(asked),
             Some(seen) if txid.is_some_and(|txid| txid >= seen) => Step::Here,
             Some(_) if has_waited && side == Side::Replica => to_primary(asked),
             Some(_) => Step::Wait,
@@ -74,7 +81,7 @@ fn to_primary(asked: Asked) -> Step {
 mod tests {
     use super::*;
 
-    const SIDES: [Side; 3] = [Side::Primary, Side::Replica, Side::Changing];
+    const SIDES: [Side; 4] = [Side::Primary, Side::Replica, Side::Changing, Side::Leaving];
 
     fn asked(bits: u8, seen: Option<u64>) -> Asked {
         Asked {
@@ -101,6 +108,7 @@ mod tests {
                             assert!(!(request.is_write && step == Step::Here), "{context}");
                             assert!(!(is_old && step == Step::Here), "{context}");
                         }
+                        assert!(side != Side::Leaving || step == Step::Wait, "{context}");
                         assert!(!(request.hops >= HOPS_MAX && step == Step::Primary), "{context}");
                         assert!(side != Side::Primary || step == Step::Here, "{context}");
                         if has_waited && side == Side::Replica && request.hops < HOPS_MAX {

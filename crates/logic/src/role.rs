@@ -20,6 +20,9 @@
 //! 4. **Capture ends after the application**, so that its last commits are captured; the lease is given up after both, and only when everything
 //!    captured is durable. Otherwise it runs out.
 //! 5. What comes next is decided in one place, in idle, by the lease as it stands then.
+//! 6. **A right that was lost stays lost** until idle, whatever is ours again by then: somebody else may have written in between, and what is here is older. Another taking of the lease
+//!    ([`View::Ours::tenure`]) counts as a loss.
+//! 7. A node that cannot prepare does not keep the others from trying: after [`RoleTerms::prepare`] it gives the lease up for a while.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -38,6 +41,8 @@ pub struct RoleTerms {
     pub grace: Duration,
     /// For so long a lease that was handed on is not taken again.
     pub abstain: Duration,
+    /// For so long databases are prepared before the lease is given up.
+    pub prepare: Duration,
     /// Whether this node may become the primary.
     pub is_candidate: bool,
 }
@@ -45,7 +50,7 @@ pub struct RoleTerms {
 impl RoleTerms {
     /// Terms in proportion to the lease's time.
     pub fn new(ttl: Duration, is_candidate: bool) -> Self {
-        Self { grace: ttl / 5, abstain: ttl, is_candidate }
+        Self { grace: ttl / 5, abstain: ttl, prepare: ttl * 12, is_candidate }
     }
 }
 
@@ -65,6 +70,8 @@ pub enum View {
         epoch: Epoch,
         /// When it ends, unless it is renewed.
         until: Monotonic,
+        /// The how manieth time it was taken.
+        tenure: u64,
     },
     /// It was given up, and is not asked for any more.
     Ended,
@@ -174,6 +181,14 @@ pub struct RoleMachine {
     not_before: Monotonic,
     /// The lease is not taken before this.
     abstains: Option<Monotonic>,
+    /// The taking of the lease under which databases were prepared.
+    tenure: Option<u64>,
+    /// That right was lost.
+    is_lost: bool,
+    /// Preparing is given up then.
+    prepared_by: Monotonic,
+    /// Something was captured that is not durable yet.
+    owes: bool,
 }
 
 impl RoleMachine {
@@ -188,6 +203,10 @@ impl RoleMachine {
             hands_on: false,
             not_before: Monotonic(0),
             abstains: None,
+            tenure: None,
+            is_lost: false,
+            prepared_by: Monotonic(0),
+            owes: false,
         }
     }
 
@@ -220,7 +239,28 @@ impl RoleMachine {
 
     /// How the lease stands.
     pub fn handle_lease(&mut self, view: View) {
+        if let Some(noted) = self.tenure
+            && !matches!(view, View::Ours { tenure, .. } if tenure == noted)
+        {
+            self.is_lost = true;
+        }
         self.view = view;
+    }
+
+    /// The right does not count any more, whatever the lease says.
+    pub fn lose(&mut self) {
+        self.is_lost |= self.tenure.is_some();
+    }
+
+    /// Whether the right under which databases were prepared was lost.
+    pub fn has_lost(&self) -> bool {
+        self.is_lost
+    }
+
+    /// Nothing is done any more, and nothing of the right is left.
+    fn rest(&mut self) {
+        self.stage = Stage::Idle;
+        (self.tenure, self.is_lost) = (None, false);
     }
 
     /// The process is to end.
@@ -230,9 +270,9 @@ impl RoleMachine {
 
     /// The role is to be handed on. `false` when this node has none to hand on.
     pub fn hand_on(&mut self) -> bool {
-        let is_primary = self.stage == Stage::Serving;
-        self.hands_on |= is_primary;
-        is_primary
+        let has_one = matches!(self.stage, Stage::Serving | Stage::Preparing { .. });
+        self.hands_on |= has_one;
+        has_one
     }
 
     /// Nothing is applied any more.
@@ -254,10 +294,18 @@ impl RoleMachine {
         let Stage::Preparing { is_cancelled } = self.stage else { panic!("told to prepare") };
         if is_done && !is_cancelled && !self.stops && self.has_time(now) {
             self.stage = Stage::Serving;
+            self.owes = false;
             self.actions.push_back(Action::Serve);
             return;
         }
-        self.stage = Stage::Idle;
+        if self.hands_on && !self.stops && self.has_right(now) {
+            // Nothing was captured under it.
+            self.stage = Stage::Releasing;
+            self.actions.push_back(Action::Release);
+            return;
+        }
+        self.hands_on = false;
+        self.rest();
         self.not_before = now.after(PREPARE_AGAIN);
     }
 
@@ -286,6 +334,7 @@ impl RoleMachine {
     /// Capture has ended; `is_drained` when everything that it had is durable.
     pub fn handle_capture_stopped(&mut self, is_drained: bool, now: Monotonic) {
         assert!(matches!(self.stage, Stage::StoppingCapture { .. }), "told to end capture");
+        self.owes = !is_drained;
         let leaves = self.stops || self.hands_on;
         if leaves && is_drained && self.has_right(now) {
             self.stage = Stage::Releasing;
@@ -295,15 +344,16 @@ impl RoleMachine {
             self.end();
         } else {
             self.hands_on = false;
-            self.stage = Stage::Idle;
+            self.rest();
         }
     }
 
     /// When [`RoleMachine::poll_action`] must be called next, if nothing happens before.
     pub fn poll_timeout(&self) -> Option<Monotonic> {
         let due = match (&self.stage, &self.view) {
-            (Stage::Serving | Stage::Preparing { is_cancelled: false }, View::Ours { until, .. }) => {
-                Some(self.last_moment(*until))
+            (Stage::Serving, View::Ours { until, .. }) => Some(self.last_moment(*until)),
+            (Stage::Preparing { is_cancelled: false }, View::Ours { until, .. }) => {
+                Some(self.last_moment(*until).min(self.prepared_by))
             }
             (Stage::StoppingCapture { drains: true }, View::Ours { until, .. }) => Some(*until),
             (Stage::Idle, View::Ours { .. } | View::Held { .. }) => Some(self.not_before),
@@ -335,7 +385,11 @@ impl RoleMachine {
                     self.actions.push_back(Action::Unfollow);
                 }
             }
-            Stage::Preparing { is_cancelled: false } if self.stops || !self.has_time(now) => {
+            Stage::Preparing { is_cancelled: false }
+                if self.stops || self.hands_on || !self.has_time(now) || now >= self.prepared_by =>
+            {
+                // Others may be able to.
+                self.hands_on |= now >= self.prepared_by;
                 self.stage = Stage::Preparing { is_cancelled: true };
                 self.actions.push_back(Action::CancelPrepare);
             }
@@ -365,6 +419,10 @@ impl RoleMachine {
 
     /// What a node does that does nothing.
     fn decide(&mut self, now: Monotonic) {
+        if self.stops && self.owes {
+            // What is not durable is on this node only, and may still be on its way: the lease is left to run out.
+            return self.end();
+        }
         if self.stops {
             self.stage = Stage::Releasing;
             self.actions.push_back(Action::Release);
@@ -374,11 +432,15 @@ impl RoleMachine {
             return;
         }
         match &self.view {
-            View::Ours { .. } if self.has_time(now) => {
+            View::Ours { tenure, .. } if self.has_time(now) => {
+                (self.tenure, self.is_lost) = (Some(*tenure), false);
+                self.prepared_by = now.after(self.terms.prepare);
                 self.stage = Stage::Preparing { is_cancelled: false };
                 self.actions.push_back(Action::Prepare);
             }
             View::Held { address: Some(address) } => {
+                // Another has the right, and what is not in its history is kept when it is followed.
+                self.owes = false;
                 self.actions.push_back(Action::Follow(address.clone()));
                 self.stage = Stage::Following { address: address.clone() };
             }
@@ -397,7 +459,7 @@ impl RoleMachine {
             return self.end();
         }
         self.hands_on = false;
-        self.stage = Stage::Idle;
+        self.rest();
         self.view = View::Vacant;
         self.actions.push_back(Action::Watch);
         self.abstains = self.terms.is_candidate.then(|| now.after(self.terms.abstain));
@@ -409,12 +471,12 @@ impl RoleMachine {
     }
 
     fn has_right(&self, now: Monotonic) -> bool {
-        matches!(self.view, View::Ours { until, .. } if now < until)
+        !self.is_lost && matches!(self.view, View::Ours { until, .. } if now < until)
     }
 
     /// Whether the right lasts long enough to begin something, or to go on with it.
     fn has_time(&self, now: Monotonic) -> bool {
-        matches!(self.view, View::Ours { until, .. } if now < self.last_moment(until))
+        !self.is_lost && matches!(self.view, View::Ours { until, .. } if now < self.last_moment(until))
     }
 
     fn last_moment(&self, until: Monotonic) -> Monotonic {

@@ -34,8 +34,14 @@ fn lives(process: &str) -> Option<bool> {
     match state_and_start(pid) {
         // Killed, and not yet noticed by its parent.
         Some((state, found)) => Some(found == started && !matches!(state, 'Z' | 'X')),
-        None => (!fs::exists(format!("/proc/{pid}")).ok()?).then_some(false),
+        None => (!fs::exists(format!("/proc/{pid}")).ok()? && !may_exist(pid)).then_some(false),
     }
+}
+
+/// Whether there may be such a process: of other users /proc may show none (`hidepid`).
+fn may_exist(pid: u32) -> bool {
+    let pid = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw);
+    pid.is_none_or(|pid| rustix::process::test_kill_process(pid) != Err(rustix::io::Errno::SRCH))
 }
 
 /// The boot of the machine, and the namespace in which process ids count.

@@ -86,7 +86,7 @@ impl Life {
 
     async fn run(&self) {
         while let Some(epoch) = self.handle.acquired().await {
-            let seized = matches!(self.handle.standing(), Standing::Ours { seized: true, .. });
+            let seized = matches!(self.handle.standing(), Standing::Ours { origin, .. } if origin.seized);
             self.say(|| format!("has the right under epoch {}", epoch.get()));
             let session = Box::pin(session::run(self, epoch, seized));
             let over = Box::pin(self.handle.over(epoch));

@@ -12,7 +12,7 @@ use futures_util::future::{BoxFuture, Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rhyolite_format::lease::{DurablePos, LeaseRecord};
 use rhyolite_format::{Epoch, Nonce, keys};
-use rhyolite_logic::lease::{Guards, Lease, Monotonic, Request, RequestId, Standing, Terms, Written};
+use rhyolite_logic::lease::{Guards, Lease, Monotonic, Origin, Request, RequestId, Standing, Terms, Written};
 use rhyolite_store::{Store, StoreError, StoreErrorKind, Version};
 use tokio::sync::watch;
 
@@ -94,7 +94,7 @@ impl LeaseHandle {
             Kind::Kept { published, .. } => published.borrow().standing.clone(),
             Kind::Alone(epoch) => {
                 let epoch = *epoch.lock().unwrap_or_else(PoisonError::into_inner);
-                Standing::Ours { epoch, until: Monotonic(u64::MAX), seized: false }
+                Standing::Ours { epoch, until: Monotonic(u64::MAX), origin: Origin::default() }
             }
         }
     }
@@ -234,8 +234,8 @@ impl Loan {
     /// Lets those who have the handle know how things stand. Whoever lends has fenced the logs: to them the lease is not a seized one.
     pub fn pass_on(&self) {
         let mut now = self.from.borrow().clone();
-        if let Standing::Ours { seized, .. } = &mut now.standing {
-            *seized = false;
+        if let Standing::Ours { origin, .. } = &mut now.standing {
+            origin.seized = false;
         }
         self.to.send_if_modified(|before| {
             let changed = before.standing != now.standing || before.problem != now.problem;

@@ -72,8 +72,8 @@ impl Holder {
             Standing::Theirs { record, free } => {
                 format!("{} has {} until {}", record.holder, record.epoch.get(), free.0)
             }
-            Standing::Ours { epoch, until, seized } if Monotonic(now) < until => {
-                format!("ours {} until {}{}", epoch.get(), until.0, if seized { ", seized" } else { "" })
+            Standing::Ours { epoch, until, origin } if Monotonic(now) < until => {
+                format!("ours {} until {}{}", epoch.get(), until.0, if origin.seized { ", seized" } else { "" })
             }
             Standing::Ours { epoch, .. } => format!("ours {} run out", epoch.get()),
             Standing::Ended => "ended".to_owned(),

@@ -3,7 +3,7 @@
 use super::*;
 
 fn ours(until: u64) -> View {
-    View::Ours { epoch: Epoch::FIRST, until: Monotonic(until) }
+    View::Ours { epoch: Epoch::FIRST, until: Monotonic(until), tenure: 1 }
 }
 
 fn held(address: &str) -> View {
@@ -278,4 +278,63 @@ fn whatever_happens_when_the_invariants_hold() {
         served += driver.served;
     }
     assert!(served > 1_000, "hardly anything happened: {served}");
+}
+
+/// Somebody else may have had the lease in between, and what is here is older than what that one wrote.
+#[test]
+fn a_right_that_was_lost_is_not_taken_up_where_it_was_left() {
+    let again = View::Ours { epoch: Epoch::FIRST.next().next(), until: Monotonic(90_000), tenure: 2 };
+    for between in [Some(held("b")), Some(View::Vacant), None] {
+        let mut machine = primary();
+        machine.handle_lease(ours(30_000));
+        between.into_iter().for_each(|view| machine.handle_lease(view));
+        machine.handle_lease(again.clone());
+        assert!(machine.has_lost());
+        assert_eq!(drain(&mut machine, 20), [Action::StopApplication(Why::Lapsing)]);
+        machine.handle_application_stopped(Monotonic(21));
+        assert_eq!(drain(&mut machine, 21), [Action::StopCapture { drain: false }], "nothing of it may be written");
+        machine.handle_capture_stopped(false, Monotonic(22));
+        assert!(!machine.has_lost());
+        assert_eq!(drain(&mut machine, 22), [Action::Prepare], "it begins anew");
+        machine.handle_lease(View::Ours { epoch: Epoch::FIRST, until: Monotonic(90_000), tenure: 3 });
+        assert_eq!(drain(&mut machine, 23), [Action::CancelPrepare]);
+    }
+    let mut machine = primary();
+    machine.handle_lease(View::Ours { epoch: Epoch::FIRST.next(), until: Monotonic(30_000), tenure: 1 });
+    assert_eq!(drain(&mut machine, 20), [], "a higher number of the same right");
+    machine.lose();
+    assert_eq!(drain(&mut machine, 20), [Action::StopApplication(Why::Lapsing)]);
+}
+
+#[test]
+fn who_cannot_prepare_lets_others_try() {
+    let mut machine = machine();
+    machine.handle_lease(ours(900_000));
+    assert_eq!(drain(&mut machine, 0), [Action::Prepare]);
+    assert_eq!(machine.poll_timeout(), Some(Monotonic(120_000)));
+    assert_eq!(drain(&mut machine, 119_999), []);
+    assert_eq!(drain(&mut machine, 120_000), [Action::CancelPrepare]);
+    machine.handle_prepared(false, Monotonic(120_001));
+    assert_eq!(drain(&mut machine, 120_001), [Action::Release]);
+    machine.handle_lease(View::Ended);
+    assert_eq!(drain(&mut machine, 120_002), [Action::Watch]);
+    assert_eq!(drain(&mut machine, 130_002), [Action::Compete], "and tries again itself");
+    machine.handle_lease(ours(900_000));
+    assert_eq!(drain(&mut machine, 130_003), [Action::Prepare]);
+    assert!(machine.hand_on(), "it can be told to");
+    assert_eq!(drain(&mut machine, 130_004), [Action::CancelPrepare]);
+    machine.handle_prepared(true, Monotonic(130_005));
+    assert_eq!(drain(&mut machine, 130_005), [Action::Release]);
+}
+
+#[test]
+fn a_lease_is_not_given_up_over_what_is_not_durable() {
+    let mut machine = primary();
+    machine.handle_lease(held("b"));
+    drain(&mut machine, 20);
+    machine.handle_application_stopped(Monotonic(21));
+    drain(&mut machine, 21);
+    machine.handle_capture_stopped(false, Monotonic(22));
+    machine.stop();
+    assert_eq!(drain(&mut machine, 23), [Action::End], "its requests may still come in");
 }

@@ -24,6 +24,7 @@ use crate::config::units::parse_duration;
 use crate::config::{Config, LogFormat, LogLevel, SocketConfig, parse_addr};
 use crate::control::Controller;
 use crate::daemon::Daemon;
+use crate::follow::trails::Trails;
 use crate::observe::{http, logging};
 use crate::proxy::{Flight, Proxy, ProxyConfig};
 use crate::status::StatusBoard;
@@ -37,6 +38,8 @@ const LEASE_TTL: Duration = Duration::from_secs(10);
 const LOCK_FILE: &str = "node.lock";
 /// How long the process before this one is waited for.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// How long requests that were passed on are waited for at the end.
+const FLIGHT_MAX: Duration = Duration::from_secs(2);
 const LOCK_LOOK: Duration = Duration::from_millis(20);
 
 /// Keep a folder of databases alive on several machines: one node is the primary, the others follow it, and one of them takes over.
@@ -111,7 +114,7 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
     let folder = folder(args)?;
     let (mut server, proxy) = (server(args)?, args.proxy.config(&folder.dir)?);
     server.proxy = proxy.as_ref().map(|proxy| proxy.advertise.clone());
-    let flight = Flight::default();
+    let (flight, trails) = (Flight::default(), Arc::<Trails>::default());
     let mut config = Config { addr: args.addr, exec: args.exec.clone(), ..Config::default() };
     config.socket = args.socket.clone().map(SocketConfig::private);
     config.logging.level = args.log_level.unwrap_or(config.logging.level);
@@ -133,6 +136,7 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
         stop_timeout: config.shutdown_sync_timeout,
         parking: Policy::default(),
         flight: flight.clone(),
+        trails,
     };
     config.cluster = Some(server);
     let ended = run_daemon(config, node, guard, signals, proxy.map(|proxy| (proxy, flight)));
@@ -183,9 +187,11 @@ fn run_daemon(
         let (handoff_sender, handoffs) = mpsc::channel(1);
         if let Some((config, flight)) = proxy {
             let listener = http::bind(config.listen).await.map_err(Failure::failed)?;
-            let proxy = Proxy::new(config, Arc::clone(&board), sender.clone(), node.access.clone(), flight);
+            let parts = (flight.clone(), Arc::clone(&node.trails));
+            let proxy = Proxy::new(config, Arc::clone(&board), sender.clone(), node.access.clone(), parts);
             tokio::spawn(proxy.serve(listener));
         }
+        let flight = node.flight.clone();
         let controller =
             Controller { board: board.clone(), commands: sender, reload: None, handoffs: Some(handoff_sender) };
         let stop_timeout = config.shutdown_sync_timeout;
@@ -202,7 +208,10 @@ fn run_daemon(
             stop: stop.clone(),
         };
         // The node is told to stop by the signal itself, which it passes on to its application.
-        daemon.run(async |_| cluster::run(node, guard, board, commands, handoffs, stop).await).await
+        let ended = daemon.run(async |_| cluster::run(node, guard, board, commands, handoffs, stop).await).await;
+        // What was passed on to the primary is answered.
+        flight.finished(FLIGHT_MAX).await;
+        ended
     })
 }
 

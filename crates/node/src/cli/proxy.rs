@@ -26,6 +26,9 @@ pub(super) struct ProxyArgs {
     /// Where the application of this node listens: HOST:PORT
     #[arg(long, value_name = "HOST:PORT", requires = "proxy_listen")]
     proxy_target: Option<String>,
+    /// Where an application listens that only reads, beside a replica; never the place where that of --exec will listen: HOST:PORT
+    #[arg(long, value_name = "HOST:PORT", requires = "proxy_listen")]
+    proxy_read_target: Option<String>,
     /// Where the proxies of the other nodes reach this one, if not at the address of --proxy-listen: HOST:PORT
     #[arg(long, value_name = "HOST:PORT", requires = "proxy_listen")]
     proxy_advertise: Option<String>,
@@ -59,7 +62,12 @@ impl ProxyArgs {
         let is_place = |text: &str| {
             text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
         };
-        for (flag, place) in [("--proxy-target", Some(target)), ("--proxy-advertise", self.proxy_advertise.as_ref())] {
+        let places = [
+            ("--proxy-target", Some(target)),
+            ("--proxy-read-target", self.proxy_read_target.as_ref()),
+            ("--proxy-advertise", self.proxy_advertise.as_ref()),
+        ];
+        for (flag, place) in places {
             if let Some(place) = place.filter(|place| !is_place(place)) {
                 return Err(Failure::usage(format!("{flag} {place}: write HOST:PORT")));
             }
@@ -73,6 +81,7 @@ impl ProxyArgs {
             listen,
             advertise: self.proxy_advertise.clone().unwrap_or_else(|| listen.to_string()),
             target: target.clone(),
+            read_target: self.proxy_read_target.clone(),
             dir: dir.to_owned(),
             database: self.proxy_db.clone(),
             passthrough: self.proxy_passthrough.clone(),

@@ -6,11 +6,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream as StdStream;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
+use std::time::Duration;
 
 use rhyolite_logic::lease::Monotonic;
 use rustix::io::FdFlags;
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -19,6 +21,11 @@ use super::guard;
 use crate::config::io_text;
 use crate::exec::split_words;
 use crate::process;
+
+/// Time between two looks whether all of the application has ended.
+const END_LOOK: Duration = Duration::from_millis(5);
+/// For so long at most.
+const END_MAX: Duration = Duration::from_secs(10);
 
 /// A guard that was started, and is not talked to yet.
 #[derive(Debug)]
@@ -58,6 +65,8 @@ impl Guard {
             inherited.iter().try_for_each(|fd| rustix::io::fcntl_setfd(fd, FdFlags::empty()))?;
             let numbers = inherited.iter().map(|fd: &BorrowedFd<'_>| fd.as_raw_fd().to_string());
             let mut guard = Command::new(std::env::current_exe()?);
+            // What the terminal stops or ends with the node must not take the guard from the application.
+            guard.process_group(0);
             let child = guard.arg(guard::ARGUMENT).args(numbers).arg("--").args(&words).spawn();
             rustix::io::fcntl_setfd(kept, FdFlags::CLOEXEC)?;
             socket.set_nonblocking(true)?;
@@ -79,6 +88,8 @@ pub(super) struct Application {
     to: OwnedWriteHalf,
     /// Until it is told to have ended.
     runs: bool,
+    /// Its process group, once it was started.
+    group: Option<Pid>,
     _child: Child,
 }
 
@@ -86,7 +97,7 @@ impl Application {
     /// Must be called in a runtime.
     pub(super) fn new(guard: Guard) -> io::Result<Self> {
         let (from, to) = UnixStream::from_std(guard.socket)?.into_split();
-        Ok(Self { lines: BufReader::new(from).lines(), to, runs: false, _child: guard.child })
+        Ok(Self { lines: BufReader::new(from).lines(), to, runs: false, group: None, _child: guard.child })
     }
 
     pub(super) fn runs(&self) -> bool {
@@ -117,16 +128,41 @@ impl Application {
 
     /// What it tells next. May be dropped and called again.
     pub(super) async fn told(&mut self) -> Told {
-        let Ok(Some(line)) = self.lines.next_line().await else {
-            self.runs = false;
-            return Told::Gone;
+        let line = loop {
+            let Ok(Some(line)) = self.lines.next_line().await else {
+                self.end_group().await;
+                self.runs = false;
+                return Told::Gone;
+            };
+            match line.strip_prefix("running ") {
+                Some(group) => self.group = group.parse().ok().and_then(Pid::from_raw),
+                None => break line,
+            }
         };
-        self.runs = false;
+        (self.runs, self.group) = (false, None);
         let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
         match word {
             "ended" => Told::Ended(rest.parse().unwrap_or(1)),
             "expired" => Told::Expired,
             _ => Told::Failed(rest.to_owned()),
         }
+    }
+
+    /// The guard is gone without a word: what it would have ended is ended here.
+    async fn end_group(&mut self) {
+        let Some(group) = self.group else { return };
+        // Nobody may write when this has returned. What is dead and waited for by nobody counts as there.
+        let began = tokio::time::Instant::now();
+        while rustix::process::kill_process_group(group, Signal::KILL) != Err(rustix::io::Errno::SRCH) {
+            let _ = rustix::process::waitpgid(group, rustix::process::WaitOptions::NOHANG);
+            if began.elapsed() > END_MAX {
+                tracing::error!(
+                    "the application's process group {group:?} is still there, {END_MAX:?} after it was killed"
+                );
+                break;
+            }
+            tokio::time::sleep(END_LOOK).await;
+        }
+        self.group = None;
     }
 }

@@ -10,13 +10,14 @@
 //! | --- | --- |
 //! | `run MS` | start the application; the right lasts until the clock shows MS milliseconds |
 //! | `until MS` | it lasts until then |
-//! | `signal N` | pass this signal on to the application |
+//! | `signal N` | pass this signal on to the application and its group |
 //! | `kill` | kill the group |
 //!
 //! Lines to the node:
 //!
 //! | line | meaning |
 //! | --- | --- |
+//! | `running GROUP` | it was started, in this process group |
 //! | `ended CODE` | it has ended with this status, and its group with it |
 //! | `expired CODE` | the same, killed because the right was over |
 //! | `failed TEXT` | it could not be started |
@@ -73,8 +74,9 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
     if command.is_empty() || [socket].into_iter().chain(kept).any(|fd| close_on_exec(*fd).is_err()) {
         return ExitCode::from(2);
     }
-    // What ends the node by the terminal, or by its service manager, is for the node to pass on.
+    // What ends or stops the node by the terminal, or by its service manager, is for the node to pass on.
     set_signals(libc::SIG_IGN);
+    adopt_orphans();
     // SAFETY: whoever started this process gave it the descriptor, and nothing else here owns it.
     let node = unsafe { UnixStream::from_raw_fd(*socket) };
     let mut guard = Guard { node, command, running: None, heard: Vec::new() };
@@ -85,10 +87,20 @@ pub fn main(arguments: Vec<OsString>) -> ExitCode {
 
 /// What becomes of the signals that are for the node to pass on.
 fn set_signals(to: libc::sighandler_t) {
-    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+    let all = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
+    for signal in all {
         // SAFETY: neither ignoring a signal nor its default touches memory of ours.
         unsafe { libc::signal(signal, to) };
     }
+}
+
+/// What the application leaves behind becomes a child of this process, which can wait for it.
+fn adopt_orphans() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: sets a flag of this process.
+    unsafe {
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1)
+    };
 }
 
 fn close_on_exec(fd: RawFd) -> std::io::Result<()> {
@@ -132,10 +144,7 @@ impl Guard {
     /// Kills what has no right any more, and tells what has ended.
     fn look(&mut self) {
         let Some(running) = &mut self.running else { return };
-        if RealWorld.now() >= running.until && !running.is_expired {
-            running.is_expired = true;
-            kill_group(running.group);
-        }
+        running.end_if_over();
         if has_ended(running.group) {
             self.tell_end();
         }
@@ -146,12 +155,16 @@ impl Guard {
         let number: Option<u64> = number.parse().ok();
         match (word, number, &mut self.running) {
             ("run", Some(until), None) => self.start(Monotonic(until)),
-            ("until", Some(until), Some(running)) => running.until = Monotonic(until).max(running.until),
+            ("until", Some(until), Some(running)) => {
+                // A right that is over is not extended: what comes now is another.
+                running.end_if_over();
+                running.until = Monotonic(until).max(running.until);
+            }
             ("signal", Some(number), Some(running)) => {
                 let signal = i32::try_from(number).ok().and_then(Signal::from_named_raw);
                 if let Some(signal) = signal {
                     // Fails only when it has just ended.
-                    let _ = rustix::process::kill_process(running.group, signal);
+                    let _ = rustix::process::kill_process_group(running.group, signal);
                 }
             }
             ("kill", _, Some(running)) => kill_group(running.group),
@@ -166,20 +179,13 @@ impl Guard {
         }
         let mut command = Command::new(&self.command[0]);
         command.args(&self.command[1..]).process_group(0);
+        let guard = std::process::id();
         // SAFETY: between fork and exec only system calls are made that take plain integers.
-        unsafe {
-            command.pre_exec(|| {
-                // What is ignored here would be ignored there.
-                set_signals(libc::SIG_DFL);
-                // If the guard is killed, nobody else would end the application.
-                #[cfg(target_os = "linux")]
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
+        unsafe { command.pre_exec(move || prepare_application(guard)) };
         match command.spawn() {
             Ok(child) => {
                 let group = Pid::from_child(&child);
+                self.tell(&format!("running {}", group.as_raw_nonzero()));
                 self.running = Some(Running { child, group, until, is_expired: false });
             }
             Err(error) => {
@@ -196,6 +202,7 @@ impl Guard {
         // Until it is waited for its number is nobody else's.
         kill_group(running.group);
         let code = running.child.wait().map_or(1, exit_code);
+        wait_for_group(running.group);
         let word = if running.is_expired { "expired" } else { "ended" };
         self.tell(&format!("{word} {code}"));
     }
@@ -205,12 +212,53 @@ impl Guard {
             kill_group(running.group);
             // Nothing is left to be told to anybody.
             let _ = running.child.wait();
+            wait_for_group(running.group);
         }
     }
 
     fn tell(&mut self, line: &str) {
         // A node that is gone shows when it is listened to.
         let _ = self.node.write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+impl Running {
+    /// Kills the group when the right is over, again and again for as long as anything of it lives.
+    fn end_if_over(&mut self) {
+        if self.is_expired || RealWorld.now() >= self.until {
+            self.is_expired = true;
+            kill_group(self.group);
+        }
+    }
+}
+
+/// What the application needs before it is executed.
+fn prepare_application(guard: u32) -> std::io::Result<()> {
+    // What is ignored here would be ignored there.
+    set_signals(libc::SIG_DFL);
+    #[cfg(target_os = "linux")]
+    // SAFETY: these set flags of the process that is about to execute the application.
+    unsafe {
+        // If the guard is killed, the node ends the group; this ends its first process even without a node.
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        // Whoever gets more rights than we have could not be killed by us.
+        if libc::geteuid() != 0 {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+        }
+    }
+    // SAFETY: takes and returns a plain integer.
+    if u32::try_from(unsafe { libc::getppid() }) != Ok(guard) {
+        return Err(std::io::ErrorKind::BrokenPipe.into());
+    }
+    Ok(())
+}
+
+/// Until nobody is left in a group that was killed. A process that is in the middle of a system call ends it first.
+fn wait_for_group(group: Pid) {
+    let options = rustix::process::WaitOptions::NOHANG;
+    // Who has left the group is waited for by nobody here.
+    while rustix::process::waitpgid(group, options).is_ok() {
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

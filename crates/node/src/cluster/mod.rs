@@ -78,6 +78,8 @@ pub struct NodeConfig {
     pub parking: park::Policy,
     /// Requests of a proxy that the application has.
     pub flight: Flight,
+    /// Where the files of a replica have been.
+    pub trails: Arc<Trails>,
 }
 
 /// A request to hand the role on; answered with what is wrong with that, if anything.
@@ -122,8 +124,8 @@ struct Node {
     machine: RoleMachine,
     terms: Terms,
     lease: LeaseHandle,
-    /// Whoever had the lease before gave it up, and with it what may still come in.
-    was_released: bool,
+    /// What was captured and is not durable, for people.
+    undrained: Option<String>,
     /// Until when the guard knows that we have the right.
     told_until: Monotonic,
     application: Option<Application>,
@@ -157,6 +159,7 @@ pub async fn run(
     let application = guard.map(Application::new).transpose();
     let application = application.map_err(|e| Failure::failed(format!("cannot talk to the guard: {e}")))?;
     let lease = keep_lease(&config, &terms, config.is_candidate)?;
+    let trails = Arc::clone(&config.trails);
     let node = Node {
         machine: RoleMachine::new(RoleTerms::new(ttl, config.is_candidate)),
         config,
@@ -167,14 +170,14 @@ pub async fn run(
         signal: None,
         terms,
         lease,
-        was_released: false,
+        undrained: None,
         told_until: Monotonic(0),
         application,
         kill_at: None,
         following: None,
         preparing: None,
         capture: None,
-        trails: Arc::default(),
+        trails,
         code: Status::Ok.code(),
         failure: None,
     };
@@ -197,7 +200,8 @@ impl Node {
             while let Some(action) = self.machine.poll_action(RealWorld.now()) {
                 if action == Action::End {
                     self.report();
-                    return self.failure.map_or(Ok(self.code), Err);
+                    let not_durable = self.undrained.take().map(|text| Failure::new(Status::NotDurable, text));
+                    return self.failure.or(not_durable).map_or(Ok(self.code), Err);
                 }
                 self.act(action).await?;
                 self.take_standing().await;
@@ -219,20 +223,27 @@ impl Node {
         let view = match self.lease.standing() {
             Standing::Unknown => View::Vacant,
             Standing::Theirs { record, .. } => {
-                self.was_released = record.state == LeaseState::Released;
                 let is_own = record.address.as_ref() == Some(&self.config.address);
-                if self.was_released || is_own { View::Vacant } else { View::Held { address: record.address } }
+                let is_free = record.state == LeaseState::Released || is_own;
+                if is_free { View::Vacant } else { View::Held { address: record.address } }
             }
-            Standing::Ours { epoch, until, .. } => {
-                if let Some(application) = self.application.as_mut().filter(|_| until > self.told_until) {
-                    application.renew(until).await;
-                }
-                self.told_until = until.max(self.told_until);
-                View::Ours { epoch, until }
-            }
+            Standing::Ours { epoch, until, origin } => View::Ours { epoch, until, tenure: origin.tenure },
             Standing::Ended => View::Ended,
         };
-        self.machine.handle_lease(view);
+        self.machine.handle_lease(view.clone());
+        if self.machine.has_lost() {
+            // Whatever is ours again by now: nothing more is captured under it, and the application gets no more time.
+            if let Some(capture) = &mut self.capture {
+                capture.loan = None;
+            }
+            return;
+        }
+        if let View::Ours { until, .. } = view {
+            if let Some(application) = self.application.as_mut().filter(|_| until > self.told_until) {
+                application.renew(until).await;
+            }
+            self.told_until = until.max(self.told_until);
+        }
         if let Some(loan) = self.capture.as_ref().and_then(|capture| capture.loan.as_ref()) {
             loan.pass_on();
         }
@@ -304,6 +315,8 @@ impl Node {
         match url.parse::<Address>() {
             Ok(parsed) => {
                 tracing::info!("role: replica of {address}");
+                self.trails.doubt_all();
+                self.undrained = None;
                 self.name_primary(Some(address));
                 let (access, into) = (self.config.access.clone(), self.config.folder.dir.clone());
                 self.following = Some(Following::begin(parsed, access, into, Arc::clone(&self.trails)));
@@ -321,7 +334,7 @@ impl Node {
         let prepare = Prepare {
             folder: self.config.folder.clone(),
             lease: self.lease.clone(),
-            must_fence: !self.was_released,
+            must_fence: !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_released),
             trails: Arc::clone(&self.trails),
             cancelled,
         };
@@ -330,6 +343,7 @@ impl Node {
 
     async fn serve(&mut self) {
         tracing::info!("role: primary");
+        self.undrained = None;
         self.board.set_unsearched(1);
         let (loan, lent) = self.lease.lend();
         let (stop, stopped) = watch::channel(false);
@@ -433,6 +447,11 @@ impl Node {
                 self.application = None;
                 self.failure =
                     Some(Failure::failed("the guard of the application has ended, and the application with it"));
+                // The lease named the guard: others may take it for free by now.
+                self.machine.lose();
+                if let Some(capture) = &mut self.capture {
+                    capture.loan = None;
+                }
                 self.machine.stop();
                 self.machine.handle_application_ended(now);
             }
@@ -463,10 +482,8 @@ impl Node {
         }
         if !is_drained {
             tracing::warn!("stopped before everything was durable: {text}");
-            if self.signal.is_some() && self.failure.is_none() {
-                self.failure = Some(Failure::new(Status::NotDurable, text));
-            }
         }
+        self.undrained = (!is_drained).then_some(text);
         self.machine.handle_capture_stopped(is_drained, RealWorld.now());
         Ok(())
     }

@@ -189,7 +189,9 @@ impl Prepare {
             std::fs::create_dir_all(parent).map_err(|e| format!("make {}: {e}", parent.display()))?;
         }
         let goal = Goal { lineage: end.identity.lineage, pos, is_passed: self.trails.has(name, pos) };
-        let promoted = promote(&options, &config.meta_path, goal, &self.cancelled).await.map_err(|e| e.to_string())?;
+        let promoted = promote(&options, &config.meta_path, goal, (&self.trails, name), &self.cancelled)
+            .await
+            .map_err(|e| e.to_string())?;
         let Some(released) = promoted else { return Ok(false) };
         if released.pos != pos {
             tracing::info!(database = name, at = %released.pos.txid, "ahead of the store, which ends at {}", pos.txid);

@@ -26,7 +26,7 @@ use rhyolite_format::{Checksum, Lineage, PageCount, PageNumber, PageSize, Pos};
 
 use super::ReplicaJournal;
 use super::lock::{Busy, Locks};
-use super::wal::WalWriter;
+use super::wal::{Switched, WalWriter};
 use crate::capture::restart::boot_id;
 use crate::random;
 use crate::restore::RestoreError;
@@ -239,6 +239,7 @@ impl Follower {
     /// The file becomes a database that is written to, in the journal mode that the log has. Its change counter stays one of its own, because
     /// readers may have seen all those before. Gives what the file is, or itself when readers do not let go.
     pub(super) fn release(mut self, timeout: Duration) -> Result<Result<Released, Box<Self>>, RestoreError> {
+        assert!(!self.is_lost, "nobody knows what it is");
         if self.leave_wal(timeout)?.is_err() {
             return Ok(Err(Box::new(self)));
         }
@@ -304,8 +305,9 @@ impl Follower {
         if entered.is_err() {
             return Ok(Err(Busy));
         }
-        let before = if self.is_lost { after } else { self.end };
-        let state = FollowState { lineage: self.lineage, boot_id: boot_id(), before, after };
+        // Until all of it is written, whoever is stopped in the middle leaves it as lost as it was.
+        let (before, boot_id) = if self.is_lost { (after, [0; 16]) } else { (self.end, boot_id()) };
+        let state = FollowState { lineage: self.lineage, boot_id, before, after };
         write_state(&self.path, &state, !is_for_wal)?;
         let applied = if is_for_wal {
             self.apply_through_wal(batch, &page_one, timeout)?.map(|()| self.change_counter)
@@ -313,7 +315,11 @@ impl Follower {
             self.apply_by_journal(batch, &page_one, timeout)?
         };
         let Ok(change_counter) = applied else { return Ok(Err(Busy)) };
+        let was_lost = self.is_lost;
         self.advance(batch, &changed, after, change_counter);
+        if was_lost {
+            self.stay_at(after, self.lineage)?;
+        }
         self.write_pos()?;
         Ok(Ok(()))
     }
@@ -325,8 +331,10 @@ impl Follower {
         }
         self.check_untouched()?;
         let mut wal = WalWriter::open(&self.path)?;
-        if wal.switch("wal", timeout)?.is_err() {
-            return Ok(Err(Busy));
+        match wal.switch("wal", timeout)? {
+            Switched::Done => {}
+            Switched::Busy => return Ok(Err(Busy)),
+            Switched::Foreign => return Err(self.diverged("somebody has written to it")),
         }
         // The switch was one change, and the only one.
         let counter = PageOneFields::of(&wal.page_one()?).change_counter;
@@ -341,11 +349,15 @@ impl Follower {
     }
 
     /// Goes back to rollback mode, if the file is not in it.
-    fn leave_wal(&mut self, timeout: Duration) -> Result<Result<(), Busy>, RestoreError> {
+    pub(super) fn leave_wal(&mut self, timeout: Duration) -> Result<Result<(), Busy>, RestoreError> {
         let Some(mut wal) = self.wal.take() else { return Ok(Ok(())) };
-        if wal.switch("delete", timeout)?.is_err() {
-            self.wal = Some(wal);
-            return Ok(Err(Busy));
+        match wal.switch("delete", timeout)? {
+            Switched::Done => {}
+            Switched::Busy => {
+                self.wal = Some(wal);
+                return Ok(Err(Busy));
+            }
+            Switched::Foreign => return Err(self.diverged("somebody has written to it")),
         }
         drop(wal);
         let header = read_header(&self.file).map_err(|e| RestoreError::io("read", &self.path, e))?;

@@ -107,6 +107,7 @@ impl Live {
                 pause = RETRY.0;
             }
             if rejoin::is_astray(&error, &self.options.output) {
+                member.trails.forget(&self.database);
                 astray = Some(rejoin::reason(&error));
             } else if !is_passing(&error) {
                 tracing::warn!(database = %self.database, "trying again: {error}");
@@ -121,7 +122,6 @@ impl Live {
 
     /// Makes the file one of the history. What the history lacks is kept.
     async fn bring_back(&mut self, member: &Member, reason: String) -> Result<(), RestoreError> {
-        member.trails.forget(&self.database);
         let mut told = false;
         while !*self.stop.borrow() && !rejoin::rejoin(&self.options, &member.meta_path, &reason).await? {
             if !std::mem::replace(&mut told, true) {
@@ -227,6 +227,13 @@ impl Live {
         self.reached.send_replace(Some(Reached { pos: following.pos(), time, transactions, is_live }));
     }
 
+    /// The node goes on from where the file is.
+    fn note_proved(&self) {
+        if let Some(member) = &self.member {
+            member.trails.prove(&self.database);
+        }
+    }
+
     fn note_passed(&self, passed: impl IntoIterator<Item = Pos>) {
         if let Some(member) = &self.member {
             member.trails.note(&self.database, passed);
@@ -255,7 +262,11 @@ impl Live {
             let first = match next {
                 Ok(Some((Frame::Transactions(commits), bytes))) => (commits, bytes),
                 Ok(Some((Frame::End(end), _))) => return Ok(Ended::End(end)),
-                Ok(Some((Frame::Heartbeat { .. } | Frame::Database(_) | Frame::Gone { .. }, _))) => continue,
+                Ok(Some((Frame::Heartbeat { .. }, _))) => {
+                    self.note_proved();
+                    continue;
+                }
+                Ok(Some((Frame::Database(_) | Frame::Gone { .. }, _))) => continue,
                 Ok(None) => return Ok(Ended::Lost(LinkError::Lost("it ended without a reason".to_owned()))),
                 Err(error) => return Ok(Ended::Lost(error)),
             };
@@ -300,6 +311,7 @@ impl Live {
                     // What was known of the store's log lies behind.
                     following.log = None;
                     self.note_passed(passed);
+                    self.note_proved();
                     self.tell(following, Some(last.timestamp), count, true);
                     break;
                 }

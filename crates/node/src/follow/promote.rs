@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::apply::{self, Follower};
 use super::live::is_passing;
+use super::trails::Trails;
 use super::{FollowOptions, Following, rejoin, start};
 use crate::restore::reader::Reader;
 use crate::restore::{RestoreError, blocking};
@@ -45,15 +46,21 @@ pub(crate) async fn promote(
     options: &FollowOptions,
     meta_path: &Path,
     mut goal: Goal,
+    (trails, name): (&Trails, &str),
     cancelled: &watch::Receiver<bool>,
 ) -> Result<Option<Released>, RestoreError> {
     let mut patience = Patience { waits: 0, cancelled };
     while !*cancelled.borrow() {
         match advance(options, goal, &mut patience).await {
             Err(error) if rejoin::is_astray(&error, &options.output) => {
+                // Also for whoever asks again after this.
                 goal.is_passed = false;
-                if rejoin::rejoin(options, meta_path, &rejoin::reason(&error)).await? {
-                    continue;
+                trails.forget(name);
+                match rejoin::rejoin(options, meta_path, &rejoin::reason(&error)).await {
+                    Ok(true) => continue,
+                    Ok(false) => {}
+                    Err(error) if is_passing(&error) => tracing::debug!(database = name, "{error}"),
+                    Err(error) => return Err(error),
                 }
             }
             Err(error) if is_passing(&error) => {
@@ -91,7 +98,12 @@ async fn advance(
     patience: &mut Patience<'_>,
 ) -> Result<Option<Released>, RestoreError> {
     if !is_follower(&options.output) {
-        start(options).await?;
+        let mut cancelled = patience.cancelled.clone();
+        // An interrupted restore goes on where it was, should it be tried again.
+        tokio::select! {
+            started = start(options) => drop(started?),
+            _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(None),
+        }
     }
     let (path, journal) = (options.output.clone(), options.journal);
     let follower = blocking(move || Follower::open(&path, journal)).await?;
@@ -100,8 +112,13 @@ async fn advance(
     }
     let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
     let mut following = Following { options: options.clone(), reader, follower: Some(follower), log: None };
-    while following.pos() != goal.pos && !(following.pos().txid > goal.pos.txid && goal.is_passed) {
-        if following.pos().txid >= goal.pos.txid {
+    let is_there = |following: &Following| {
+        let pos = following.pos();
+        let is_behind = following.follower().is_lost() || pos != goal.pos;
+        !is_behind || (pos.txid > goal.pos.txid && goal.is_passed && !following.follower().is_lost())
+    };
+    while !is_there(&following) {
+        if following.pos().txid >= goal.pos.txid && !following.follower().is_lost() {
             return Err(following.diverged(format!("the store ends at {}", goal.pos)));
         }
         if !following.look_from_here().await? && !patience.wait(&options.output).await {

@@ -92,10 +92,19 @@ fn take_in(
     reason: &str,
     timeout: Duration,
 ) -> Result<Result<Taken, Busy>, RestoreError> {
-    if let Ok(follower) = Follower::open(path, ReplicaJournal::Rollback) {
+    if let Ok(mut follower) = Follower::open(path, ReplicaJournal::Rollback)
+        && !follower.is_lost()
+    {
+        // What is kept is the file alone: nothing of it may lie in a WAL.
+        if follower.leave_wal(timeout)?.is_err() {
+            return Ok(Err(Busy));
+        }
         return take_in_follower(&follower, path, meta_path, history, reason).map(Ok);
     }
     let failed = |e| RestoreError::io("open", path, e);
+    if !path.try_exists().map_err(failed)? {
+        return set_rest_aside(path, meta_path).map(Ok);
+    }
     if !is_database(path).map_err(failed)? {
         return set_file_aside(path, meta_path, reason).map(Ok);
     }
@@ -212,6 +221,19 @@ fn set_file_aside(path: &Path, meta_path: &Path, reason: &str) -> Result<Taken, 
         let kept = lost::move_away(meta_path, path, &LostBranch { size, ..unknown(reason) })?;
         tracing::warn!(database = %path.display(), "it was no database ({reason}): moved to {}", kept.display());
     }
+    for companion in ["-wal", "-shm", "-journal"] {
+        apply::remove(&beside(path, companion))?;
+    }
+    apply::remove(&apply::state_path(path))?;
+    apply::remove(&apply::pos_path(path))?;
+    empty_state_folder(meta_path)?;
+    sync_folder_of(path)?;
+    Ok(Taken::Gone)
+}
+
+/// What lies beside a database that is not there any more is of no use to anybody: a WAL goes with the file that it was written for.
+fn set_rest_aside(path: &Path, meta_path: &Path) -> Result<Taken, RestoreError> {
+    tracing::warn!(database = %path.display(), "it was removed, and what lay beside it is removed as well");
     for companion in ["-wal", "-shm", "-journal"] {
         apply::remove(&beside(path, companion))?;
     }

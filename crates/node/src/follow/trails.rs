@@ -4,7 +4,7 @@
 //! a trail is one of the history that led to where the file is. What is not remembered (by a process that has just started, or of too long ago) is
 //! not proved, and the file then counts as a branch.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rhyolite_format::Pos;
@@ -15,7 +15,10 @@ const POSITIONS_MAX: usize = 1 << 17;
 
 /// The trails of all databases, by name.
 #[derive(Debug, Default)]
-pub struct Trails(Mutex<HashMap<String, VecDeque<Pos>>>);
+pub struct Trails {
+    passed: Mutex<HashMap<String, VecDeque<Pos>>>,
+    proved: Mutex<HashSet<String>>,
+}
 
 impl Trails {
     /// The file has come through these positions, in this order, to the last of them.
@@ -33,7 +36,30 @@ impl Trails {
 
     /// The file was made another: it has come from nowhere.
     pub fn forget(&self, name: &str) {
+        self.proved().remove(name);
         self.lock().remove(name);
+    }
+
+    /// The node that is followed has gone on from where the file is: its position is one of the history that this node has.
+    pub fn prove(&self, name: &str) {
+        let mut proved = self.proved();
+        if !proved.contains(name) {
+            proved.insert(name.to_owned());
+        }
+    }
+
+    /// Another node is followed from here on: nobody knows yet whose history the files are.
+    pub fn doubt_all(&self) {
+        self.proved().clear();
+    }
+
+    /// Whether the position of a file is known to be one of the history that the followed node has.
+    pub fn is_proved(&self, name: &str) -> bool {
+        self.proved().contains(name)
+    }
+
+    fn proved(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.proved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the file has been there.
@@ -42,7 +68,7 @@ impl Trails {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Pos>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.passed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -62,7 +88,13 @@ mod tests {
             trails.has("a", pos(1)) && trails.has("a", pos(3)) && !trails.has("a", pos(4)) && !trails.has("b", pos(1))
         );
         assert!(!trails.has("a", Pos { checksum: Checksum::from_crc(9), ..pos(2) }));
+        trails.prove("a");
+        assert!(trails.is_proved("a") && !trails.is_proved("b"));
+        trails.doubt_all();
+        assert!(!trails.is_proved("a") && trails.has("a", pos(1)));
+        trails.prove("a");
         trails.forget("a");
+        assert!(!trails.is_proved("a"));
         assert!(!trails.has("a", pos(1)));
     }
 }

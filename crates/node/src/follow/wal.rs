@@ -17,8 +17,21 @@ use crate::restore::RestoreError;
 
 /// Pages in the WAL after which they are copied into the database.
 const CHECKPOINT_PAGES: usize = 1000;
-/// Pages in the WAL after which readers are kept out for a moment, if that can be had at once, so that it begins anew.
+/// Pages in the WAL after which it is made to begin anew.
 const RESET_PAGES: usize = 16 * CHECKPOINT_PAGES;
+/// For so long those are waited for who read what is older.
+const RESET_WAIT: Duration = Duration::from_millis(100);
+
+/// What became of a change of the journal mode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Switched {
+    /// It is so.
+    Done,
+    /// Somebody else has the database open.
+    Busy,
+    /// Somebody else has written.
+    Foreign,
+}
 
 /// A database in WAL mode to which nobody else writes.
 #[derive(Debug)]
@@ -28,8 +41,10 @@ pub(super) struct WalWriter {
     path: PathBuf,
     /// Changes when another connection commits.
     data_version: i64,
-    /// Pages that were written since all of the WAL was copied.
+    /// Pages that were written since a checkpoint was last tried.
     pages: usize,
+    /// Pages that the WAL held then.
+    wal_pages: usize,
 }
 
 impl WalWriter {
@@ -45,7 +60,8 @@ impl WalWriter {
             Ok(connection)
         };
         let connection = open().map_err(|e| failed("open", path, e))?;
-        let mut this = Self { connection: Mutex::new(connection), path: path.to_owned(), data_version: 0, pages: 0 };
+        let mut this =
+            Self { connection: Mutex::new(connection), path: path.to_owned(), data_version: 0, pages: 0, wal_pages: 0 };
         this.keep_wal()?;
         this.data_version = this.read_data_version()?;
         Ok(this)
@@ -75,8 +91,11 @@ impl WalWriter {
         self.connection().pragma_query_value(None, "data_version", |row| row.get(0)).map_err(self.failed("read"))
     }
 
-    /// Goes over to this journal mode. `Busy` when somebody else has the database open.
-    pub(super) fn switch(&mut self, mode: &str, timeout: Duration) -> Result<Result<(), Busy>, RestoreError> {
+    /// Goes over to this journal mode.
+    pub(super) fn switch(&mut self, mode: &str, timeout: Duration) -> Result<Switched, RestoreError> {
+        if self.read_data_version()? != self.data_version {
+            return Ok(Switched::Foreign);
+        }
         let switch = || -> rusqlite::Result<String> {
             let connection = self.connection();
             connection.busy_timeout(timeout)?;
@@ -88,7 +107,7 @@ impl WalWriter {
             Err(error) => return Err(failed("change the journal mode of", &self.path, error)),
         };
         self.data_version = self.read_data_version()?;
-        Ok(if is_so { Ok(()) } else { Err(Busy) })
+        Ok(if is_so { Switched::Done } else { Switched::Busy })
     }
 
     /// Size of the database.
@@ -174,17 +193,23 @@ impl WalWriter {
 
     /// Copies what the WAL holds into the database, as far as readers let it.
     fn checkpoint(&mut self) -> Result<(), RestoreError> {
-        self.connection().busy_timeout(Duration::ZERO).map_err(self.failed("lock"))?;
-        let sql =
-            if self.pages >= RESET_PAGES { "PRAGMA wal_checkpoint(RESTART)" } else { "PRAGMA wal_checkpoint(PASSIVE)" };
-        let done = self.connection().query_row(sql, [], |row| {
-            let (busy, log, copied): (i64, i64, i64) = (row.get(0)?, row.get(1)?, row.get(2)?);
-            Ok(busy == 0 && log == copied)
+        // Whatever comes of it, it is tried again after as many pages.
+        self.pages = 0;
+        // It begins anew by itself only when no reader of it is left at the next write. Among readers that overlap there is always one: then all of it is copied, so that new
+        // ones read the database alone, and those before are waited for.
+        let is_long = self.wal_pages >= RESET_PAGES;
+        let (sql, wait) = if is_long {
+            ("PRAGMA wal_checkpoint(RESTART)", RESET_WAIT)
+        } else {
+            ("PRAGMA wal_checkpoint(PASSIVE)", Duration::ZERO)
+        };
+        self.connection().busy_timeout(wait).map_err(self.failed("lock"))?;
+        let pages = self.connection().query_row(sql, [], |row| {
+            let (busy, log): (i64, i64) = (row.get(0)?, row.get(1)?);
+            Ok(if is_long && busy == 0 { 0 } else { log })
         });
-        match done {
-            Ok(true) => self.pages = 0,
-            // Readers use what is older: once more after as many pages again.
-            Ok(false) => self.pages = self.pages.next_multiple_of(CHECKPOINT_PAGES),
+        match pages {
+            Ok(pages) => self.wal_pages = usize::try_from(pages).unwrap_or(0),
             Err(error) if is_busy(&error) => {}
             Err(error) => return Err(failed("checkpoint", &self.path, error)),
         }

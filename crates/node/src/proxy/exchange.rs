@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::header::{CONNECTION, HOST, HeaderName, TE, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::{Either, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
@@ -117,8 +117,13 @@ fn prepare(
     let path = path.parse().unwrap_or_else(|_| http::Uri::from_static("/"));
     *request.uri_mut() = path;
     *request.version_mut() = http::Version::HTTP_11;
+    // A request that may be without a body says so when it has one.
+    let is_chunked = !request.body().is_end_stream() && request.body().size_hint().exact().is_none();
     let headers = request.headers_mut();
     strip(headers);
+    if is_chunked {
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     if let Some(upgrade) = upgrade {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(UPGRADE, upgrade.clone());

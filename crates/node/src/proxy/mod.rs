@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rhyolite_format::Txid;
-use rhyolite_logic::proxy::{Asked, HOPS_MAX, Side, Step, next_step};
+use rhyolite_logic::proxy::{Asked, HOPS_MAX, Side, Step, UNKNOWN, next_step};
 use rhyolite_logic::role::Role;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -27,6 +27,7 @@ use self::exchange::{Answer, Failed, exchange, own};
 pub use self::flight::Flight;
 pub use self::primary::About;
 use self::primary::Primary;
+use crate::follow::trails::Trails;
 use crate::status::StatusBoard;
 use crate::stream::client::Access;
 use crate::supervise::control::Command;
@@ -37,12 +38,15 @@ mod primary;
 
 /// What a client has seen.
 const COOKIE: &str = "__txid";
-/// How long a client tells that, in seconds.
+/// How long a client tells that, in seconds, and that nobody could say it.
 const COOKIE_AGE_S: u32 = 300;
+const UNKNOWN_AGE_S: u32 = 10;
 /// How long what was committed may take to be captured.
 const CAPTURE_MAX: Duration = Duration::from_secs(2);
-/// Time between two looks at what is waited for.
-const LOOK: Duration = Duration::from_millis(2);
+/// Time between two looks at what is waited for: at first, and later.
+const LOOK: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
+/// Time between two looks whether the primary to which a request was passed on still is it.
+const LOOK_AT_PRIMARY: Duration = Duration::from_millis(500);
 /// Connections at a time; more wait.
 const CONNECTIONS_MAX: usize = 4096;
 /// How long the head of a request may take.
@@ -61,6 +65,8 @@ pub struct ProxyConfig {
     pub advertise: String,
     /// Where the application beside it listens, HOST:PORT.
     pub target: String,
+    /// Where another listens that reads beside a replica; the same place when there is none.
+    pub read_target: Option<String>,
     /// The folder of the databases.
     pub dir: PathBuf,
     /// The database whose commits are counted, by its path in the folder; the only one when there is none.
@@ -87,21 +93,22 @@ pub struct Proxy {
     commands: mpsc::Sender<Command>,
     primary: Primary,
     flight: Flight,
+    trails: Arc<Trails>,
     /// That no database is counted was said.
     said: Mutex<bool>,
 }
 
 impl Proxy {
     /// A proxy of the node whose figures are on `board` and whose capture takes `commands`. `access` is what nodes show each other, and
-    /// `flight` counts the requests that the application has.
+    /// `flight` counts the requests that the application has. `trails` know whose history the files of a replica are.
     pub fn new(
         config: ProxyConfig,
         board: Arc<StatusBoard>,
         commands: mpsc::Sender<Command>,
         access: Access,
-        flight: Flight,
+        (flight, trails): (Flight, Arc<Trails>),
     ) -> Self {
-        Self { config, board, commands, primary: Primary::new(access), flight, said: Mutex::new(false) }
+        Self { config, board, commands, primary: Primary::new(access), flight, trails, said: Mutex::new(false) }
     }
 
     /// Answers until the task is dropped.
@@ -147,7 +154,7 @@ impl Proxy {
         let asked = self.asked(&request);
         let began = Instant::now();
         let is_late = || began.elapsed() >= self.config.hold;
-        let mut request = request;
+        let (mut request, mut pause) = (request, LOOK.0);
         loop {
             let side = self.side();
             let has_waited = began.elapsed() >= self.config.read_wait;
@@ -173,7 +180,8 @@ impl Proxy {
                 return answer;
             }
             request = *back;
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 3 / 2).min(LOOK.1);
         }
     }
 
@@ -193,6 +201,7 @@ impl Proxy {
         match self.board.node() {
             Some(node) if node.is(Role::Primary) => Side::Primary,
             Some(node) if node.is(Role::Replica) => Side::Replica,
+            Some(node) if node.is(Role::Demoting) || node.is(Role::Stopped) => Side::Leaving,
             _ => Side::Changing,
         }
     }
@@ -200,7 +209,7 @@ impl Proxy {
     /// How far a replica is: asked only when that decides something.
     fn txid(&self, asked: Asked, side: Side) -> Option<Txid> {
         asked.seen.filter(|_| side != Side::Primary)?;
-        let name = self.database()?;
+        let name = self.database().filter(|name| self.trails.is_proved(name))?;
         let mut path = self.config.dir.join(name).into_os_string();
         path.push("-pos");
         let pos = std::fs::read_to_string(path).ok()?;
@@ -240,25 +249,23 @@ impl Proxy {
         if self.side() != side {
             return Err(Failed::NotYet(Box::new(request), "the role of this node changes".to_owned()));
         }
-        let answer = exchange(request, &self.config.target, from, None).await;
+        let is_replica = matches!(side, Side::Replica | Side::Changing);
+        let reads = self.config.read_target.as_ref().filter(|_| is_replica);
+        let answer = exchange(request, reads.unwrap_or(&self.config.target), from, None).await;
         drop(flying);
         match answer {
             // There may be none on a replica.
-            Err(Failed::NotYet(request, _))
-                if side == Side::Replica && asked.hops < HOPS_MAX && !asked.is_untracked =>
-            {
-                if self.config.fly_replay {
-                    Ok(self.replay())
-                } else {
-                    self.pass_on(*request, from, asked).await
-                }
+            Err(Failed::NotYet(request, _)) if side == Side::Replica && asked.hops < HOPS_MAX => {
+                if self.config.fly_replay { Ok(self.replay()) } else { self.pass_on(*request, from, asked).await }
             }
             Ok(mut answer) if asked.is_write && side == Side::Primary => {
-                if let Some(txid) = self.captured().await {
-                    let cookie = format!("{COOKIE}={txid}; Path=/; Max-Age={COOKIE_AGE_S}; HttpOnly");
-                    let cookie = HeaderValue::from_str(&cookie).expect("digits and ASCII");
-                    answer.headers_mut().append(header::SET_COOKIE, cookie);
-                }
+                let (txid, age) = match self.captured().await {
+                    Some(txid) => (txid, COOKIE_AGE_S),
+                    None => (UNKNOWN, UNKNOWN_AGE_S),
+                };
+                let cookie = format!("{COOKIE}={txid}; Path=/; Max-Age={age}; HttpOnly");
+                let cookie = HeaderValue::from_str(&cookie).expect("digits and ASCII");
+                answer.headers_mut().append(header::SET_COOKIE, cookie);
                 Ok(answer)
             }
             other => other,
@@ -284,8 +291,26 @@ impl Proxy {
             return Err(Failed::NotYet(Box::new(request), "nobody knows where the primary is".to_owned()));
         };
         match self.primary.proxy_of(&address).await {
-            Ok(place) => exchange(request, &place, from, Some((PASSED_ON, asked.hops + 1))).await,
+            Ok(place) => {
+                // Whoever ends this process waits for it.
+                let _flying = self.flight.enter();
+                tokio::select! {
+                    answer = exchange(request, &place, from, Some((PASSED_ON, asked.hops + 1))) => answer,
+                    () = self.replaced(&address) => Err(Failed::Broken(format!("the primary {address} was lost"))),
+                }
+            }
             Err(why) => Err(Failed::NotYet(Box::new(request), why)),
+        }
+    }
+
+    /// Until another node than this has been the primary for so long that this one cannot be holding a request any more.
+    async fn replaced(&self, address: &str) {
+        let mut since: Option<Instant> = None;
+        while since.is_none_or(|since| since.elapsed() <= self.config.hold) {
+            tokio::time::sleep(LOOK_AT_PRIMARY).await;
+            let holder = self.board.node().and_then(|node| node.holder);
+            let is_other = holder.is_some_and(|holder| holder.is_self || holder.address.as_deref() != Some(address));
+            since = since.filter(|_| is_other).or_else(|| is_other.then(Instant::now));
         }
     }
 

@@ -160,7 +160,7 @@ impl Replication {
                     f.epoch = Some(epoch);
                     f.standby = false;
                 });
-                let is_seized = matches!(standing, Standing::Ours { seized: true, .. });
+                let is_seized = matches!(standing, Standing::Ours { origin, .. } if origin.seized);
                 return Ok(Some(Turn { lease: lease.clone(), epoch, is_seized }));
             }
             // It may take long, and others have other leases.

@@ -325,6 +325,7 @@ impl Server {
     ) -> Result<End, Closed> {
         let _follower = Follower::new(Arc::clone(&status));
         let mut files = LogFiles::new(status.meta_path.join(LOG_FOLDER));
+        let mut is_greeted = false;
         loop {
             let moved = status.feed.moved();
             tokio::pin!(moved);
@@ -358,6 +359,11 @@ impl Server {
                         Err((reason, text)) => return Ok(end(reason, text)),
                     }
                     continue;
+                }
+                // Whoever is where the log ends is told that this is so.
+                Some(_) if !is_greeted => {
+                    is_greeted = true;
+                    sink.send(Frame::Heartbeat { time: time::now(), starting: 0 }.encode()).await?;
                 }
                 Some(_) | None => {}
             }

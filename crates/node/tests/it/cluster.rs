@@ -194,7 +194,9 @@ impl Cluster {
         let copy = self.folder.path("stored.db");
         let outcome = self.folder.run(&["restore", "store/app.db", "-o", "stored.db", "--force"]);
         assert_eq!(outcome.code, 0, "{outcome:?}");
-        rows(&copy)
+        let rows = rows(&copy);
+        assert!(!rows.is_empty(), "nothing is stored, or it cannot be read");
+        rows
     }
 
     fn branches(&self, name: &str) -> Vec<Value> {
@@ -541,4 +543,75 @@ fn through_many_failovers_no_durable_row_is_lost_and_none_is_there_twice() {
     cluster.stop_primary(primary);
     assert!(durable.is_subset(&cluster.stored()));
     cluster.check_store();
+}
+
+/// An application of several processes: each writes, and notes that it has.
+fn several(cluster: &mut Cluster, name: &'static str) {
+    let notes = cluster.notes(name);
+    let writes = format!("while :; do echo $(date +%s%3N) 1 >> {}; sleep 0.01; done", notes.display());
+    // The first process only waits for its children, which are no shells that end with it.
+    let exec = format!("sh -c \"({writes}) & ({writes}) & wait\"");
+    cluster.start_with(name, &["--exec", &exec]);
+}
+
+/// The guard of a node's application.
+fn guard_of(cluster: &Cluster, name: &str) -> rustix::process::Pid {
+    let notes = cluster.notes(name).display().to_string();
+    let is_guard = |pid: &i32| {
+        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+        words.get(1).is_some_and(|word| word == "guard") && words.iter().any(|word| word.contains(&notes))
+    };
+    let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    rustix::process::Pid::from_raw(all.into_iter().find(is_guard).expect("there is a guard")).unwrap()
+}
+
+fn wait_quiet(cluster: &Cluster, name: &str, what: &str) {
+    let mut seen = (0, Instant::now());
+    wait_for(what, || {
+        let now = cluster.noted(name).len();
+        if now != seen.0 {
+            seen = (now, Instant::now());
+        }
+        seen.1.elapsed() > Duration::from_millis(500)
+    });
+}
+
+/// Whoever ends the guard, all of the application ends, before another node runs its own.
+#[test]
+fn without_its_guard_no_process_of_the_application_writes() {
+    let mut cluster = Cluster::new();
+    several(&mut cluster, "a");
+    wait_for("the application", || cluster.noted("a").len() > 10);
+    cluster.start("b");
+    cluster.wait_role("b", "replica");
+    rustix::process::kill_process(guard_of(&cluster, "a"), Signal::KILL).unwrap();
+    let outcome = cluster.running.remove("a").unwrap().wait();
+    assert_eq!(outcome.code, 1, "{outcome:?}");
+    assert!(outcome.stderr.contains("the guard of the application has ended"), "{outcome:?}");
+    let last = cluster.noted("a").len();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(cluster.noted("a").len(), last, "something of it still writes");
+    cluster.wait_writing("b");
+    cluster.stop_primary("b");
+}
+
+/// Ctrl-Z at the terminal stops the node, and not the guard.
+#[test]
+fn who_stops_the_node_by_the_terminal_ends_the_application_in_time() {
+    let mut cluster = Cluster::new();
+    several(&mut cluster, "a");
+    wait_for("the application", || cluster.noted("a").len() > 10);
+    // The terminal stops every process of the group; the guard is in another, and ignores the signal.
+    rustix::process::kill_process(guard_of(&cluster, "a"), Signal::TSTP).unwrap();
+    cluster.signal("a", Signal::STOP);
+    wait_quiet(&cluster, "a", "the application to end");
+    cluster.signal("a", Signal::CONT);
+    cluster.wait_role("a", "primary");
+    let before = cluster.noted("a").len();
+    wait_for("the application again", || cluster.noted("a").len() > before + 10);
+    cluster.stop("a");
+    let last = cluster.noted("a").len();
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(cluster.noted("a").len(), last, "all of it ends with the node");
 }

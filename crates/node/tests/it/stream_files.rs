@@ -135,3 +135,44 @@ fn after_a_power_cut_a_replica_at_no_position_is_written_anew() {
     follow.stop();
     node.stop();
 }
+
+/// Among readers that overlap there is always one: the WAL begins anew all the same.
+#[test]
+fn the_wal_of_a_replica_does_not_grow_for_ever() {
+    let mut node = Node::new();
+    let db = node.database("app.db", "wal");
+    node.start();
+    let replica = node.folder.path("replica.db");
+    let follow = node.follow(&node.url(), &["app.db", "--into", "replica.db"]);
+    db.execute_batch("INSERT INTO t(b) VALUES (1)").unwrap();
+    node.wait_equal("app.db", &replica);
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let readers: Vec<_> = (0..3)
+        .map(|n| {
+            let (path, stop) = (replica.clone(), stop.clone());
+            std::thread::spawn(move || {
+                let reader = read_only(&path);
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    reader.execute_batch("BEGIN; SELECT count(*) FROM t").unwrap();
+                    std::thread::sleep(std::time::Duration::from_millis(20 + n * 7));
+                    reader.execute_batch("COMMIT").unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut largest = 0;
+    // Some 80,000 pages, five times what the WAL may hold.
+    for n in 0..80 {
+        db.execute_batch("DELETE FROM t; INSERT INTO t(b) VALUES (randomblob(4000000))").unwrap();
+        wait_for("the commit", || count(&replica) == Some(1));
+        let size = std::fs::metadata(node.folder.path("replica.db-wal")).unwrap().len();
+        largest = size.max(largest);
+        assert!(size < 200 << 20, "after {n} commits: {size}");
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    node.wait_equal("app.db", &replica);
+    println!("the WAL had {largest} bytes at most");
+    follow.stop();
+    node.stop();
+}
