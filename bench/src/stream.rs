@@ -166,9 +166,9 @@ fn backlog_rate(lab: &Lab, transactions: u64) -> Outcome<(f64, f64)> {
                 INSERT INTO rows(id, body) SELECT i, randomblob(1200) FROM n";
     conn.execute(fill, [ROWS.cast_signed()]).context("fill the table")?;
     let address = free_address()?;
-    // Nothing is bundled away meanwhile.
-    let mut node =
-        lab.replicate(&folder, &["--cluster-listen", &address, "--bundle-interval", "1h", "--merge-interval", "1h"])?;
+    // Nothing is bundled away meanwhile, and nothing folded: the application writes faster than the store takes it.
+    let options = ["--bundle-interval", "1h", "--merge-interval", "1h", "--max-log-size", "4GiB"];
+    let mut node = lab.replicate(&folder, &[&["--cluster-listen", &address][..], &options].concat())?;
     let mut follower = follow(lab, &folder, &address)?;
     wait_for_txid(&folder, 1)?;
     follower.terminate(LIMIT)?;
