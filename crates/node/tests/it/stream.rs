@@ -216,7 +216,9 @@ fn a_folder_of_replicas_is_equal_after_thousands_of_commits_in_both_modes() {
     }
     for name in ["wal.db", "rollback.db"] {
         node.wait_equal(name, &replica(name));
-        let said = follow.find(|line| line["event"] == "reached" && line["database"] == name).unwrap();
+        let is_said = |line: &Value| line["event"] == "reached" && line["database"] == name;
+        wait_for("a position to be said", || follow.find(is_said).is_some());
+        let said = follow.find(is_said).unwrap();
         let pos = std::fs::read_to_string(format!("{}-pos", replica(name).display())).unwrap();
         wait_for("the last position to be said", || {
             let last = follow.find(|line| line["database"] == name).unwrap();
