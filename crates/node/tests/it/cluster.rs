@@ -510,6 +510,8 @@ fn through_many_failovers_no_durable_row_is_lost_and_none_is_there_twice() {
     cluster.wait_writing("a");
     cluster.start("b");
     cluster.wait_role("b", "replica");
+    // Something is stored from here on.
+    cluster.wait_durable("a");
     let mut durable = HashSet::new();
     let (mut primary, mut other) = ("a", "b");
     let rounds = std::env::var("CLUSTER_TEST_ROUNDS").map_or(6, |rounds| rounds.parse().unwrap());
