@@ -103,7 +103,7 @@ fn take_in(
     }
     let failed = |e| RestoreError::io("open", path, e);
     if !path.try_exists().map_err(failed)? {
-        return set_rest_aside(path, meta_path).map(Ok);
+        return set_rest_aside(path, meta_path, reason).map(Ok);
     }
     if !is_database(path).map_err(failed)? {
         return set_file_aside(path, meta_path, reason).map(Ok);
@@ -221,24 +221,26 @@ fn set_file_aside(path: &Path, meta_path: &Path, reason: &str) -> Result<Taken, 
         let kept = lost::move_away(meta_path, path, &LostBranch { size, ..unknown(reason) })?;
         tracing::warn!(database = %path.display(), "it was no database ({reason}): moved to {}", kept.display());
     }
-    for companion in ["-wal", "-shm", "-journal"] {
-        apply::remove(&beside(path, companion))?;
-    }
-    apply::remove(&apply::state_path(path))?;
-    apply::remove(&apply::pos_path(path))?;
-    empty_state_folder(meta_path)?;
-    sync_folder_of(path)?;
-    Ok(Taken::Gone)
+    set_rest_aside(path, meta_path, reason)
 }
 
-/// What lies beside a database that is not there any more is of no use to anybody: a WAL goes with the file that it was written for.
-fn set_rest_aside(path: &Path, meta_path: &Path) -> Result<Taken, RestoreError> {
-    tracing::warn!(database = %path.display(), "it was removed, and what lay beside it is removed as well");
-    for companion in ["-wal", "-shm", "-journal"] {
-        apply::remove(&beside(path, companion))?;
+/// Takes what lies beside a database that is not there from its place. A WAL or a journal that holds something is kept: it may be all that is left of
+/// commits that nobody else has.
+fn set_rest_aside(path: &Path, meta_path: &Path, reason: &str) -> Result<Taken, RestoreError> {
+    for suffix in ["-wal", "-journal"] {
+        let companion = beside(path, suffix);
+        let size = std::fs::metadata(&companion).map_or(0, |meta| meta.len());
+        if size == 0 {
+            apply::remove(&companion)?;
+            continue;
+        }
+        let why = format!("its {suffix} file, without the database: {reason}");
+        let kept = lost::move_away(meta_path, &companion, &LostBranch { size, ..unknown(&why) })?;
+        tracing::warn!(database = %path.display(), "{suffix} without its database: moved to {}", kept.display());
     }
-    apply::remove(&apply::state_path(path))?;
-    apply::remove(&apply::pos_path(path))?;
+    for left in [beside(path, "-shm"), apply::state_path(path), apply::pos_path(path)] {
+        apply::remove(&left)?;
+    }
     empty_state_folder(meta_path)?;
     sync_folder_of(path)?;
     Ok(Taken::Gone)
@@ -321,5 +323,30 @@ pub(super) fn is_astray(error: &RestoreError, path: &Path) -> bool {
         RestoreError::Damaged { key, .. } => *key == state.display().to_string(),
         RestoreError::Io { path, source, .. } => *path == state && source.kind() == io::ErrorKind::NotFound,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wal_without_its_database_is_kept_and_no_hindrance() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, meta) = (folder.path().join("app.db"), folder.path().join("meta"));
+        std::fs::create_dir(&meta).unwrap();
+        let write = |suffix: &str, bytes: &[u8]| std::fs::write(beside(&path, suffix), bytes).unwrap();
+        write("-wal", b"all that is left");
+        write("-shm", b"index");
+        write("-journal", b"");
+        let history = History { lineage: Lineage([1; 16]), points: Vec::new() };
+        let taken = take_in(&path, &meta, &history, "for a test", Duration::ZERO).unwrap();
+        assert!(matches!(taken, Ok(Taken::Gone)), "{taken:?}");
+        for suffix in ["-wal", "-shm", "-journal"] {
+            assert!(!beside(&path, suffix).exists(), "{suffix}");
+        }
+        let kept =
+            std::fs::read_dir(meta.join("lost")).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+        assert!(kept.into_iter().any(|bytes| bytes == b"all that is left"));
     }
 }
