@@ -3,6 +3,9 @@
 //! A transaction in rollback mode writes the journal's header, then pages of the database, then finalises the journal: it is unlinked,
 //! truncated, or its header is zeroed. That is the commit, or the end of a rollback; SQLite still holds the EXCLUSIVE lock. Pages that are
 //! reused from the freelist stand in no journal, so what counts are the writes to the database file.
+//!
+//! The kernel may write the journal unseen ([`super::journal`]). Its first bytes are looked at before anything that depends on them, so that what is
+//! known of it is what a reader of the file would find.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -18,8 +21,8 @@ use crate::capture::commits::{Commit, CommitLine, QUEUE_BYTES_MAX, WriteMark};
 use crate::capture::gate::Ticket;
 use crate::time;
 
-/// First bytes of a rollback journal that is to be played back (SQLite's file format, "The Rollback Journal").
-const JOURNAL_MAGIC: [u8; 8] = [0xd9, 0xd5, 0x05, 0xf9, 0x20, 0xa1, 0x63, 0xd7];
+use super::journal::{self, Start};
+
 /// Writes are noted by pieces of this size: the smallest page.
 const PIECE: u64 = 512;
 /// So many pieces of one transaction are noted; a larger one is found by comparing all pages.
@@ -32,10 +35,21 @@ pub(super) struct Database {
     line: OnceLock<Arc<CommitLine>>,
 }
 
+/// A journal that has a header by which it would be played back.
+#[derive(Clone, Copy, Debug)]
+struct Journal {
+    /// Its random number, where it was read from the file.
+    nonce: Option<u32>,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    /// The journal has a header by which it would be played back.
-    has_journal: bool,
+    /// The journal that would be played back.
+    journal: Option<Journal>,
+    /// The journal, by the handles of those who write it through the kernel.
+    passed: Vec<(u64, Arc<File>)>,
+    /// The journal is never synced, and a thread looks at it.
+    is_unsynced: bool,
     /// Pieces that were written since the last journal was finalised.
     written: BTreeSet<u64>,
     /// There were too many.
@@ -56,6 +70,8 @@ struct State {
 pub(super) enum Verdict {
     /// It is done.
     Allowed,
+    /// It is done. Nobody may tell that its transaction has ended: from now on the journal is to be looked at.
+    Unsynced,
     /// It is refused: it could not be taken back, and its end would not be seen.
     Unjournaled,
 }
@@ -86,27 +102,74 @@ impl Database {
     }
 
     /// The journal begins with these bytes, and was not written just now.
-    pub(super) fn note_journal(&self, start: &[u8]) {
-        self.lock().has_journal = start.starts_with(&JOURNAL_MAGIC);
+    pub(super) fn note_journal(&self, start: &[u8], open: impl FnOnce() -> io::Result<File>) {
+        let mut state = self.lock();
+        self.look(&mut state, open);
+        if state.passed.is_empty() {
+            state.journal = journal::is_played(start).then_some(Journal { nonce: None });
+        }
     }
 
     /// The journal's header was written. Before its first sync it has no magic number, and neither after it was zeroed: only that is an end.
-    pub(super) fn note_journal_header(&self, start: &[u8], open: impl FnOnce() -> io::Result<File>) {
+    pub(super) fn note_journal_header(&self, start: &[u8], open: impl Fn() -> io::Result<File>) {
         let mut state = self.lock();
-        if start.starts_with(&JOURNAL_MAGIC) {
-            state.has_journal = true;
-        } else if state.has_journal {
-            drop(state);
+        self.look(&mut state, &open);
+        if journal::is_played(start) {
+            state.journal.get_or_insert(Journal { nonce: None });
+        } else if state.journal.is_some() {
             // The journal of a group is cut, not zeroed.
-            self.finalise(None, open);
+            self.end(&mut state, None, open);
         }
+    }
+
+    /// Somebody has opened the journal, and writes it through the kernel.
+    pub(super) fn note_passed(&self, handle: u64, journal: Arc<File>) {
+        self.lock().passed.push((handle, journal));
+    }
+
+    /// One of them has closed it.
+    pub(super) fn note_closed(&self, handle: u64, open: impl FnOnce() -> io::Result<File>) {
+        let mut state = self.lock();
+        self.look(&mut state, open);
+        state.passed.retain(|(passed, _)| *passed != handle);
+    }
+
+    /// Looks whether the journal has begun or ended unseen.
+    pub(super) fn look_at_journal(&self, open: impl FnOnce() -> io::Result<File>) {
+        self.look(&mut self.lock(), open);
+    }
+
+    /// The same, for who is to look again as long as this is true.
+    pub(super) fn look_at_unsynced(&self, open: impl FnOnce() -> io::Result<File>) -> bool {
+        let mut state = self.lock();
+        self.look(&mut state, open);
+        state.is_unsynced = !state.passed.is_empty();
+        state.is_unsynced
+    }
+
+    /// Brings what is known of a journal that the kernel writes to what it says now. True when it is never synced.
+    fn look(&self, state: &mut State, open: impl FnOnce() -> io::Result<File>) -> bool {
+        let Some((_, file)) = state.passed.last() else { return false };
+        let (found, is_unsynced) = match journal::start(file) {
+            Start::Played { nonce, is_unsynced } => (Some(nonce), is_unsynced),
+            Start::Void => (None, false),
+            Start::Unknown => return false,
+        };
+        if let Some(journal) = state.journal
+            && found.is_none_or(|found| journal.nonce.is_some_and(|nonce| nonce != found))
+        {
+            self.end(state, None, open);
+        }
+        state.journal = found.map(|nonce| Journal { nonce: Some(nonce) });
+        is_unsynced
     }
 
     /// Notes a write that is about to be made by this thread, to a file that is `file`.
     pub(super) fn note_write(&self, file: &File, offset: u64, len: u64, thread: u32) -> Verdict {
         let mut state = self.lock();
+        let is_unsynced = self.look(&mut state, || file.try_clone());
         state.writer = thread;
-        if !state.has_journal {
+        if state.journal.is_none() {
             // Where nobody records commits the next look finds everything.
             let Some(line) = self.line() else { return Verdict::Allowed };
             if !is_wal(file) {
@@ -124,13 +187,17 @@ impl Database {
                 state.is_cut = true;
             }
         }
-        Verdict::Allowed
+        match is_unsynced && !std::mem::replace(&mut state.is_unsynced, true) {
+            true => Verdict::Unsynced,
+            false => Verdict::Allowed,
+        }
     }
 
     /// Asks whether the file, which is `file`, may be cut to this length. What SQLite cuts off after a commit, its header counts no more.
     pub(super) fn may_cut(&self, file: &File, bytes: u64) -> io::Result<Verdict> {
-        let state = self.lock();
-        if state.has_journal || self.line().is_none() {
+        let mut state = self.lock();
+        self.look(&mut state, || file.try_clone());
+        if state.journal.is_some() || self.line().is_none() {
             return Ok(Verdict::Allowed);
         }
         let Some(header) = read_header(file)? else { return Ok(Verdict::Allowed) };
@@ -140,9 +207,10 @@ impl Database {
     }
 
     /// The file has got another length: after a commit that left fewer pages, this is no change of the database.
-    pub(super) fn note_truncated(&self, open: impl FnOnce() -> io::Result<File>) {
+    pub(super) fn note_truncated(&self, open: impl Fn() -> io::Result<File>) {
         let mut state = self.lock();
-        if !state.has_journal
+        self.look(&mut state, &open);
+        if state.journal.is_none()
             && let Some(line) = self.line()
         {
             match open() {
@@ -156,7 +224,7 @@ impl Database {
     pub(super) fn is_about_to_commit(&self, thread: u32) -> bool {
         let state = self.lock();
         let has_written = state.is_cut || !state.written.is_empty();
-        state.has_journal && !state.was_answered && has_written && state.writer == thread
+        state.journal.is_some() && !state.was_answered && has_written && state.writer == thread
     }
 
     /// Its sync is refused: what comes next is the rollback, which waits for nobody.
@@ -180,10 +248,26 @@ impl Database {
         Promise::Made
     }
 
-    /// The journal was finalised: what was written is a transaction, or was taken back. One of a group ended when the group did.
-    pub(super) fn finalise(&self, group: Option<Timestamp>, open: impl FnOnce() -> io::Result<File>) {
+    /// Another file has the journal's name, or none: who has it open writes none any more.
+    pub(super) fn note_moved(&self) {
+        self.lock().passed.clear();
+    }
+
+    /// The journal was cut.
+    pub(super) fn note_cut(&self, group: Option<Timestamp>, open: impl FnOnce() -> io::Result<File>) {
+        self.end(&mut self.lock(), group, open);
+    }
+
+    /// The journal was removed. Who has it open writes none any more.
+    pub(super) fn note_removed(&self, group: Option<Timestamp>, open: impl FnOnce() -> io::Result<File>) {
         let mut state = self.lock();
-        state.has_journal = false;
+        state.passed.clear();
+        self.end(&mut state, group, open);
+    }
+
+    /// The journal was finalised: what was written is a transaction, or was taken back. One of a group ended when the group did.
+    fn end(&self, state: &mut State, group: Option<Timestamp>, open: impl FnOnce() -> io::Result<File>) {
+        state.journal = None;
         let (written, is_cut) = (std::mem::take(&mut state.written), std::mem::take(&mut state.is_cut));
         let is_promised = std::mem::take(&mut state.is_promised);
         let was_answered = std::mem::take(&mut state.was_answered);

@@ -3,7 +3,7 @@
 //! | file | how it is opened | what is seen |
 //! | --- | --- | --- |
 //! | `-wal`, `-shm` | kernel passthrough, where the kernel has it and we may; otherwise as any other | open, truncate, unlink, fsync |
-//! | `-journal` | direct I/O | every write, truncate, unlink |
+//! | `-journal` | kernel passthrough in the same way; otherwise direct I/O | truncate, unlink, fsync, close; with direct I/O every write as well |
 //! | any other | cached by the kernel | every write and truncate |
 //!
 //! POSIX locks are not negotiated: the kernel keeps them. No handler waits for anything but the file system behind it.
@@ -38,12 +38,15 @@ use super::nodes::{Node, Nodes, is_hidden, mode, timestamp};
 use super::operations::{Operation, count};
 use super::reports::{self, Report};
 use super::role::{Role, base_of};
+use super::unsynced::Unsynced;
 use crate::capture::commits::{CommitLines, GateState};
 use crate::capture::guard;
 
+mod enter;
 mod folder;
 mod make;
 
+use enter::{Entered, Open};
 use folder::OpenFolder;
 use make::Made;
 
@@ -75,18 +78,6 @@ const ABSENT: FileAttr = FileAttr {
     flags: 0,
 };
 
-/// An open file.
-#[derive(Debug)]
-struct Open {
-    file: File,
-    node: Arc<Node>,
-    role: Role,
-    /// The database whose journal this is.
-    base: Option<Arc<Node>>,
-    /// Keeps the kernel's way to the file.
-    _backing: Option<Arc<BackingId>>,
-}
-
 /// The file system.
 #[derive(Debug)]
 pub(super) struct Mirror {
@@ -99,6 +90,7 @@ pub(super) struct Mirror {
     /// Where commits wait for the store, if they are to.
     gate: Option<Gate>,
     groups: Groups,
+    unsynced: Unsynced,
     files: Mutex<HashMap<u64, Arc<Open>>>,
     folders: Mutex<HashMap<u64, Arc<OpenFolder>>>,
     backings: Mutex<HashMap<u64, std::sync::Weak<BackingId>>>,
@@ -132,6 +124,7 @@ impl Mirror {
             handover: Handover::default(),
             gate: gate_timeout.map(Gate::new).transpose()?,
             groups: Groups::default(),
+            unsynced: Unsynced::new()?,
             files: Mutex::default(),
             folders: Mutex::default(),
             backings: Mutex::default(),
@@ -184,7 +177,7 @@ impl Mirror {
         let mut start = [0; JOURNAL_START];
         let Some(base) = self.base(parent, name) else { return };
         if node.open(OFlags::RDONLY).and_then(|file| file.read_exact_at(&mut start, 0)).is_ok() {
-            base.database.note_journal(&start);
+            base.database.note_journal(&start, || base.open(OFlags::RDONLY));
         }
     }
 
@@ -194,82 +187,16 @@ impl Mirror {
         self.nodes.sibling(&folder, base_of(journal)?)
     }
 
-    /// Takes in an open file, and says how the kernel is to use it.
-    fn enter(&self, file: File, node: Arc<Node>, backing: impl FnOnce(&File) -> io::Result<BackingId>) -> Entered {
-        let place = node.place();
-        let role = Role::of(&place.name);
-        let base = (role == Role::Journal).then(|| self.base(INodeNo(place.parent), &place.name)).flatten();
-        if role == Role::Plain && !node.is_ours {
-            node.database.attach(|| self.lines.of(node.inode));
-        }
-        let shared = (role == Role::Shared).then(|| self.backing(&node, &file, backing)).flatten();
-        if role == Role::Shared && shared.is_none() {
-            self.anchor.cast();
-        }
-        let flags = match role {
-            _ if node.is_ours => FopenFlags::FOPEN_DIRECT_IO,
-            Role::Journal => FopenFlags::FOPEN_DIRECT_IO,
-            Role::Shared if shared.is_some() => FopenFlags::empty(),
-            Role::Shared | Role::Plain => FopenFlags::FOPEN_KEEP_CACHE,
-        };
-        // Nothing is to be said of a close.
-        let flags = flags | FopenFlags::FOPEN_NOFLUSH;
-        let handle = self.handle();
-        let open = Open { file, node, role, base, _backing: shared.clone() };
-        lock(&self.files).insert(handle, Arc::new(open));
-        Entered { handle: FileHandle(handle), flags, backing: shared }
-    }
-
-    /// The kernel's way to a file: one for all who have it open.
-    fn backing(
-        &self,
-        node: &Node,
-        file: &File,
-        make: impl FnOnce(&File) -> io::Result<BackingId>,
-    ) -> Option<Arc<BackingId>> {
-        if !self.can_pass_through.load(Ordering::Relaxed) {
-            return None;
-        }
-        let mut backings = lock(&self.backings);
-        if let Some(there) = backings.get(&node.inode).and_then(std::sync::Weak::upgrade) {
-            return Some(there);
-        }
-        match make(file) {
-            Ok(made) => {
-                let made = Arc::new(made);
-                backings.retain(|_, backing| backing.strong_count() > 0);
-                backings.insert(node.inode, Arc::downgrade(&made));
-                Some(made)
-            }
-            Err(error) => {
-                self.can_pass_through.store(false, Ordering::Relaxed);
-                tracing::warn!("the kernel does not pass WAL files through ({error}): commits in WAL mode are slower");
-                None
-            }
-        }
-    }
-
-    /// Opened for reading and writing where that is possible: others may share it.
-    fn open_node(&self, node: &Node, flags: OpenFlags) -> io::Result<File> {
-        let wanted = OFlags::from_bits_truncate(flags.0 as u32);
-        let more = wanted & OFlags::TRUNC;
-        if node.is_read_only() && (wanted & OFlags::ACCMODE != OFlags::RDONLY || !more.is_empty()) {
-            return Err(no_access());
-        }
-        match node.open(OFlags::RDWR | more) {
-            Err(error) if wanted & OFlags::ACCMODE == OFlags::RDONLY && error.raw_os_error() != Some(libc::ENOENT) => {
-                node.open(OFlags::RDONLY | more)
-            }
-            opened => opened,
-        }
-    }
-
     /// Notes a write to a database, or refuses it.
     fn check_write(&self, open: &Open, offset: u64, len: u64, thread: u32) -> io::Result<()> {
-        if open.node.database.note_write(&open.file, offset, len, thread) == Verdict::Unjournaled {
-            return Err(refuse_unjournaled(&open.node));
+        match open.node.database.note_write(&open.file, offset, len, thread) {
+            Verdict::Allowed => Ok(()),
+            Verdict::Unsynced => {
+                self.unsynced.name(Arc::clone(&open.node));
+                Ok(())
+            }
+            Verdict::Unjournaled => Err(refuse_unjournaled(&open.node)),
         }
-        Ok(())
     }
 
     fn write_file(&self, open: &Open, offset: u64, data: &[u8], thread: u32) -> io::Result<()> {
@@ -296,7 +223,12 @@ impl Mirror {
             }
             file.set_len(size)
         };
-        let ends = Role::of(&place.name) == Role::Journal && size == 0;
+        let is_journal = Role::of(&place.name) == Role::Journal;
+        let ends = is_journal && size == 0;
+        let base = is_journal.then(|| self.base(INodeNo(place.parent), &place.name)).flatten();
+        if let Some(base) = &base {
+            base.database.look_at_journal(|| base.open(OFlags::RDONLY));
+        }
         let group = if ends { self.groups.of_journal(|| node.open(OFlags::RDONLY | OFlags::NONBLOCK)) } else { None };
         match handle.and_then(|handle| self.open_file(handle).ok()) {
             Some(open) => cut(&open.file)?,
@@ -304,8 +236,8 @@ impl Mirror {
         }
         match Role::of(&place.name) {
             Role::Journal if ends => {
-                if let Some(base) = self.base(INodeNo(place.parent), &place.name) {
-                    base.database.finalise(group, || base.open(OFlags::RDONLY));
+                if let Some(base) = base {
+                    base.database.note_cut(group, || base.open(OFlags::RDONLY));
                 }
             }
             Role::Plain => node.database.note_truncated(|| node.open(OFlags::RDONLY)),
@@ -324,11 +256,29 @@ impl Mirror {
         if may_be_ours && !base.as_ref().is_some_and(|base| guard::is_rolled_back(base.inode)) {
             return Err(no_access());
         }
+        if let Some(base) = &base {
+            base.database.look_at_journal(|| base.open(OFlags::RDONLY));
+        }
         let group = base.as_ref().and_then(|_| self.groups.of_journal(|| groups::open(&folder.fd, name)));
         rustix::fs::unlinkat(&folder.fd, name, flags)?;
         self.groups.note_removed(name);
         if let Some(base) = base {
-            base.database.finalise(group, || base.open(OFlags::RDONLY));
+            base.database.note_removed(group, || base.open(OFlags::RDONLY));
+        }
+        Ok(())
+    }
+
+    /// What has this name now came by a rename, or nothing has it any more.
+    fn note_moved(&self, parent: INodeNo, name: &OsStr) -> io::Result<()> {
+        let folder = self.nodes.get(parent)?;
+        self.nodes.note_moved(&folder, parent, name);
+        if Role::of(name) == Role::Journal
+            && let Some(base) = self.base(parent, name)
+        {
+            base.database.note_moved();
+            if let Some(journal) = self.nodes.sibling(&folder, name) {
+                self.look_at_journal(parent, name, &journal);
+            }
         }
         Ok(())
     }
@@ -359,13 +309,6 @@ impl Mirror {
             Role::Journal | Role::Plain => gate.hold_database(&database, &open.file, request.pid(), reply),
         }
     }
-}
-
-/// How the kernel is to use an open file.
-struct Entered {
-    handle: FileHandle,
-    flags: FopenFlags,
-    backing: Option<Arc<BackingId>>,
 }
 
 /// It could not be taken back, and its end would not be seen.
@@ -555,9 +498,8 @@ impl Filesystem for Mirror {
             let (from, to) = (self.nodes.get(parent)?, self.nodes.get(new_parent)?);
             let flags = rustix::fs::RenameFlags::from_bits_truncate(flags.bits());
             rustix::fs::renameat_with(&from.fd, name, &to.fd, new_name, flags)?;
-            self.nodes.note_moved(&from, parent, name);
-            self.nodes.note_moved(&to, new_parent, new_name);
-            Ok(())
+            self.note_moved(parent, name)?;
+            self.note_moved(new_parent, new_name)
         };
         answer!(reply, rename(), () => reply.ok());
     }
@@ -685,6 +627,11 @@ impl Filesystem for Mirror {
     ) {
         count(Operation::Release);
         let closed = lock(&self.files).remove(&handle.0);
+        if let Some(open) = &closed
+            && let Some(base) = open.base.as_ref().filter(|_| open.is_passed)
+        {
+            base.database.note_closed(handle.0, || base.open(OFlags::RDONLY));
+        }
         drop(closed);
         self.handover.closed(handle);
         reply.ok();
@@ -692,9 +639,14 @@ impl Filesystem for Mirror {
 
     fn fsync(&self, request: &Request, _: INodeNo, handle: FileHandle, datasync: bool, reply: ReplyEmpty) {
         count(Operation::Sync);
-        let synced = self.open_file(handle).and_then(|open| match datasync {
-            true => open.file.sync_data().map(|()| open),
-            false => open.file.sync_all().map(|()| open),
+        let synced = self.open_file(handle).and_then(|open| {
+            if let Some(base) = open.base.as_ref().filter(|_| open.is_passed) {
+                base.database.look_at_journal(|| base.open(OFlags::RDONLY));
+            }
+            match datasync {
+                true => open.file.sync_data().map(|()| open),
+                false => open.file.sync_all().map(|()| open),
+            }
         });
         answer!(reply, synced, open => self.gate_sync(request, &open, reply));
     }

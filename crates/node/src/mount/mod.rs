@@ -35,12 +35,14 @@ mod fs;
 pub mod gate;
 mod groups;
 mod handover;
+mod journal;
 mod leftover;
 mod nodes;
 pub mod operations;
 mod reports;
 mod role;
 mod stale;
+mod unsynced;
 
 /// Threads that serve the kernel. None of them ever waits for another.
 const THREADS: usize = 4;

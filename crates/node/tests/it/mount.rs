@@ -18,6 +18,7 @@ use crate::program::{Folder, Outcome, Running, wait_for};
 
 mod anew;
 mod gate;
+mod journals;
 mod place;
 
 /// Longest life of a mount. After it every wait in the kernel ends with an error, and the test with it.
@@ -567,7 +568,7 @@ while True:
 #[test]
 fn killed_writers_leave_hot_journals_that_are_played_back_and_captured() {
     let Some(mut mount) = Mount::new() else { return };
-    for mode in ["delete", "persist", "wal"] {
+    for mode in ["delete", "truncate", "persist", "wal"] {
         let name = format!("{mode}.db");
         drop(mount.open(&name, mode));
         for round in 0..6 {

@@ -1,0 +1,117 @@
+//! Opens files, and says how the kernel is to use them.
+
+use std::fs::File;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use fuser::{BackingId, FileHandle, FopenFlags, INodeNo, OpenFlags};
+use rustix::fs::OFlags;
+
+use super::{Mirror, lock, no_access};
+use crate::mount::nodes::Node;
+use crate::mount::role::Role;
+
+/// An open file.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) file: Arc<File>,
+    pub(super) node: Arc<Node>,
+    pub(super) role: Role,
+    /// The database whose journal this is.
+    pub(super) base: Option<Arc<Node>>,
+    /// The kernel writes it without us.
+    pub(super) is_passed: bool,
+    /// Keeps the kernel's way to the file.
+    _backing: Option<Arc<BackingId>>,
+}
+
+/// How the kernel is to use an open file.
+pub(super) struct Entered {
+    pub(super) handle: FileHandle,
+    pub(super) flags: FopenFlags,
+    pub(super) backing: Option<Arc<BackingId>>,
+}
+
+impl Mirror {
+    /// Takes in an open file, and says how the kernel is to use it.
+    pub(super) fn enter(
+        &self,
+        file: File,
+        node: Arc<Node>,
+        backing: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Entered {
+        let place = node.place();
+        let role = Role::of(&place.name);
+        let base = (role == Role::Journal).then(|| self.base(INodeNo(place.parent), &place.name)).flatten();
+        if role == Role::Plain && !node.is_ours {
+            node.database.attach(|| self.lines.of(node.inode));
+        }
+        let passes = role == Role::Shared || (role == Role::Journal && !node.is_ours);
+        let shared = if passes { self.backing(&node, &file, backing) } else { None };
+        if role == Role::Shared && shared.is_none() {
+            self.anchor.cast();
+        }
+        let is_passed = shared.is_some();
+        let flags = match role {
+            _ if node.is_ours => FopenFlags::FOPEN_DIRECT_IO,
+            Role::Shared | Role::Journal if is_passed => FopenFlags::empty(),
+            Role::Journal => FopenFlags::FOPEN_DIRECT_IO,
+            Role::Shared | Role::Plain => FopenFlags::FOPEN_KEEP_CACHE,
+        };
+        // Nothing is to be said of a close.
+        let flags = flags | FopenFlags::FOPEN_NOFLUSH;
+        let handle = self.handle();
+        let file = Arc::new(file);
+        if let Some(base) = base.as_ref().filter(|_| is_passed) {
+            base.database.note_passed(handle, Arc::clone(&file));
+        }
+        let open = Open { file, node, role, base, is_passed, _backing: shared.clone() };
+        lock(&self.files).insert(handle, Arc::new(open));
+        Entered { handle: FileHandle(handle), flags, backing: shared }
+    }
+
+    /// The kernel's way to a file: one for all who have it open.
+    fn backing(
+        &self,
+        node: &Node,
+        file: &File,
+        make: impl FnOnce(&File) -> io::Result<BackingId>,
+    ) -> Option<Arc<BackingId>> {
+        if !self.can_pass_through.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut backings = lock(&self.backings);
+        if let Some(there) = backings.get(&node.inode).and_then(Weak::upgrade) {
+            return Some(there);
+        }
+        match make(file) {
+            Ok(made) => {
+                let made = Arc::new(made);
+                backings.retain(|_, backing| backing.strong_count() > 0);
+                backings.insert(node.inode, Arc::downgrade(&made));
+                Some(made)
+            }
+            Err(error) => {
+                self.can_pass_through.store(false, Ordering::Relaxed);
+                tracing::warn!("the kernel does not pass WAL files through ({error}): commits in WAL mode are slower");
+                None
+            }
+        }
+    }
+
+    /// Opened for reading and writing where that is possible: others may share it.
+    pub(super) fn open_node(&self, node: &Node, flags: OpenFlags) -> io::Result<File> {
+        let wanted = OFlags::from_bits_truncate(flags.0 as u32);
+        let more = wanted & OFlags::TRUNC;
+        if node.is_read_only() && (wanted & OFlags::ACCMODE != OFlags::RDONLY || !more.is_empty()) {
+            return Err(no_access());
+        }
+        match node.open(OFlags::RDWR | more) {
+            Err(error) if wanted & OFlags::ACCMODE == OFlags::RDONLY && error.raw_os_error() != Some(libc::ENOENT) => {
+                node.open(OFlags::RDONLY | more)
+            }
+            opened => opened,
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Journals that the kernel writes without the daemon.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use rusqlite::Connection;
+
+use super::{Mount, insert};
+
+/// With an exclusive lock the journal stays open, its header is zeroed, and nothing is synced: nobody tells of an end.
+#[test]
+fn every_commit_that_is_never_synced_is_a_restore_point() {
+    let Some(mut mount) = Mount::new() else { return };
+    for (mode, locking) in [
+        ("delete", "exclusive"),
+        ("persist", "exclusive"),
+        ("persist", "normal"),
+        ("truncate", "normal"),
+        ("delete", "normal"),
+    ] {
+        let name = format!("{mode}{locking}.db");
+        let db = mount.open(&name, mode);
+        db.pragma_update(None, "locking_mode", locking).unwrap();
+        db.pragma_update(None, "synchronous", "off").unwrap();
+        db.pragma_update(None, "cache_size", 5).unwrap();
+        let before = *mount.points(&name).last().unwrap();
+        insert(&db, 0..20);
+        // Nothing comes after the last of these.
+        mount.wait_captured(&name);
+        // What was taken back leaves other bytes in free pages at most, and is no end of what comes after it.
+        db.execute_batch("BEGIN; INSERT INTO t(b) VALUES (1); ROLLBACK").unwrap();
+        insert(&db, 20..30);
+        mount.wait_captured(&name);
+        mount.check_rows(&name, before, &(0..=30).collect::<Vec<_>>());
+        assert_eq!(*mount.points(&name).last().unwrap(), before + 30, "{name}");
+        db.close().unwrap();
+        assert_eq!(mount.folder.run(&["verify", &format!("./backup/{name}"), "--every-point"]).code, 0);
+    }
+    mount.stop();
+}
+
+/// Its journal is hot, and the daemon was never asked for a page: whoever opens the database next plays it back.
+#[test]
+fn a_writer_may_be_killed_before_its_first_page() {
+    let Some(mut mount) = Mount::new() else { return };
+    let script = "
+import sqlite3, sys, time
+c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=20)
+c.execute('pragma journal_mode=' + sys.argv[2])
+c.execute('pragma synchronous=off')
+c.execute('begin immediate')
+c.execute('update t set b = 7')
+print('written', flush=True)
+time.sleep(60)
+";
+    for mode in ["delete", "truncate", "persist"] {
+        let name = format!("{mode}.db");
+        let db = mount.open(&name, mode);
+        insert(&db, 0..10);
+        mount.wait_captured(&name);
+        db.close().unwrap();
+        for _ in 0..3 {
+            let mut command = Command::new("python3");
+            command.args(["-c", script]).arg(mount.path(&name)).arg(mode).stdin(Stdio::null()).stdout(Stdio::piped());
+            let mut child = command.spawn().unwrap();
+            let mut said = String::new();
+            BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
+            assert_eq!(said, "written\n");
+            child.kill().unwrap();
+            child.wait().unwrap();
+            let db = Connection::open(mount.path(&name)).unwrap();
+            let changed: i64 = db.query_row("SELECT count(*) FROM t WHERE b = 7", [], |row| row.get(0)).unwrap();
+            assert_eq!(changed, 0, "{name}");
+            insert(&db, 0..1);
+            mount.wait_captured(&name);
+            db.close().unwrap();
+        }
+        assert_eq!(mount.folder.run(&["verify", &format!("./backup/{name}"), "--every-point"]).code, 0);
+    }
+    mount.stop();
+}
