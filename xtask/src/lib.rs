@@ -1,6 +1,6 @@
 //! `cargo xtask`: everything that is done to the project rather than by it.
 //!
-//! One command each for the checks (`ci`, `tidy`), the demonstration (`demo`), the torture tests (`torture`, `torture-mount`), the faults that
+//! One command each for the checks (`ci`, `tidy`), the demonstration (`demo`), the torture tests (`torture`, `torture-mount`, `torture-cluster`), the faults that
 //! need a disk of their own (`faults`) and the benchmarks (`bench`). Each prints what it does in plain words and ends with a
 //! status other than 0 when anything differs from what it should be.
 
@@ -25,6 +25,7 @@ mod suites;
 mod test;
 mod tidy;
 mod torture;
+mod torture_cluster;
 mod torture_mount;
 mod writer;
 
@@ -44,6 +45,9 @@ usage: cargo xtask COMMAND
   torture-mount
             the same for a mount, in every journal mode, every restore point looked at (needs FUSE): --minutes N | --seconds N,
             --cycles N, --seed S, --lanes N, --allow-folded
+  torture-cluster
+            three nodes with proxies that are killed, frozen and cut off while clients write and read: --minutes N | --seconds N, --cycles N,
+            --seed S, --lanes N
   power-cut databases and state on a disk that loses what was not synced, beside the application and on a mount (needs root, FUSE, ext4):
             --minutes N | --seconds N, --cycles N, --seed S
   suites    a selection of the suites of others on a mount, and drivers of four languages (docs/suites.md); needs FUSE, and what
@@ -65,10 +69,12 @@ pub fn run(command: &str, args: Args) -> Outcome {
         "large" => large::run(args),
         "torture" => torture::run(args),
         "torture-mount" => torture_mount::run(args),
+        "torture-cluster" => torture_cluster::run(args),
         "power-cut" => power::run(args),
         "suites" => suites::run(args),
         "bench" => bench::run(args),
         "writer" => writer::run(args),
+        "cluster-app" => torture_cluster::run_app(args),
         _ => {
             print!("{USAGE}");
             error::fail(format!("unknown command {command:?}"))

@@ -4,8 +4,9 @@
 //! still holds the EXCLUSIVE lock. At that moment it copies the pages and puts them here. The capture thread records them in this
 //! order.
 //!
-//! Invariant: a commit that ends while [`Listening`] lives is in the queue before the application goes on, or the queue is cut. Whoever
-//! finds it cut compares all pages, under a SHARED lock, with which no commit is under way.
+//! Invariant: a commit that ends while [`Listening`] lives is in the queue before the application goes on, or the queue is cut, or it comes with
+//! [`Listening::catch_up`]: the end of the last commit may have to be looked for. Whoever finds the queue cut compares all pages, under a SHARED lock, with which
+//! no commit is under way.
 //!
 //! A commit that waits lies in the backlog of the state folder as well ([`super::backlog`]), so that a process that is killed loses none.
 //!
@@ -156,10 +157,20 @@ const GATE_OPEN: u8 = 0;
 const GATE_UNKNOWN: u8 = 1;
 const GATE_CLOSED: u8 = 2;
 
+/// Looks for the end of the last commit, and adds it to its line.
+struct Looker(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for Looker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Looker")
+    }
+}
+
 /// Commits of one database that are still to be recorded.
 #[derive(Debug)]
 pub struct CommitLine {
     is_gated: bool,
+    looker: Mutex<Option<Arc<Looker>>>,
     gate: AtomicU8,
     syncs: Mutex<Syncs>,
     is_listening: AtomicBool,
@@ -175,6 +186,7 @@ impl CommitLine {
     fn new(bell: Sender<Wake>, is_gated: bool) -> Self {
         Self {
             is_gated,
+            looker: Mutex::default(),
             gate: AtomicU8::new(if is_gated { GATE_UNKNOWN } else { GATE_OPEN }),
             syncs: Mutex::default(),
             is_listening: AtomicBool::new(false),
@@ -282,6 +294,11 @@ impl CommitLine {
 
     pub(super) fn note_captured(&self, pos: Pos, time: Timestamp) {
         *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = Some((pos, time));
+    }
+
+    /// Whoever wants to have all commits calls `look` first, which adds those whose end was not told. It is called by any thread.
+    pub fn set_looker(&self, look: impl Fn() + Send + Sync + 'static) {
+        *self.looker.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(Looker(Box::new(look))));
     }
 
     /// Adds a commit, and keeps it in the backlog.
@@ -440,6 +457,14 @@ impl Listening {
                 drop(queue);
                 self.backlog = None;
             }
+        }
+    }
+
+    /// Has every commit added that has ended.
+    pub(super) fn catch_up(&self) {
+        let looker = self.line.looker.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(Looker(look)) = looker.as_deref() {
+            look();
         }
     }
 

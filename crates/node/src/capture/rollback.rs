@@ -260,9 +260,18 @@ impl Follower<'_> {
         // Without a lock this may be torn, and then differs. The writer of a commit changes the counter last, so it may also
         // be the one before: a later look sees the other.
         // The commit that switches to WAL mode is seen as any other, and what comes after it is not in this file.
-        let is_seen = |(mark, header): (Mark, DatabaseHeader)| self.seen == Some(mark) && !header.is_wal();
-        if self.seen.is_some() && !self.must_compare && read_mark(self.handle, &thread.config.path).is_ok_and(is_seen) {
+        let is_known = |this: &Self, thread: &CaptureThread| {
+            let mark = || read_mark(this.handle, &thread.config.path);
+            this.seen.is_some()
+                && !this.must_compare
+                && mark().is_ok_and(|found| this.seen == Some(found.0) && !found.1.is_wal())
+        };
+        if is_known(self, thread) {
             return Ok(nothing);
+        }
+        // Who has the lock for good does not let us compare, and need not.
+        if self.catch_up(thread)? && is_known(self, thread) {
+            return Ok(Looked::Captured);
         }
         self.begin_read(thread)?;
         let hold = self.given_way >= GIVE_WAY_MAX;
@@ -318,8 +327,8 @@ impl Follower<'_> {
         if self.seen.is_none() && self.handle.has_moved()? {
             return Ok(Looked::Moved);
         }
-        // Under the lock no commit is under way: what is not in the line by now was there when the lock was got.
-        let taken = self.take_commits(thread)?;
+        // Under the lock no commit is under way: what is not in the line after this was there when the lock was got.
+        let taken = self.catch_up(thread)?;
         let (mark, header) = read_mark(self.handle, &path)?;
         if header.is_wal() {
             return Ok(Looked::OtherMode);
@@ -362,6 +371,14 @@ impl Follower<'_> {
                 "in rollback mode: commits between two looks are folded into one; WAL mode captures each"
             );
         }
+    }
+
+    /// Records the commits that have ended since, also those of which nobody was told. `true` when there were some.
+    fn catch_up(&mut self, thread: &mut CaptureThread) -> Result<bool, SessionEnd> {
+        if let Commits::Listening(listening) = &self.commits {
+            listening.catch_up();
+        }
+        self.take_commits(thread)
     }
 
     /// Records the commits that have ended since. `true` when there were some.

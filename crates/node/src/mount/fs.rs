@@ -192,7 +192,7 @@ impl Mirror {
         match open.node.database.note_write(&open.file, offset, len, thread) {
             Verdict::Allowed => Ok(()),
             Verdict::Unsynced => {
-                self.unsynced.name(Arc::clone(&open.node));
+                self.unsynced.watch(Arc::clone(&open.node));
                 Ok(())
             }
             Verdict::Unjournaled => Err(refuse_unjournaled(&open.node)),

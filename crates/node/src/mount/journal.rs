@@ -55,7 +55,7 @@ mod tests {
     #[test]
     fn the_first_bytes_say_whether_and_as_what_it_would_be_played_back() {
         let file = tempfile::tempfile().unwrap();
-        let mut found = |bytes: &[u8]| {
+        let found = |bytes: &[u8]| {
             file.set_len(0).unwrap();
             file.write_all_at(bytes, 0).unwrap();
             start(&file)

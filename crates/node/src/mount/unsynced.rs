@@ -1,8 +1,11 @@
 //! Looks into journals whose end nobody may tell: those of connections that never sync, and zero the header.
+//!
+//! It is done by a thread of the mount, whose descriptors are not those of the process: for databases that it knows of, from time to time, and for capture, which
+//! takes a change that no commit explains for one that nobody can tell.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, SyncSender};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,42 +15,79 @@ use super::nodes::Node;
 
 /// A commit is noticed after this, when no other has come.
 const EVERY: Duration = Duration::from_millis(50);
+/// Longest wait for a look. Without it all pages are compared.
+const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// What the thread is asked for.
+#[derive(Debug)]
+enum Asked {
+    /// To look into the journal of this database until nobody has it open.
+    Watch(Arc<Node>),
+    /// To look now, and tell when that is done.
+    Look(Weak<Node>, SyncSender<()>),
+}
 
 /// Names databases to the thread that looks.
 #[derive(Debug)]
 pub(super) struct Unsynced {
-    named: Sender<Arc<Node>>,
+    asked: Sender<Asked>,
 }
 
 impl Unsynced {
-    /// Starts the thread, which has the descriptors of this one. It ends with the result.
+    /// Starts the thread, which has the descriptors of this one. It ends when nobody can ask it any more.
     pub(super) fn new() -> io::Result<Self> {
-        let (named, names) = mpsc::channel();
-        thread::Builder::new().name("mount-unsynced".to_owned()).spawn(move || run(&names))?;
-        Ok(Self { named })
+        let (asked, questions) = mpsc::channel();
+        thread::Builder::new().name("mount-unsynced".to_owned()).spawn(move || run(&questions))?;
+        Ok(Self { asked })
     }
 
     /// Looks into the journal of this database until nobody has it open.
-    pub(super) fn name(&self, node: Arc<Node>) {
-        let sent = self.named.send(node);
+    pub(super) fn watch(&self, node: Arc<Node>) {
+        let sent = self.asked.send(Asked::Watch(node));
         assert!(sent.is_ok(), "the thread lives as long as this");
+    }
+
+    /// Has the thread look at a database, and waits for it. Whoever calls it may have other descriptors.
+    pub(super) fn looker(&self, node: &Arc<Node>) -> impl Fn() + Send + Sync + use<> {
+        let (asked, node) = (self.asked.clone(), Arc::downgrade(node));
+        move || {
+            let (done, is_done) = mpsc::sync_channel(1);
+            if asked.send(Asked::Look(Weak::clone(&node), done)).is_ok()
+                && is_done.recv_timeout(WAIT_MAX) == Err(RecvTimeoutError::Timeout)
+            {
+                tracing::warn!("nobody has looked into a journal in time: commits may be folded into one");
+            }
+        }
     }
 }
 
-fn run(names: &Receiver<Arc<Node>>) {
-    let mut nodes: Vec<Arc<Node>> = Vec::new();
-    while let Ok(node) = names.recv() {
-        nodes.push(node);
-        while !nodes.is_empty() {
-            let next = Instant::now() + EVERY;
-            loop {
-                match names.recv_timeout(next.saturating_duration_since(Instant::now())) {
-                    Ok(node) => nodes.push(node),
-                    Err(RecvTimeoutError::Timeout) => break,
-                    Err(RecvTimeoutError::Disconnected) => return,
+fn run(questions: &Receiver<Asked>) {
+    let mut watched: Vec<Arc<Node>> = Vec::new();
+    let mut next = Instant::now();
+    loop {
+        let asked = match watched.is_empty() {
+            true => questions.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            false => questions.recv_timeout(next.saturating_duration_since(Instant::now())),
+        };
+        match asked {
+            Ok(Asked::Watch(node)) => {
+                if watched.is_empty() {
+                    next = Instant::now() + EVERY;
                 }
+                watched.push(node);
             }
-            nodes.retain(|node| node.database.look_at_unsynced(|| node.open(OFlags::RDONLY)));
+            Ok(Asked::Look(node, done)) => {
+                if let Some(node) = node.upgrade() {
+                    node.database.look_at_journal(|| node.open(OFlags::RDONLY));
+                }
+                // Whoever asked may have waited long enough.
+                let _ = done.try_send(());
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                watched.retain(|node| node.database.look_at_unsynced(|| node.open(OFlags::RDONLY)));
+                next = Instant::now() + EVERY;
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }

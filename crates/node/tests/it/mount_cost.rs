@@ -34,9 +34,9 @@ fn a_transaction_stays_within_its_budget_of_operations() {
     for (mode, synchronous, write_budget, read_budget) in [
         ("wal", "normal", 0, 0),
         ("wal", "full", 1, 0),
-        ("delete", "full", 28, 0),
-        ("truncate", "full", 24, 0),
-        ("persist", "full", 32, 6),
+        ("delete", "full", 18, 0),
+        ("truncate", "full", 15, 0),
+        ("persist", "full", 20, 5),
     ] {
         let name = format!("{mode}{synchronous}.db");
         let db = mount.open(&name, mode);

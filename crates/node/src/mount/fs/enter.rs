@@ -45,7 +45,11 @@ impl Mirror {
         let role = Role::of(&place.name);
         let base = (role == Role::Journal).then(|| self.base(INodeNo(place.parent), &place.name)).flatten();
         if role == Role::Plain && !node.is_ours {
-            node.database.attach(|| self.lines.of(node.inode));
+            node.database.attach(|| {
+                let line = self.lines.of(node.inode);
+                line.set_looker(self.unsynced.looker(&node));
+                line
+            });
         }
         let passes = role == Role::Shared || (role == Role::Journal && !node.is_ours);
         let shared = if passes { self.backing(&node, &file, backing) } else { None };

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use rusqlite::Connection;
 
@@ -29,7 +30,11 @@ fn every_commit_that_is_never_synced_is_a_restore_point() {
         mount.wait_captured(&name);
         // What was taken back leaves other bytes in free pages at most, and is no end of what comes after it.
         db.execute_batch("BEGIN; INSERT INTO t(b) VALUES (1); ROLLBACK").unwrap();
-        insert(&db, 20..30);
+        // Capture looks at the file between the end of a commit and the next one, and is kept out by an exclusive lock.
+        for row in 20..30 {
+            insert(&db, row..row + 1);
+            std::thread::sleep(Duration::from_millis(25));
+        }
         mount.wait_captured(&name);
         mount.check_rows(&name, before, &(0..=30).collect::<Vec<_>>());
         assert_eq!(*mount.points(&name).last().unwrap(), before + 30, "{name}");

@@ -1,0 +1,161 @@
+//! Clients: each writes rows of its own through any node's proxy, and reads them back through any other.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::cluster::{Cluster, Node};
+use super::history::History;
+use super::http::{ask, read_numbers};
+use super::report::{Fault, Report};
+use crate::error::{Outcome, fail};
+use crate::rng::Rng;
+
+/// Longest wait for an answer. What comes later is not known.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// Pause between two requests of a client.
+const PAUSE: Duration = Duration::from_millis(15);
+/// Pause between two looks at what is durable.
+const DURABLE_EVERY: Duration = Duration::from_millis(700);
+/// Longest wait for that.
+const DURABLE_MAX: Duration = Duration::from_secs(3);
+
+/// What clients share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shared<'a> {
+    pub(super) cluster: &'a Cluster,
+    pub(super) history: &'a History,
+    pub(super) report: &'a Report,
+    pub(super) ends: &'a AtomicBool,
+}
+
+struct Client<'a> {
+    shared: Shared<'a>,
+    number: u64,
+    rng: Rng,
+    cookie: Option<String>,
+    /// Rows that it was told of at the moment since which nothing could be lost.
+    told: BTreeSet<u64>,
+    at: Option<u64>,
+    next: u64,
+}
+
+/// Writes and reads until the world ends.
+pub(super) fn run(shared: Shared<'_>, number: u64, rng: Rng) {
+    let mut client = Client { shared, number, rng, cookie: None, told: BTreeSet::new(), at: None, next: 1 };
+    while !shared.ends.load(Ordering::SeqCst) {
+        if client.rng.percent(60) {
+            client.write();
+        } else if let Err(error) = client.read() {
+            // A node that is not there is no fault.
+            shared.report.count(|counts| counts.unanswered += 1);
+            drop(error);
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+impl Client<'_> {
+    fn node(&mut self) -> &Node {
+        let nodes = &self.shared.cluster.nodes;
+        &nodes[self.rng.range(0..nodes.len() as u64) as usize]
+    }
+
+    /// Forgets what it was told before something happened by which it may be lost.
+    fn note_moment(&mut self) {
+        let now = self.shared.history.calm();
+        if self.at != now || now.is_none() {
+            self.told.clear();
+        }
+        self.at = now;
+    }
+
+    fn write(&mut self) {
+        self.note_moment();
+        let (number, cookie) = (self.next, self.cookie.clone());
+        // Asked once: whether it was done is not known when there is no answer.
+        self.next += 1;
+        let path = format!("/add/{}/{number}", self.number);
+        let proxy = self.node().proxy;
+        let Shared { history, report, .. } = self.shared;
+        match ask(proxy, "POST", &path, cookie.as_deref(), ANSWER_MAX) {
+            Ok(answer) if answer.status == 200 => {
+                history.acknowledge(self.number, number);
+                report.count(|counts| counts.writes += 1);
+                if answer.cookie.is_some() {
+                    self.cookie = answer.cookie;
+                }
+                if self.at.is_some() && history.calm() == self.at {
+                    self.told.insert(number);
+                }
+            }
+            Ok(_) | Err(_) => report.count(|counts| counts.unanswered += 1),
+        }
+    }
+
+    fn read(&mut self) -> Outcome {
+        self.note_moment();
+        let Shared { history, report, .. } = self.shared;
+        let sure = history.sure(self.number);
+        let (path, cookie) = (format!("/rows/{}", self.number), self.cookie.clone());
+        let node = self.node();
+        let (proxy, name) = (node.proxy, node.name.clone());
+        let answer = ask(proxy, "GET", &path, cookie.as_deref(), ANSWER_MAX)?;
+        if answer.status != 200 {
+            return fail(format!("status {}", answer.status));
+        }
+        let (seen, twice) = read_numbers(&answer.body)?;
+        report.count(|counts| counts.reads += 1);
+        let place = format!("client {} at {name}, with {cookie:?}", self.number);
+        if !twice.is_empty() {
+            report.fault(Fault::Doubled, twice.len(), &place, &format!("{twice:?} are there twice"));
+        }
+        let missing: Vec<_> = sure.difference(&seen).collect();
+        if !missing.is_empty() {
+            report.fault(Fault::Lost, missing.len(), &place, &format!("{missing:?} were durable"));
+        }
+        let unseen: Vec<_> = self.told.difference(&seen).collect();
+        if history.calm() == self.at && !unseen.is_empty() {
+            report.fault(
+                Fault::Unseen,
+                unseen.len(),
+                &place,
+                &format!("{unseen:?} were acknowledged, and nothing was lost"),
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Asks the primary again and again what is durable.
+pub(super) fn watch_durable(shared: Shared<'_>, clients: u64) {
+    while !shared.ends.load(Ordering::SeqCst) {
+        note_durable(shared, clients);
+        thread::sleep(DURABLE_EVERY);
+    }
+}
+
+/// Notes what is durable: rows that were there on the primary before it said that everything is.
+pub(super) fn note_durable(shared: Shared<'_>, clients: u64) -> bool {
+    let Some(primary) = shared.cluster.primary() else { return false };
+    let began = Instant::now();
+    let rows = |client| -> Outcome<BTreeSet<u64>> {
+        let answer = ask(primary.application, "GET", &format!("/rows/{client}"), None, DURABLE_MAX)?;
+        if answer.status == 200 { Ok(read_numbers(&answer.body)?.0) } else { fail("no rows") }
+    };
+    let Ok(rows) = (0..clients).map(|client| Ok((client, rows(client)?))).collect::<Outcome<Vec<_>>>() else {
+        return false;
+    };
+    if !shared.cluster.sync(primary, DURABLE_MAX) {
+        return false;
+    }
+    for (client, numbers) in rows {
+        shared.history.note_durable(client, numbers);
+    }
+    shared.report.count(|counts| {
+        counts.syncs += 1;
+        counts.sync_ms_max = counts.sync_ms_max.max(began.elapsed().as_millis());
+    });
+    true
+}

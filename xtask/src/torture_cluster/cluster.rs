@@ -1,0 +1,334 @@
+//! The nodes of a world, with their applications and everything around them.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::relay::Relay;
+use crate::error::{Context, Outcome, fail};
+use crate::process::Process;
+use crate::rhyolite::Rhyolite;
+use crate::scratch::Scratch;
+
+/// The one database of each node.
+pub(super) const DATABASE: &str = "app.db";
+/// Time of the lease.
+const TTL: &str = "2s";
+/// How long the proxy holds a request while there is no primary.
+const HOLD: &str = "8s";
+/// How long an end may take.
+const END_MAX: Duration = Duration::from_secs(60);
+/// Locks of the store, where it is a folder: who is frozen while it holds one stops everybody.
+const STORE_LOCKS: [&str; 2] = [".rhyolite-lock", "app.db/.rhyolite-lock"];
+
+/// One node.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) name: String,
+    pub(super) folder: PathBuf,
+    /// Where clients ask.
+    pub(super) proxy: SocketAddr,
+    /// Where its application listens while it is the primary.
+    pub(super) application: SocketAddr,
+    listen: SocketAddr,
+    reads: SocketAddr,
+    /// How the others reach the node, and its proxy.
+    to_node: Relay,
+    to_proxy: Relay,
+    running: Mutex<Option<Process>>,
+}
+
+/// Some nodes over one store, to which each has a way of its own.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    scratch: Mutex<Scratch>,
+    folder: PathBuf,
+    rhyolite: Rhyolite,
+    pub(super) nodes: Vec<Node>,
+    readers: Mutex<Vec<Process>>,
+}
+
+fn free_address() -> Outcome<SocketAddr> {
+    let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
+    listener.local_addr().context("find a free port")
+}
+
+impl Cluster {
+    /// So many nodes, which run, and readers beside them.
+    pub(super) fn start(rhyolite: &Rhyolite, count: usize) -> Outcome<Self> {
+        let scratch = Scratch::new("cluster")?;
+        let folder = scratch.path().to_owned();
+        for name in ["store", "notes"] {
+            fs::create_dir(folder.join(name)).context("make a folder")?;
+        }
+        let nodes = (0..count).map(|number| Node::new(&folder, number)).collect::<Outcome<Vec<_>>>()?;
+        let (scratch, rhyolite) = (Mutex::new(scratch), rhyolite.clone());
+        let this = Self { scratch, folder, rhyolite, nodes, readers: Mutex::default() };
+        for node in &this.nodes {
+            this.set_store(node, true)?;
+            this.start_reader(node)?;
+            this.start_node(node)?;
+        }
+        Ok(this)
+    }
+
+    /// The folder is left for a person to look at.
+    pub(super) fn keep(&self) {
+        self.scratch.lock().expect("nobody panics with it").keep();
+    }
+
+    /// Where everything lies.
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The store, without a detour.
+    pub(super) fn store(&self) -> PathBuf {
+        self.folder.join("store")
+    }
+
+    /// Starts the process of a node that has none.
+    pub(super) fn start_node(&self, node: &Node) -> Outcome {
+        let own = std::env::current_exe().context("find our own binary")?;
+        let database = node.folder.join(DATABASE);
+        let exec = format!(
+            "'{}' cluster-app {} '{}' --notes '{}'",
+            own.display(),
+            node.application.port(),
+            database.display(),
+            self.folder.join("notes").display()
+        );
+        let mut command = Command::new(self.rhyolite.binary());
+        command.arg("node").arg(&node.folder).arg("--store").arg(self.folder.join(format!("store-of-{}", node.name)));
+        command.arg("--socket").arg(node.socket());
+        for (option, address) in [
+            ("--listen", node.listen),
+            ("--advertise", node.to_node.address),
+            ("--proxy-listen", node.proxy),
+            ("--proxy-advertise", node.to_proxy.address),
+            ("--proxy-target", node.application),
+            ("--proxy-read-target", node.reads),
+        ] {
+            command.arg(option).arg(address.to_string());
+        }
+        command.args(["--exec", &exec, "--lease-ttl", TTL, "--sync-interval", "100ms", "--drill-interval", "0s"]);
+        command.args(["--proxy-db", DATABASE, "--proxy-hold", HOLD, "--proxy-read-wait", "1s"]);
+        let log = self.folder.join(format!("{}.log", node.name));
+        let process = Process::start(&node.name, command, &log)?;
+        *node.running() = Some(process);
+        Ok(())
+    }
+
+    fn start_reader(&self, node: &Node) -> Outcome {
+        let mut command = Command::new(std::env::current_exe().context("find our own binary")?);
+        command.arg("cluster-app").arg(node.reads.port().to_string()).arg(node.folder.join(DATABASE));
+        let reader = Process::start("a reader", command, &self.folder.join(format!("{}.reader.log", node.name)))?;
+        self.readers.lock().expect("nobody panics with it").push(reader);
+        Ok(())
+    }
+
+    /// Lets a node reach the store, or not.
+    pub(super) fn set_store(&self, node: &Node, is_there: bool) -> Outcome {
+        let link = self.folder.join(format!("store-of-{}", node.name));
+        let new = self.folder.join(format!("new-{}", node.name));
+        // A link to itself leads nowhere.
+        let to = if is_there { self.store() } else { link.clone() };
+        std::os::unix::fs::symlink(to, &new).context("make a link")?;
+        fs::rename(&new, &link).context("replace a link")
+    }
+
+    /// What a node says of itself.
+    pub(super) fn node_status(&self, node: &Node) -> Option<Value> {
+        let mut command = Command::new(self.rhyolite.binary());
+        command.args(["ctl", "node", "--json", "--socket"]).arg(node.socket());
+        let output = command.output().ok()?;
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// The node that says that it is the primary.
+    pub(super) fn primary(&self) -> Option<&Node> {
+        self.nodes.iter().find(|node| {
+            node.socket().exists() && self.node_status(node).is_some_and(|status| status["role"] == "primary")
+        })
+    }
+
+    /// Hands the role of this node on. Whether it could.
+    pub(super) fn hand_on(&self, node: &Node) -> bool {
+        let mut command = Command::new(self.rhyolite.binary());
+        command.args(["ctl", "handoff", "--socket"]).arg(node.socket());
+        command.output().is_ok_and(|output| output.status.success())
+    }
+
+    /// Whether everything that was committed on a node when this was called is durable within `limit`.
+    pub(super) fn sync(&self, node: &Node, limit: Duration) -> bool {
+        let mut command = Command::new(self.rhyolite.binary());
+        command.arg("sync").arg(node.folder.join(DATABASE)).args(["--wait", "--timeout"]);
+        command.arg(format!("{}ms", limit.as_millis())).arg("--socket").arg(node.socket());
+        command.output().is_ok_and(|output| output.status.success())
+    }
+
+    /// Files of all lost branches of a node.
+    pub(super) fn branches(&self, node: &Node) -> Outcome<Vec<PathBuf>> {
+        let mut command = Command::new(self.rhyolite.binary());
+        command.args(["branch", "list", "--json"]).arg(&node.folder);
+        let output = command.output().context("start rhyolite")?;
+        if !output.status.success() {
+            return fail(format!("branch list: {}", String::from_utf8_lossy(&output.stderr)));
+        }
+        let mut paths = Vec::new();
+        for value in serde_json::Deserializer::from_slice(&output.stdout).into_iter::<Value>() {
+            let value = value.context("branch list --json")?;
+            paths.push(value["path"].as_str().context("a branch without a path")?.into());
+        }
+        Ok(paths)
+    }
+
+    /// Restores what the store has.
+    pub(super) fn restore(&self, to: &Path) -> Outcome {
+        self.rhyolite.restore_over(&self.database_store(), to, None)
+    }
+
+    /// Proves what the store has.
+    pub(super) fn verify(&self) -> Outcome {
+        let mut command = Command::new(self.rhyolite.binary());
+        command.arg("verify").arg(self.database_store());
+        let output = command.output().context("start rhyolite")?;
+        if output.status.success() {
+            return Ok(());
+        }
+        fail(format!("verify: {}", String::from_utf8_lossy(&output.stderr).trim()))
+    }
+
+    fn database_store(&self) -> String {
+        self.store().join(DATABASE).display().to_string()
+    }
+
+    /// Freezes these processes in the middle of whatever they do, but not while one of them holds a lock of the store.
+    pub(super) fn freeze(&self, processes: &BTreeSet<u32>) {
+        let is_locked = |lock: &&str| {
+            let Ok(file) = fs::File::open(self.store().join(lock)) else { return false };
+            // SAFETY: the descriptor is open during the call.
+            unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) != 0 }
+        };
+        loop {
+            signal_all(processes, libc::SIGSTOP);
+            // They have stopped when the kernel says so.
+            thread::sleep(Duration::from_millis(20));
+            if !STORE_LOCKS.iter().any(|lock| is_locked(lock)) {
+                return;
+            }
+            signal_all(processes, libc::SIGCONT);
+            thread::sleep(Duration::from_millis(7));
+        }
+    }
+}
+
+impl Node {
+    fn new(folder: &Path, number: usize) -> Outcome<Self> {
+        let name = format!("n{number}");
+        let (listen, proxy) = (free_address()?, free_address()?);
+        Ok(Self {
+            folder: folder.join(&name),
+            name,
+            proxy,
+            application: free_address()?,
+            listen,
+            reads: free_address()?,
+            to_node: Relay::new(listen)?,
+            to_proxy: Relay::new(proxy)?,
+            running: Mutex::default(),
+        })
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.folder.with_extension("sock")
+    }
+
+    fn running(&self) -> std::sync::MutexGuard<'_, Option<Process>> {
+        self.running.lock().expect("nobody panics with it")
+    }
+
+    /// Lets the others reach it, or not.
+    pub(super) fn cut(&self, is_cut: bool) {
+        self.to_node.cut(is_cut);
+        self.to_proxy.cut(is_cut);
+    }
+
+    /// The number of its process.
+    pub(super) fn id(&self) -> Option<u32> {
+        self.running().as_ref().map(Process::id)
+    }
+
+    /// Its process, the guard, and the application: all that would stop with the machine.
+    pub(super) fn processes(&self) -> BTreeSet<u32> {
+        self.id().map(with_descendants).unwrap_or_default()
+    }
+
+    /// Kills the process. False where there is none.
+    pub(super) fn kill(&self) -> Outcome<bool> {
+        let process = self.running().take();
+        process.map_or(Ok(false), |mut process| process.kill())
+    }
+
+    /// Ends the process as a service manager does, and gives its status.
+    pub(super) fn stop(&self) -> Outcome<Option<i32>> {
+        let Some(mut process) = self.running().take() else { return Ok(None) };
+        process.signal(libc::SIGTERM);
+        let deadline = Instant::now() + END_MAX;
+        loop {
+            match process.ended()? {
+                Some(status) => return Ok(status.code()),
+                None if Instant::now() > deadline => return fail(format!("{} did not end", self.name)),
+                None => thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// Takes in that the process has ended by itself; with which status.
+    pub(super) fn has_ended(&self) -> Outcome<Option<i32>> {
+        let mut running = self.running();
+        let Some(process) = running.as_mut() else { return Ok(None) };
+        let Some(status) = process.ended()? else { return Ok(None) };
+        *running = None;
+        Ok(Some(status.code().unwrap_or(-1)))
+    }
+}
+
+/// Sends a signal to each of them.
+pub(super) fn signal_all(processes: &BTreeSet<u32>, signal: libc::c_int) {
+    for id in processes {
+        // SAFETY: no memory is involved.
+        unsafe { libc::kill(*id as libc::pid_t, signal) };
+    }
+}
+
+/// A process and all that it has started and those have, as far as they are there now.
+fn with_descendants(id: u32) -> BTreeSet<u32> {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(child) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Ok(stat) = fs::read_to_string(entry.path().join("stat")) else { continue };
+        let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse::<u32>().ok());
+        parents.extend(parent.map(|parent| (child, parent)));
+    }
+    let mut found = BTreeSet::from([id]);
+    loop {
+        let more: Vec<u32> = parents
+            .iter()
+            .filter(|(child, parent)| found.contains(parent) && !found.contains(child))
+            .map(|p| p.0)
+            .collect();
+        if more.is_empty() {
+            return found;
+        }
+        found.extend(more);
+    }
+}
