@@ -64,6 +64,21 @@ impl Image {
         Ok(Self { bytes: std::fs::read(path).context(format!("read {}", path.display()))? })
     }
 
+    /// Without what lies behind the last page that the header counts, and whether something did. A writer that is killed between its commit and the cut
+    /// that goes with it leaves such pages, and SQLite does not read them ("In-header database size").
+    pub(crate) fn committed(mut self) -> (Self, bool) {
+        let word = |at: usize| self.bytes.get(at..at + 4).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
+        let is_valid = word(24) == word(92) && word(28) != Some(0);
+        let counted = word(28).filter(|_| is_valid).map(|pages| pages as usize * self.page_size());
+        match counted.filter(|counted| *counted < self.bytes.len()) {
+            Some(counted) => {
+                self.bytes.truncate(counted);
+                (self, true)
+            }
+            None => (self, false),
+        }
+    }
+
     /// The page size in the header; 0 for an empty database.
     pub(crate) fn page_size(&self) -> usize {
         match self.bytes.get(16..18) {

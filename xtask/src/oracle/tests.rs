@@ -116,3 +116,19 @@ fn a_single_bit_is_a_difference_and_changes_the_checksum() {
     copy.bytes.truncate(source.bytes.len() - 1024);
     assert!(first_difference(&source, &copy).is_some());
 }
+
+#[test]
+fn pages_that_the_header_does_not_count_are_no_part_of_a_database() {
+    let scratch = Scratch::new("image").unwrap();
+    let path = scratch.path().join("a.db");
+    Connection::open(&path).unwrap().execute_batch("CREATE TABLE t(a); INSERT INTO t VALUES (1)").unwrap();
+    let image = Image::of_file(&path).unwrap();
+    let (same, was_longer) = image.clone().committed();
+    assert!(same == image && !was_longer);
+    let mut longer = image.clone();
+    longer.bytes.extend([7; 4096]);
+    let (cut, was_longer) = longer.committed();
+    assert!(cut == image && was_longer);
+    let (empty, was_longer) = Image { bytes: Vec::new() }.committed();
+    assert!(empty.bytes.is_empty() && !was_longer);
+}

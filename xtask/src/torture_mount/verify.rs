@@ -53,6 +53,10 @@ fn compare_newest(world: &mut World, report: &Report, index: usize) -> Outcome<V
     let seen = if database.mode == "wal" { seen::image(&behind, &world.path("seen.db"))? } else { None };
     // In WAL mode the last commits may not be in the file: what SQLite reads is compared, and the WAL goes with the last connection.
     let source = if database.mode == "wal" { Image::of_database(&behind)? } else { Image::of_file(&behind)? };
+    let (source, was_longer) = source.committed();
+    if was_longer {
+        report.event("file with more pages than its header counts");
+    }
     let judgement = judge(&behind)?;
     if !judgement.is_sound() {
         world.fault(report, Fault::Wrong, 1, &format!("{}: {judgement:?}", behind.display()));

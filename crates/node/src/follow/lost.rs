@@ -71,7 +71,7 @@ pub(super) fn keep(
     fs::create_dir_all(meta_path.join(FOLDER)).map_err(failed)?;
     let new = path.with_extension("new");
     let copy = || -> io::Result<()> {
-        let copy = File::create(&new)?;
+        let copy = File::options().read(true).write(true).create(true).truncate(true).open(&new)?;
         let mut buffer = vec![0; COPY_BYTES];
         let mut offset = 0;
         while offset < branch.size {
@@ -130,7 +130,7 @@ fn write_record(path: &Path, branch: &LostBranch) -> Result<(), RestoreError> {
 
 #[cfg(test)]
 mod tests {
-    use rhyolite_format::{Checksum, Format1, Timestamp, Txid};
+    use rhyolite_format::{Checksum, Format1, PageCount, PageSize, Pos, Timestamp, Txid};
 
     use super::*;
 
@@ -163,5 +163,32 @@ mod tests {
         assert_eq!(list(folder.path()).unwrap().0.len(), 2);
         assert!(!source.exists());
         assert_eq!(list(&folder.path().join("nothing")).unwrap(), (vec![], vec![]));
+    }
+
+    #[test]
+    fn the_copy_of_a_followed_file_has_the_first_page_of_the_history() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source");
+        let page_size = PageSize::new(1024).unwrap();
+        let content: Vec<u8> = (0..2048).map(|n| n as u8).collect();
+        fs::write(&source, &content).unwrap();
+        let page_one = PageOneFields { versions: [2, 2], change_counter: 77, version_valid_for: 77, written_by: 3 };
+        let pos = Pos { txid: Txid::new(7).unwrap(), checksum: Checksum::from_crc(3) };
+        let end = FollowEnd { pos, page_size, commit: PageCount(2), page_one };
+        let branch = LostBranch {
+            format: Format1,
+            time: Timestamp(5),
+            reason: "test".to_owned(),
+            lineage: None,
+            txid: Txid::new(7),
+            epoch: None,
+            checksum: Some(Checksum::from_crc(3)),
+            size: 2048,
+        };
+        let file = File::open(&source).unwrap();
+        let path = keep(folder.path(), &file, Some((&end, &page_one)), &branch).unwrap();
+        let mut expected = content;
+        page_one.put(&mut expected);
+        assert_eq!(fs::read(&path).unwrap(), expected);
     }
 }
