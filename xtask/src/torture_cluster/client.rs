@@ -49,8 +49,7 @@ pub(super) fn run(shared: Shared<'_>, number: u64, rng: Rng) {
             client.write();
         } else if let Err(error) = client.read() {
             // A node that is not there is no fault.
-            shared.report.count(|counts| counts.unanswered += 1);
-            drop(error);
+            client.note_unanswered(&format!("read: {error}"));
         }
         thread::sleep(PAUSE);
     }
@@ -69,6 +68,13 @@ impl Client<'_> {
             self.told.clear();
         }
         self.at = now;
+    }
+
+    fn note_unanswered(&self, what: &str) {
+        let Shared { cluster, history, report, .. } = self.shared;
+        history.note_unanswered();
+        report.count(|counts| counts.unanswered += 1);
+        cluster.note(&format!("client {}: {what}", self.number));
     }
 
     fn write(&mut self) {
@@ -90,7 +96,8 @@ impl Client<'_> {
                     self.told.insert(number);
                 }
             }
-            Ok(_) | Err(_) => report.count(|counts| counts.unanswered += 1),
+            Ok(answer) => self.note_unanswered(&format!("write: {} {}", answer.status, answer.body.trim())),
+            Err(error) => self.note_unanswered(&format!("write: {error}")),
         }
     }
 

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -88,6 +89,15 @@ impl Cluster {
     /// Where everything lies.
     pub(super) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Writes a line for a person who wants to know what happened when.
+    pub(super) fn note(&self, what: &str) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let line = format!("{}.{:03} {what}\n", now.as_secs(), now.subsec_millis());
+        let file = fs::File::options().create(true).append(true).open(self.folder.join("events.log"));
+        // Without it there is nothing to be read afterwards; the run is as good.
+        let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
     }
 
     /// The store, without a detour.

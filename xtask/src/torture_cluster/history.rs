@@ -13,6 +13,8 @@ pub(super) struct History {
     rows: Mutex<Told>,
     /// Odd while something happens by which what is not durable may be lost.
     disturbances: AtomicU64,
+    /// Requests that had no answer, or one that says no.
+    unanswered: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -34,6 +36,16 @@ impl History {
     /// The moment, if nothing is lost now: what was told at it holds as long as it is the same.
     pub(super) fn calm(&self) -> Option<u64> {
         Some(self.disturbances.load(Ordering::SeqCst)).filter(|number| number.is_multiple_of(2))
+    }
+
+    /// A request had no answer, or one that says no.
+    pub(super) fn note_unanswered(&self) {
+        self.unanswered.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many there were.
+    pub(super) fn unanswered(&self) -> u64 {
+        self.unanswered.load(Ordering::SeqCst)
     }
 
     /// A client was told that its row is committed.

@@ -104,7 +104,7 @@ impl Fate<'_> {
         let position = self.victim();
         let is_double = self.rng.percent(20);
         let harmless = mishap.is_harmless() && !is_double;
-        let unanswered = self.report.read(|counts| counts.unanswered);
+        let unanswered = self.history.unanswered();
         if !harmless {
             self.history.disturb();
         }
@@ -128,9 +128,9 @@ impl Fate<'_> {
         } else if mishap == Mishap::Handoff {
             // Requests that were held are answered by then, or never.
             self.pause(2000..2001);
-            let refused = self.report.read(|counts| counts.unanswered) - unanswered;
+            let refused = self.history.unanswered() - unanswered;
             if refused > 0 {
-                self.report.fault(Fault::Refused, refused as usize, &node.name, "requests failed in a handoff");
+                self.report.fault(Fault::Refused, 1, &node.name, &format!("{refused} requests failed in a handoff"));
             }
         }
         settled?;
@@ -142,6 +142,7 @@ impl Fate<'_> {
         self.report.count(|counts| counts.mishaps += 1);
         self.report.event(mishap.name());
         let cluster = self.cluster;
+        cluster.note(&format!("{}: {}", node.name, mishap.name()));
         match mishap {
             Mishap::Kill => {
                 node.kill()?;
