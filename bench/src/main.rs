@@ -6,6 +6,7 @@
 
 mod app;
 mod capture;
+mod cluster;
 mod durable;
 mod footprint;
 mod history;
@@ -44,12 +45,14 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("history", history::run),
     ("mount", mount::run),
     ("stream", stream::run),
+    ("cluster", cluster::run),
 ];
 
 fn main() -> ExitCode {
     let mut words = std::env::args().skip(1).peekable();
-    let outcome = match words.next_if(|word| word == "app" || word == "cost").as_deref() {
+    let outcome = match words.next_if(|word| ["app", "cluster-app", "cost"].contains(&word.as_str())).as_deref() {
         Some("app") => app::run(Args::new(words)),
+        Some("cluster-app") => xtask::cluster::app::run(Args::new(words)),
         Some(_) => measure::print_cost(std::env::args_os().skip(2)),
         None => run(Args::new(words)),
     };

@@ -7,6 +7,7 @@
 pub mod args;
 mod bench;
 mod ci;
+pub mod cluster;
 mod deb;
 mod demo;
 pub mod error;
@@ -17,7 +18,7 @@ mod oracle;
 mod power;
 pub mod process;
 mod report;
-mod rhyolite;
+pub mod rhyolite;
 pub mod rng;
 mod s3_server;
 pub mod scratch;
@@ -74,7 +75,7 @@ pub fn run(command: &str, args: Args) -> Outcome {
         "suites" => suites::run(args),
         "bench" => bench::run(args),
         "writer" => writer::run(args),
-        "cluster-app" => torture_cluster::run_app(args),
+        "cluster-app" => cluster::app::run(args),
         _ => {
             print!("{USAGE}");
             error::fail(format!("unknown command {command:?}"))

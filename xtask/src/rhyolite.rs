@@ -13,7 +13,7 @@ use crate::process::Process;
 
 /// The binary and the environment that its commands get.
 #[derive(Clone, Debug)]
-pub(crate) struct Rhyolite {
+pub struct Rhyolite {
     binary: PathBuf,
     /// Credentials and the like for the store.
     pub(crate) environment: Vec<(String, String)>,
@@ -43,8 +43,13 @@ impl Rhyolite {
         Ok(Self { binary: own.with_file_name("rhyolite"), environment: Vec::new() })
     }
 
+    /// The binary at this path.
+    pub fn at(binary: PathBuf) -> Self {
+        Self { binary, environment: Vec::new() }
+    }
+
     /// Where it lies.
-    pub(crate) fn binary(&self) -> &Path {
+    pub fn binary(&self) -> &Path {
         &self.binary
     }
 

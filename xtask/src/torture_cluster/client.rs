@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::cluster::{Cluster, Node};
 use super::history::History;
-use super::http::{ask, read_numbers};
 use super::report::{Fault, Report};
+use crate::cluster::http::{ask, read_numbers};
+use crate::cluster::{Cluster, Node};
 use crate::error::{Outcome, fail};
 use crate::rng::Rng;
 

@@ -5,9 +5,9 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::cluster::{Cluster, Node, signal_all};
 use super::history::History;
 use super::report::{Fault, Report};
+use crate::cluster::{Cluster, Node, signal_all};
 use crate::error::{Outcome, fail};
 use crate::rng::Rng;
 

@@ -1,6 +1,6 @@
 //! `cargo xtask torture-cluster`: nodes that are killed, frozen, and cut off, while clients write and read through their proxies.
 //!
-//! A lane makes a world ([`cluster`]: three nodes over a folder as store, each with the application [`app`] and a reader beside it), lets clients ([`client`])
+//! A lane makes a world ([`crate::cluster`]: three nodes over a folder as store, each with the application and a reader beside it), lets clients ([`client`])
 //! write and read at any node, and has things happen to the nodes ([`mishap`]). What clients see is compared with what they were told while it goes
 //! on, and everything at the end of a world ([`verify`]):
 //!
@@ -13,13 +13,9 @@
 //!
 //! A seed decides all choices but not the timing of the processes.
 
-mod app;
 mod client;
-mod cluster;
 mod history;
-mod http;
 mod mishap;
-mod relay;
 mod report;
 mod verify;
 
@@ -29,12 +25,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::args::Args;
+use crate::cluster::Cluster;
 use crate::error::{Context, Outcome, fail};
 use crate::limits::{FAULTS_MAX, Limits};
 use crate::rhyolite::Rhyolite;
 use crate::rng::Rng;
 use client::Shared;
-use cluster::Cluster;
 use history::History;
 use mishap::Fate;
 use report::{Counts, Fault, Report};
@@ -45,11 +41,6 @@ const NODES: usize = 3;
 const CLIENTS: u64 = 4;
 /// Most mishaps before a lane starts over: what a world has become is compared at its end.
 const CYCLES_PER_WORLD_MAX: u64 = 25;
-
-/// The application of the nodes, for the nodes alone.
-pub(crate) fn run_app(args: Args) -> Outcome {
-    app::run(args)
-}
 
 /// Runs until the time or the cycles are used up.
 pub(crate) fn run(mut args: Args) -> Outcome {

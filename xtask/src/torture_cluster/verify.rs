@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::app::numbers_of;
 use super::client::{Shared, note_durable};
-use super::cluster::{Cluster, DATABASE};
 use super::history::{Reign, Rows, overlaps};
 use super::report::{Fault, Report};
+use crate::cluster::app::numbers_of;
+use crate::cluster::{Cluster, DATABASE};
 use crate::error::{Context, Outcome, fail};
 
 /// Longest wait until all is durable, and until every node has it.

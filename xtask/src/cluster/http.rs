@@ -9,21 +9,17 @@ use crate::error::{Context, Outcome, fail};
 
 /// What was answered.
 #[derive(Clone, Debug)]
-pub(super) struct Answer {
-    pub(super) status: u16,
+pub struct Answer {
+    /// Its status.
+    pub status: u16,
     /// The cookie of the proxy, as it is sent back.
-    pub(super) cookie: Option<String>,
-    pub(super) body: String,
+    pub cookie: Option<String>,
+    /// What it says.
+    pub body: String,
 }
 
 /// Asks, and waits for the whole answer.
-pub(super) fn ask(
-    address: SocketAddr,
-    method: &str,
-    path: &str,
-    cookie: Option<&str>,
-    limit: Duration,
-) -> Outcome<Answer> {
+pub fn ask(address: SocketAddr, method: &str, path: &str, cookie: Option<&str>, limit: Duration) -> Outcome<Answer> {
     let mut stream = TcpStream::connect_timeout(&address, limit).context("connect")?;
     stream.set_read_timeout(Some(limit)).context("set a time limit")?;
     let cookie = cookie.map(|cookie| format!("Cookie: {cookie}\r\n")).unwrap_or_default();
@@ -53,7 +49,7 @@ fn parse(text: &str) -> Outcome<Answer> {
 }
 
 /// Reads a request, and gives its method and path.
-pub(super) fn receive(stream: &TcpStream) -> Outcome<(String, String)> {
+pub fn receive(stream: &TcpStream) -> Outcome<(String, String)> {
     let mut reader = BufReader::new(stream);
     let mut first = String::new();
     reader.read_line(&mut first).context("read a request")?;
@@ -69,13 +65,13 @@ pub(super) fn receive(stream: &TcpStream) -> Outcome<(String, String)> {
 }
 
 /// Answers.
-pub(super) fn answer(mut stream: &TcpStream, status: u16, body: &str) -> Outcome {
+pub fn answer(mut stream: &TcpStream, status: u16, body: &str) -> Outcome {
     let text = format!("HTTP/1.1 {status} -\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len());
     stream.write_all(text.as_bytes()).context("send an answer")
 }
 
 /// Numbers as text, ascending, each as often as it is there: `1-3 3 7`.
-pub(super) fn write_numbers(numbers: &[u64]) -> String {
+pub fn write_numbers(numbers: &[u64]) -> String {
     let mut runs: Vec<(u64, u64)> = Vec::new();
     for number in numbers {
         match runs.last_mut() {
@@ -91,7 +87,7 @@ pub(super) fn write_numbers(numbers: &[u64]) -> String {
 }
 
 /// The numbers of such a text, and those that are there more than once.
-pub(super) fn read_numbers(text: &str) -> Outcome<(BTreeSet<u64>, Vec<u64>)> {
+pub fn read_numbers(text: &str) -> Outcome<(BTreeSet<u64>, Vec<u64>)> {
     let (mut numbers, mut twice) = (BTreeSet::new(), Vec::new());
     for word in text.split_whitespace() {
         let (first, last) = word.split_once('-').unwrap_or((word, word));

@@ -35,7 +35,7 @@ struct App {
 }
 
 /// `cluster-app PORT DATABASE [--notes FOLDER]`: without notes it only reads.
-pub(super) fn run(mut args: Args) -> Outcome {
+pub fn run(mut args: Args) -> Outcome {
     let (Some(port), Some(database)) = (args.word(), args.word()) else { return fail("cluster-app PORT DATABASE") };
     let notes: Option<PathBuf> = args.option("--notes")?;
     args.finish()?;
@@ -119,7 +119,7 @@ impl App {
 }
 
 /// The numbers of a client's rows, ascending.
-pub(super) fn numbers_of(db: &Connection, client: u64) -> Outcome<Vec<u64>> {
+pub fn numbers_of(db: &Connection, client: u64) -> Outcome<Vec<u64>> {
     let mut statement = db.prepare("SELECT number FROM t WHERE client = ?1 ORDER BY number").context("read rows")?;
     let rows = statement.query_map([client as i64], |row| row.get::<_, i64>(0)).context("read rows")?;
     rows.map(|number| number.map(|number| number as u64)).collect::<Result<_, _>>().context("read rows")

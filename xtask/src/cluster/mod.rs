@@ -1,4 +1,11 @@
-//! The nodes of a world, with their applications and everything around them.
+//! Nodes of a cluster on this machine, with their applications and everything around them, for tests and measurements.
+//!
+//! Each node has a proxy, a web server over one database as application ([`app`]), and a reader beside it. It has its own way to the store, which is a folder, and
+//! the others reach it through a relay ([`relay`]), so that both can be cut.
+
+pub mod app;
+pub mod http;
+pub mod relay;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,16 +20,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
-use super::relay::Relay;
 use crate::error::{Context, Outcome, fail};
 use crate::process::Process;
 use crate::rhyolite::Rhyolite;
 use crate::scratch::Scratch;
+use relay::Relay;
 
 /// The one database of each node.
-pub(super) const DATABASE: &str = "app.db";
-/// Time of the lease.
-const TTL: &str = "2s";
+pub const DATABASE: &str = "app.db";
+/// Time of the lease, in seconds.
+pub const TTL_SECONDS: u64 = 2;
 /// How long the proxy holds a request while there is no primary.
 const HOLD: &str = "8s";
 /// How long an end may take.
@@ -32,13 +39,15 @@ const STORE_LOCKS: [&str; 2] = [".rhyolite-lock", "app.db/.rhyolite-lock"];
 
 /// One node.
 #[derive(Debug)]
-pub(super) struct Node {
-    pub(super) name: String,
-    pub(super) folder: PathBuf,
+pub struct Node {
+    /// How it is called in logs.
+    pub name: String,
+    /// Its folder of databases.
+    pub folder: PathBuf,
     /// Where clients ask.
-    pub(super) proxy: SocketAddr,
+    pub proxy: SocketAddr,
     /// Where its application listens while it is the primary.
-    pub(super) application: SocketAddr,
+    pub application: SocketAddr,
     listen: SocketAddr,
     reads: SocketAddr,
     /// How the others reach the node, and its proxy.
@@ -49,11 +58,12 @@ pub(super) struct Node {
 
 /// Some nodes over one store, to which each has a way of its own.
 #[derive(Debug)]
-pub(super) struct Cluster {
+pub struct Cluster {
     scratch: Mutex<Scratch>,
     folder: PathBuf,
     rhyolite: Rhyolite,
-    pub(super) nodes: Vec<Node>,
+    /// Its nodes.
+    pub nodes: Vec<Node>,
     readers: Mutex<Vec<Process>>,
 }
 
@@ -64,7 +74,7 @@ fn free_address() -> Outcome<SocketAddr> {
 
 impl Cluster {
     /// So many nodes, which run, and readers beside them.
-    pub(super) fn start(rhyolite: &Rhyolite, count: usize) -> Outcome<Self> {
+    pub fn start(rhyolite: &Rhyolite, count: usize) -> Outcome<Self> {
         let scratch = Scratch::new("cluster")?;
         let folder = scratch.path().to_owned();
         for name in ["store", "notes"] {
@@ -82,17 +92,17 @@ impl Cluster {
     }
 
     /// The folder is left for a person to look at.
-    pub(super) fn keep(&self) {
+    pub fn keep(&self) {
         self.scratch.lock().expect("nobody panics with it").keep();
     }
 
     /// Where everything lies.
-    pub(super) fn folder(&self) -> &Path {
+    pub fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// Writes a line for a person who wants to know what happened when.
-    pub(super) fn note(&self, what: &str) {
+    pub fn note(&self, what: &str) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let line = format!("{}.{:03} {what}\n", now.as_secs(), now.subsec_millis());
         let file = fs::File::options().create(true).append(true).open(self.folder.join("events.log"));
@@ -101,12 +111,12 @@ impl Cluster {
     }
 
     /// The store, without a detour.
-    pub(super) fn store(&self) -> PathBuf {
+    pub fn store(&self) -> PathBuf {
         self.folder.join("store")
     }
 
     /// Starts the process of a node that has none.
-    pub(super) fn start_node(&self, node: &Node) -> Outcome {
+    pub fn start_node(&self, node: &Node) -> Outcome {
         let own = std::env::current_exe().context("find our own binary")?;
         let database = node.folder.join(DATABASE);
         let exec = format!(
@@ -129,7 +139,16 @@ impl Cluster {
         ] {
             command.arg(option).arg(address.to_string());
         }
-        command.args(["--exec", &exec, "--lease-ttl", TTL, "--sync-interval", "100ms", "--drill-interval", "0s"]);
+        command.args([
+            "--exec",
+            &exec,
+            "--lease-ttl",
+            &format!("{TTL_SECONDS}s"),
+            "--sync-interval",
+            "100ms",
+            "--drill-interval",
+            "0s",
+        ]);
         command.args(["--proxy-db", DATABASE, "--proxy-hold", HOLD, "--proxy-read-wait", "1s"]);
         let log = self.folder.join(format!("{}.log", node.name));
         let process = Process::start(&node.name, command, &log)?;
@@ -146,7 +165,7 @@ impl Cluster {
     }
 
     /// Lets a node reach the store, or not.
-    pub(super) fn set_store(&self, node: &Node, is_there: bool) -> Outcome {
+    pub fn set_store(&self, node: &Node, is_there: bool) -> Outcome {
         let link = self.folder.join(format!("store-of-{}", node.name));
         let new = self.folder.join(format!("new-{}", node.name));
         // A link to itself leads nowhere.
@@ -156,7 +175,7 @@ impl Cluster {
     }
 
     /// What a node says of itself.
-    pub(super) fn node_status(&self, node: &Node) -> Option<Value> {
+    pub fn node_status(&self, node: &Node) -> Option<Value> {
         let mut command = Command::new(self.rhyolite.binary());
         command.args(["ctl", "node", "--json", "--socket"]).arg(node.socket());
         let output = command.output().ok()?;
@@ -164,21 +183,21 @@ impl Cluster {
     }
 
     /// The node that says that it is the primary.
-    pub(super) fn primary(&self) -> Option<&Node> {
+    pub fn primary(&self) -> Option<&Node> {
         self.nodes.iter().find(|node| {
             node.socket().exists() && self.node_status(node).is_some_and(|status| status["role"] == "primary")
         })
     }
 
     /// Hands the role of this node on. Whether it could.
-    pub(super) fn hand_on(&self, node: &Node) -> bool {
+    pub fn hand_on(&self, node: &Node) -> bool {
         let mut command = Command::new(self.rhyolite.binary());
         command.args(["ctl", "handoff", "--socket"]).arg(node.socket());
         command.output().is_ok_and(|output| output.status.success())
     }
 
     /// Whether everything that was committed on a node when this was called is durable within `limit`.
-    pub(super) fn sync(&self, node: &Node, limit: Duration) -> bool {
+    pub fn sync(&self, node: &Node, limit: Duration) -> bool {
         let mut command = Command::new(self.rhyolite.binary());
         command.arg("sync").arg(node.folder.join(DATABASE)).args(["--wait", "--timeout"]);
         command.arg(format!("{}ms", limit.as_millis())).arg("--socket").arg(node.socket());
@@ -186,7 +205,7 @@ impl Cluster {
     }
 
     /// Files of all lost branches of a node.
-    pub(super) fn branches(&self, node: &Node) -> Outcome<Vec<PathBuf>> {
+    pub fn branches(&self, node: &Node) -> Outcome<Vec<PathBuf>> {
         let mut command = Command::new(self.rhyolite.binary());
         command.args(["branch", "list", "--json"]).arg(&node.folder);
         let output = command.output().context("start rhyolite")?;
@@ -202,12 +221,12 @@ impl Cluster {
     }
 
     /// Restores what the store has.
-    pub(super) fn restore(&self, to: &Path) -> Outcome {
+    pub fn restore(&self, to: &Path) -> Outcome {
         self.rhyolite.restore_over(&self.database_store(), to, None)
     }
 
     /// Proves what the store has.
-    pub(super) fn verify(&self) -> Outcome {
+    pub fn verify(&self) -> Outcome {
         let mut command = Command::new(self.rhyolite.binary());
         command.arg("verify").arg(self.database_store());
         let output = command.output().context("start rhyolite")?;
@@ -222,7 +241,7 @@ impl Cluster {
     }
 
     /// Freezes these processes in the middle of whatever they do, but not while one of them holds a lock of the store.
-    pub(super) fn freeze(&self, processes: &BTreeSet<u32>) {
+    pub fn freeze(&self, processes: &BTreeSet<u32>) {
         let is_locked = |lock: &&str| {
             let Ok(file) = fs::File::open(self.store().join(lock)) else { return false };
             // SAFETY: the descriptor is open during the call.
@@ -232,7 +251,7 @@ impl Cluster {
             signal_all(processes, libc::SIGSTOP);
             // They have stopped when the kernel says so.
             thread::sleep(Duration::from_millis(20));
-            if !STORE_LOCKS.iter().any(|lock| is_locked(lock)) {
+            if !STORE_LOCKS.iter().any(&is_locked) {
                 return;
             }
             signal_all(processes, libc::SIGCONT);
@@ -267,29 +286,29 @@ impl Node {
     }
 
     /// Lets the others reach it, or not.
-    pub(super) fn cut(&self, is_cut: bool) {
+    pub fn cut(&self, is_cut: bool) {
         self.to_node.cut(is_cut);
         self.to_proxy.cut(is_cut);
     }
 
     /// The number of its process.
-    pub(super) fn id(&self) -> Option<u32> {
+    pub fn id(&self) -> Option<u32> {
         self.running().as_ref().map(Process::id)
     }
 
     /// Its process, the guard, and the application: all that would stop with the machine.
-    pub(super) fn processes(&self) -> BTreeSet<u32> {
+    pub fn processes(&self) -> BTreeSet<u32> {
         self.id().map(with_descendants).unwrap_or_default()
     }
 
     /// Kills the process. False where there is none.
-    pub(super) fn kill(&self) -> Outcome<bool> {
+    pub fn kill(&self) -> Outcome<bool> {
         let process = self.running().take();
         process.map_or(Ok(false), |mut process| process.kill())
     }
 
     /// Ends the process as a service manager does, and gives its status.
-    pub(super) fn stop(&self) -> Outcome<Option<i32>> {
+    pub fn stop(&self) -> Outcome<Option<i32>> {
         let Some(mut process) = self.running().take() else { return Ok(None) };
         process.signal(libc::SIGTERM);
         let deadline = Instant::now() + END_MAX;
@@ -303,7 +322,7 @@ impl Node {
     }
 
     /// Takes in that the process has ended by itself; with which status.
-    pub(super) fn has_ended(&self) -> Outcome<Option<i32>> {
+    pub fn has_ended(&self) -> Outcome<Option<i32>> {
         let mut running = self.running();
         let Some(process) = running.as_mut() else { return Ok(None) };
         let Some(status) = process.ended()? else { return Ok(None) };
@@ -313,7 +332,7 @@ impl Node {
 }
 
 /// Sends a signal to each of them.
-pub(super) fn signal_all(processes: &BTreeSet<u32>, signal: libc::c_int) {
+pub fn signal_all(processes: &BTreeSet<u32>, signal: libc::c_int) {
     for id in processes {
         // SAFETY: no memory is involved.
         unsafe { libc::kill(*id as libc::pid_t, signal) };

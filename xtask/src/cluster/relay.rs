@@ -16,14 +16,15 @@ const CHUNK: usize = 64 << 10;
 
 /// A listener whose connections lead to another address as long as it is not cut. It listens until the process ends.
 #[derive(Debug)]
-pub(super) struct Relay {
-    pub(super) address: SocketAddr,
+pub struct Relay {
+    /// Where it listens.
+    pub address: SocketAddr,
     is_cut: Arc<AtomicBool>,
 }
 
 impl Relay {
     /// Leads to `to`.
-    pub(super) fn new(to: SocketAddr) -> Outcome<Self> {
+    pub fn new(to: SocketAddr) -> Outcome<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").context("listen")?;
         let address = listener.local_addr().context("listen")?;
         let is_cut = Arc::new(AtomicBool::new(false));
@@ -38,7 +39,7 @@ impl Relay {
     }
 
     /// Nothing comes through any more, and nobody is told: as when a cable is pulled.
-    pub(super) fn cut(&self, is_cut: bool) {
+    pub fn cut(&self, is_cut: bool) {
         self.is_cut.store(is_cut, Ordering::SeqCst);
     }
 }
