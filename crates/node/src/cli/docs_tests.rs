@@ -21,6 +21,18 @@ const CONFIGURATION: &str = include_str!("../../../../docs/user/configuration.md
 const METRICS_DOC: &str = include_str!("../../../../docs/user/metrics.md");
 const EXIT_STATUS: &str = include_str!("../../../../docs/user/exit-status.md");
 
+/// Example deployments, by the command that they run.
+const DEPLOYMENTS: [(&str, &str); 6] = [
+    ("replicate", include_str!("../../../../deploy/systemd/rhyolite.service")),
+    ("replicate", include_str!("../../../../deploy/kubernetes/app.yaml")),
+    ("node", include_str!("../../../../deploy/systemd/rhyolite-node@.service")),
+    ("node", include_str!("../../../../deploy/docker/cluster.yaml")),
+    ("node", include_str!("../../../../deploy/kubernetes/cluster.yaml")),
+    ("node", include_str!("../../../../deploy/fly/fly.toml")),
+];
+/// What other programs are told there.
+const OPTIONS_OF_OTHERS: [&str; 7] = ["now", "from", "port", "db", "fail", "silent", "if-missing"];
+
 /// First cells of all table rows, without the backquotes; cells without them are headings or rulers.
 fn first_cells(text: &str) -> BTreeSet<String> {
     let cell = |line: &str| {
@@ -60,6 +72,26 @@ fn leaves(command: &Command, path: &str, out: &mut Vec<(String, Command)>) {
     for sub in command.get_subcommands().filter(|c| c.get_name() != "help") {
         let name = format!("{path} {}", sub.get_name());
         if sub.has_subcommands() { leaves(sub, &name, out) } else { out.push((name, sub.clone())) }
+    }
+}
+
+#[test]
+fn example_deployments_use_options_that_there_are() {
+    let all = Cli::command();
+    for (command, text) in DEPLOYMENTS {
+        let known: BTreeSet<&str> =
+            all.find_subcommand(command).unwrap().get_arguments().filter_map(Arg::get_long).collect();
+        let words = text.split(|c: char| c.is_whitespace() || "\"'[],".contains(c));
+        let options: BTreeSet<&str> = words
+            .filter_map(|word| word.strip_prefix("--"))
+            .map(|option| option.split('=').next().unwrap_or(option))
+            .filter(|option| !option.is_empty() && *option != "-")
+            .collect();
+        assert!(!options.is_empty(), "{command}: {text}");
+        for option in options.iter().filter(|option| !OPTIONS_OF_OTHERS.contains(option)) {
+            let is_known = known.contains(option) || (command == "replicate" && *option == "if-backup-exists");
+            assert!(is_known, "{command} has no --{option}: {text}");
+        }
     }
 }
 

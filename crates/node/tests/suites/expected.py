@@ -50,6 +50,10 @@ class Expected:
                 return entry
         return None
 
+    def unexplained(self, file, names):
+        """Those differences that nothing explains."""
+        return [name for name in names if self.find(file, name) is None]
+
     def unseen(self, files):
         """What was expected in these files and did not happen: much of it depends on timing."""
         return [entry for entry in self.entries if not entry.seen and any(fnmatchcase(file, entry.file) for file in files)]
@@ -61,20 +65,22 @@ class Report:
     def __init__(self, expected, units="files", parts="tests"):
         self.expected, self.units, self.part_units = expected, units, parts
         self.files, self.parts, self.equal, self.different = [], 0, 0, 0
-        self.explained, self.unexplained = [], []
+        self.explained, self.unexplained, self.by_chance = [], [], []
 
-    def add(self, file, parts, differences):
-        """Notes one file with so many parts, and returns what is to be said of it."""
+    def add(self, file, parts, differences, by_chance=()):
+        """Notes one file with so many parts, and returns what is to be said of it. What came `by_chance` was not there when it was run again."""
         self.files.append(file)
         self.parts += parts
         self.equal += not differences
         self.different += bool(differences)
-        bad = [name for name in differences if self.expected.find(file, name) is None]
+        bad = self.expected.unexplained(file, differences)
         good = [name for name in differences if name not in bad]
         self.explained += [(file, name) for name in good]
         self.unexplained += [(file, name) for name in bad]
         words = [f"expected: {shorten(good)}"] if good else []
         words += [f"NOT EXPECTED: {shorten(bad, 40)}"] if bad else []
+        self.by_chance += [(file, name) for name in by_chance]
+        words += [f"not when run again: {shorten(by_chance)}"] if by_chance else []
         return "; ".join(words) or "equal"
 
     def add_problems(self, problems):
@@ -85,6 +91,8 @@ class Report:
         """Prints the end of a report. Tells whether everything is as expected."""
         for entry in self.expected.unseen(self.files):
             print(f"expected, not seen this time: {entry.file}: {entry.pattern}")
+        for file, name in self.by_chance:
+            print(f"not when run again: {file}: {name}")
         for file, name in self.unexplained:
             print(f"NOT EXPECTED: {file}: {name}")
         print(

@@ -16,6 +16,8 @@ USER = "nobody"
 # A file gets so long on the plain disk, or is left out; on the mount four times as long.
 SECONDS = 60
 MOUNT_FACTOR = 4
+# A file that differs without a reason is run so often again.
+AGAIN = 2
 # Longest dump of a database.
 DUMP_SECONDS = 60
 # The tests lock other bytes than the rest of the world, so that small databases have a page that must stay free.
@@ -113,6 +115,11 @@ def restore_difference(program, shell, mount, folder):
     return names
 
 
+def may_be_chance(name):
+    """Tests may meet a lock of the daemon's. What it did itself, and what is restored, never depends on that."""
+    return not name.startswith(("@daemon", "@lost", "@points", "@restore"))
+
+
 class Suite:
     def __init__(self, options):
         self.options = options
@@ -145,6 +152,22 @@ class Suite:
             shutil.rmtree(folder, ignore_errors=True)
         return plain, result, names
 
+    def again(self, name, result, expected):
+        """Runs a file again that differs without a reason. Gives the last result with what differs in all runs, and what does not."""
+        plain, mount, names = result
+        chance = []
+        for _ in range(AGAIN):
+            if not any(may_be_chance(found) for found in expected.unexplained(name, names)):
+                break
+            new_plain, new_mount, others = self.one(name)
+            if new_mount is None:
+                break
+            plain, mount = new_plain, new_mount
+            gone = [found for found in names if may_be_chance(found) and found not in others]
+            chance += [found for found in expected.unexplained(name, gone) if found not in chance]
+            names = [found for found in names if found not in gone] + [found for found in others if not may_be_chance(found)]
+        return plain, mount, list(dict.fromkeys(names)), chance
+
     def run(self):
         patient = "" if self.options.impatient else (HERE / "patient.tcl").read_text()
         self.plain_tests = adapted_tests(self.tests, self.options.runs / "plain-tests")
@@ -156,7 +179,8 @@ class Suite:
             if mount is None:
                 print(f"{name:16} left out: more than {SECONDS} s on the plain disk", flush=True)
                 continue
-            said = report.add(name, mount["tests"], names)
+            plain, mount, names, chance = self.again(name, (plain, mount, names), report.expected)
+            said = report.add(name, mount["tests"], names, chance)
             print(
                 f"{name:16} plain {plain['tests']:5} tests {len(plain['failed']):3} failed {plain['seconds']:6.1f} s | "
                 f"mount {mount['tests']:5} tests {len(mount['failed']):3} failed {mount['seconds']:6.1f} s | {said}",
