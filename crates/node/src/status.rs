@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 
 use crate::cluster::report::NodeReport;
 use crate::drill::Drill;
+use crate::observe::events::Events;
 use crate::pulse::Pulse;
 use crate::stream::feed::Feed;
 use crate::time;
@@ -346,6 +347,8 @@ pub struct DatabaseStatus {
     pub requests: Arc<Counters>,
     /// What those who follow it live are given.
     pub feed: Feed,
+    /// Who wants to know of its transactions.
+    pub events: Arc<Events>,
     figures: Mutex<Figures>,
     /// Set by every change, cleared by whoever writes the status file.
     dirty: AtomicBool,
@@ -404,6 +407,12 @@ impl DatabaseStatus {
         });
     }
 
+    /// Its name for those who know its folder: as it is served, or that of its file.
+    pub fn name(&self) -> String {
+        let file_name = || self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        self.feed.served().map_or_else(file_name, |served| served.name.clone())
+    }
+
     /// A copy of the figures.
     pub fn figures(&self) -> Figures {
         self.lock().clone()
@@ -426,6 +435,8 @@ pub struct StatusBoard {
     unsearched: AtomicUsize,
     /// Whether the supervisor answers.
     pub pulse: Pulse,
+    /// Who wants to know what happens.
+    pub events: Arc<Events>,
     /// What is said of the node, where this is one of a cluster.
     node: Mutex<Option<NodeReport>>,
 }
@@ -439,6 +450,7 @@ impl StatusBoard {
             changes: Arc::default(),
             unsearched: AtomicUsize::new(0),
             pulse: Pulse::default(),
+            events: Arc::default(),
             node: Mutex::default(),
         })
     }
@@ -458,6 +470,7 @@ impl StatusBoard {
             store,
             requests: Arc::default(),
             feed: Feed::default(),
+            events: Arc::clone(&self.events),
             figures: Mutex::default(),
             dirty: AtomicBool::new(false),
             changed: Arc::downgrade(&self.changes),
@@ -491,6 +504,7 @@ impl StatusBoard {
 
     /// Says how things stand with this node of a cluster.
     pub fn set_node(&self, node: NodeReport) {
+        self.events.set_primary(node.primary());
         *self.node.lock().unwrap_or_else(PoisonError::into_inner) = Some(node);
     }
 

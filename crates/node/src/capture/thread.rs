@@ -636,6 +636,13 @@ impl CaptureThread {
             let origin = Origin { lineage: writer.lineage, epoch: writer.epoch };
             self.status.feed.take_in(origin, self.status.look(|f| f.local), log);
         }
+        if self.status.events.has_listeners() {
+            let told = self.status.look(|f| f.local);
+            let name = self.status.name();
+            for (entry, _) in log.recent(told.map(|told| told.txid)) {
+                self.status.events.tell(&name, entry.end(), entry.page_size, entry.commit, entry.timestamp);
+            }
+        }
         self.status.update(|f| {
             f.lineage = Some(writer.lineage);
             f.epoch = Some(writer.epoch);

@@ -89,7 +89,7 @@ pub(super) struct NodeArgs {
     /// Run this command while this node is the primary; when it ends by itself, the node stops with its exit status
     #[arg(long, value_name = "COMMAND")]
     exec: Option<String>,
-    /// Serve /metrics, /status, /healthz and /readyz at IP:PORT; :PORT listens everywhere
+    /// Serve /metrics, /status, /events, /healthz and /readyz at IP:PORT; :PORT listens everywhere
     #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
     addr: Option<SocketAddr>,
     /// Make a control socket at this path, for `rhyolite ctl`, `sync` and `wait`

@@ -77,7 +77,7 @@ pub(super) struct ReplicateArgs {
     /// Run this command beside replication, and stop when it ends; its exit status becomes that of rhyolite
     #[arg(long, value_name = "COMMAND")]
     exec: Option<String>,
-    /// Serve /metrics, /status, /healthz and /readyz at IP:PORT; :PORT listens everywhere
+    /// Serve /metrics, /status, /events, /healthz and /readyz at IP:PORT; :PORT listens everywhere
     #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
     addr: Option<std::net::SocketAddr>,
     /// Make a control socket at this path, for `rhyolite ctl`, `sync` and `wait`

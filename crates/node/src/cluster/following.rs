@@ -16,6 +16,7 @@ use super::report::ReplicaReport;
 use crate::follow::ReplicaJournal;
 use crate::follow::node::{Event, NodeError, NodeOptions, Reached, follow_node};
 use crate::follow::trails::Trails;
+use crate::observe::events::Events;
 use crate::restore::Existing;
 use crate::stream::SILENCE_MAX;
 use crate::stream::client::{Access, Address, Link, LinkError};
@@ -58,7 +59,12 @@ impl Drop for Following {
 
 impl Following {
     /// Begins to follow. Must be called in a runtime.
-    pub(super) fn begin(address: Address, access: Access, into: PathBuf, trails: Arc<Trails>) -> Self {
+    pub(super) fn begin(
+        address: Address,
+        access: Access,
+        into: PathBuf,
+        (trails, events): (Arc<Trails>, Arc<Events>),
+    ) -> Self {
         let options = NodeOptions {
             address: address.clone(),
             access: access.clone(),
@@ -71,6 +77,7 @@ impl Following {
             silence_max: SILENCE_MAX,
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             trails: Some(trails),
+            events,
         };
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let (stop, stopped) = watch::channel(false);

@@ -319,7 +319,8 @@ impl Node {
                 self.undrained = None;
                 self.name_primary(Some(address));
                 let (access, into) = (self.config.access.clone(), self.config.folder.dir.clone());
-                self.following = Some(Following::begin(parsed, access, into, Arc::clone(&self.trails)));
+                let parts = (Arc::clone(&self.trails), Arc::clone(&self.board.events));
+                self.following = Some(Following::begin(parsed, access, into, parts));
             }
             Err(text) => {
                 tracing::error!("the holder of the lease cannot be followed: {text}");

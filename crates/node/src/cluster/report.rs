@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use rhyolite_format::{Epoch, Timestamp, Txid};
+use rhyolite_logic::role::Role;
 use serde::{Deserialize, Serialize};
 
+use crate::observe::events::Primary;
 use crate::time;
 
 /// A node at one moment.
@@ -20,6 +22,15 @@ pub struct NodeReport {
     pub holder: Option<Holder>,
     /// The databases that are followed; none on the primary.
     pub replicas: Vec<ReplicaReport>,
+}
+
+impl NodeReport {
+    /// Who the primary is.
+    pub fn primary(&self) -> Primary {
+        let is_primary = self.role == Role::Primary.name();
+        let holder = self.holder.as_ref().filter(|holder| !holder.is_self).and_then(|holder| holder.address.clone());
+        Primary { is_primary, hostname: if is_primary { self.address.clone() } else { holder.unwrap_or_default() } }
+    }
 }
 
 /// Who holds the lease.

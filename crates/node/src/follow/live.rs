@@ -28,6 +28,7 @@ use tokio::sync::watch;
 use super::apply::{self, Batch, Content, Follower};
 use super::trails::Trails;
 use super::{FollowOptions, Following, rejoin, start};
+use crate::observe::events::Events;
 use crate::restore::draft::Draft;
 use crate::restore::reader::Reader;
 use crate::restore::{RestoreError, blocking};
@@ -70,6 +71,8 @@ pub(super) struct Member {
     pub(super) meta_path: PathBuf,
     /// What the file has passed is noted here.
     pub(super) trails: Arc<Trails>,
+    /// Who wants to know what the file has come to.
+    pub(super) events: Arc<Events>,
 }
 
 /// Keeps one file up to date.
@@ -313,6 +316,10 @@ impl Live {
                     self.note_passed(passed);
                     self.note_proved();
                     self.tell(following, Some(last.timestamp), count, true);
+                    if let Some(member) = &self.member {
+                        let end = following.follower().end;
+                        member.events.tell(&self.database, end.pos, end.page_size, end.commit, last.timestamp);
+                    }
                     break;
                 }
                 Err(again) => batch = again,

@@ -20,6 +20,7 @@ use super::live::{Live, Member, age_ms};
 use super::trails::Trails;
 use super::{FollowOptions, ReplicaJournal};
 use crate::config::default_meta_path;
+use crate::observe::events::Events;
 use crate::progress::Silent;
 use crate::restore::{Existing, RestoreError};
 use crate::stream::client::{Access, Address, Link, LinkError};
@@ -60,6 +61,8 @@ pub struct NodeOptions {
     /// This is a node of a cluster: files that are not what the history has are brought back to it, their state folders lie beside them, and what they
     /// pass is noted here.
     pub trails: Option<Arc<Trails>>,
+    /// Who wants to know what files of a node come to.
+    pub events: Arc<Events>,
 }
 
 /// What is told of the following.
@@ -300,7 +303,7 @@ impl Node {
         let (reached, receiver) = watch::channel(None);
         let member = self.options.trails.as_ref().map(|trails| {
             let (meta_path, trails) = (default_meta_path(&output), Arc::clone(trails));
-            Member { meta_path, trails }
+            Member { meta_path, trails, events: Arc::clone(&self.options.events) }
         });
         let live = Live {
             member,

@@ -5,11 +5,13 @@
 //! | `/metrics` | Prometheus' text format |
 //! | `/status` | JSON, see [`StatusReport`]; `?db=PATH` for one database |
 //! | `/healthz` | 200 while the process answers and what decides for all databases does, else 503 |
+//! | `/events` | a line of JSON for each transaction and each change of the primary, for as long as somebody listens, see [`super::events`] |
 //! | `/readyz` | 200 when every database has its first snapshot in the store, else 503 and a line for each of the first that have not |
 //!
 //! At most [`CONNECTIONS_MAX`] connections are open; more wait in the operating system's queue. A client that forgets to close
 //! its connections can so keep others from the figures, but never take the descriptors that databases need.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -17,11 +19,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State as Shared};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use axum::serve::Listener;
+use futures_util::stream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -34,6 +38,9 @@ use crate::time;
 
 /// Content type of the text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Content type of a line of JSON after another.
+const EVENTS_TYPE: &str = "application/x-ndjson";
 
 /// So many databases that are not ready are named.
 const UNREADY_MAX: usize = 100;
@@ -65,6 +72,7 @@ pub fn routes(board: Arc<StatusBoard>) -> axum::Router {
         .route("/status", get(status_json))
         .route("/healthz", get(alive))
         .route("/readyz", get(ready))
+        .route("/events", get(events))
         .with_state(board)
 }
 
@@ -73,6 +81,19 @@ async fn alive(Shared(board): Shared<Arc<StatusBoard>>) -> Response {
         return "ok\n".into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, "replication hangs: perhaps a file system does\n").into_response()
+}
+
+async fn events(Shared(board): Shared<Arc<StatusBoard>>) -> Response {
+    let (first, receiver) = board.events.subscribe();
+    // A subscriber that has fallen behind is cut off: it would not notice what it has missed.
+    let lines = stream::unfold((Some(first), receiver), |(first, mut receiver)| async move {
+        let line = match first {
+            Some(first) => first,
+            None => receiver.recv().await.ok()?,
+        };
+        Some((Ok::<_, Infallible>(Bytes::copy_from_slice(line.as_bytes())), (None, receiver)))
+    });
+    ([(header::CONTENT_TYPE, EVENTS_TYPE)], Body::from_stream(lines)).into_response()
 }
 
 async fn metrics_text(Shared(board): Shared<Arc<StatusBoard>>) -> Response {

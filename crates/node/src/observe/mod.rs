@@ -2,6 +2,7 @@
 //!
 //! All but the log lines are renderings of one [`Figures`](crate::status::Figures) per database.
 
+pub mod events;
 pub mod http;
 pub mod logging;
 pub mod metrics;

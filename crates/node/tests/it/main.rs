@@ -9,6 +9,7 @@ mod coming;
 mod damage;
 mod doctor;
 mod drill;
+mod events;
 mod follow;
 mod foreign;
 mod history;
