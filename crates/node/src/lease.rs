@@ -16,6 +16,7 @@ use rhyolite_format::lease::{LeaseRecord, decode_nonces, encode_nonces};
 use rhyolite_logic::lease::{Guards, Standing, Terms};
 use rhyolite_store::{Counted, Counters, StoreError};
 use rhyolite_writer::lease_keeper::{LeaseHandle, Memory, lease};
+use rhyolite_writer::lease_place::{InStore, LeasePlace};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::capture::restart;
@@ -173,11 +174,21 @@ pub(crate) fn keep(
     let store = rhyolite_store::open(url, &config.store_options())?;
     // Not retried below: the lease has its own ways with answers that are lost.
     let store = fencing::guarded(Arc::new(Counted::new(store, Arc::clone(requests))), &config.meta_path);
+    Ok(keep_at(Arc::new(InStore(store)), config, terms, competes))
+}
+
+/// Starts keeping the lease at `place`, under which databases like `config`'s are written.
+pub(crate) fn keep_at(
+    place: Arc<dyn LeasePlace>,
+    config: &DatabaseConfig,
+    terms: Terms,
+    competes: bool,
+) -> LeaseHandle {
     let (memory, dead) = remember_in(config.lease.meta_path.as_ref().unwrap_or(&config.meta_path));
-    let (keeper, handle) = lease(store, Arc::new(RealWorld), memory, terms, Guards::ALL, &dead);
+    let (keeper, handle) = lease(place, Arc::new(RealWorld), memory, terms, Guards::ALL, &dead);
     handle.set_competes(competes);
     tokio::spawn(keeper.run());
-    Ok(handle)
+    handle
 }
 
 /// The nonces that a dead process has left in the folder, and where ours go. As long as the file is open it is locked: no other process
