@@ -61,8 +61,9 @@ pub struct Settings {
     /// Keep one restore point per day for this long (30d)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub keep_daily: Option<Duration>,
-    /// Hold a lease in the store, so that two processes cannot write there at a time (true or false; true)
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    /// Hold a lease in the store, so that two processes cannot write there at a time. A flag of the commands, because it is another one for a node
+    /// of a cluster.
+    #[arg(skip)]
     pub lease: Option<bool>,
     /// A holder of the lease that is not heard of keeps it this long (1m)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
