@@ -132,6 +132,8 @@ struct Node {
     terms: Terms,
     place: Arc<dyn LeasePlace>,
     lease: LeaseHandle,
+    /// What was last said to keep the lease from being read or written.
+    told_problem: Option<String>,
     /// What was captured and is not durable, for people.
     undrained: Option<String>,
     /// Until when the guard knows that we have the right.
@@ -179,6 +181,7 @@ pub async fn run(
         terms,
         place,
         lease,
+        told_problem: None,
         undrained: None,
         told_until: Monotonic(0),
         application,
@@ -243,8 +246,19 @@ impl Node {
         }
     }
 
+    /// Says what is wrong with the lease, once for each time that we have held it: reads may work while writes fail, by turns.
+    fn tell_problem(&mut self) {
+        if self.lease.right().is_some() {
+            self.told_problem = None;
+        } else if let Some(text) = self.lease.problem().filter(|text| self.told_problem.as_ref() != Some(text)) {
+            tracing::warn!("the lease cannot be read or written: {text}");
+            self.told_problem = Some(text);
+        }
+    }
+
     /// Lets everybody know how the lease stands.
     async fn take_standing(&mut self) {
+        self.tell_problem();
         let view = match self.lease.standing() {
             Standing::Unknown => View::Vacant,
             Standing::Theirs { record, .. } => {

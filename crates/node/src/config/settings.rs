@@ -226,7 +226,7 @@ mod tests {
         config.history.keep_every_commit = Duration::ZERO;
         config.history.keep_hourly = Duration::ZERO;
         config.history.keep_daily = Duration::ZERO;
-        config.lease = LeaseConfig { enabled: false, ttl: hour, if_held: IfHeld::Exit, store: None, meta_path: None };
+        config.lease = LeaseConfig { enabled: true, ttl: hour, if_held: IfHeld::Exit, store: None, meta_path: None };
         config.history.grace = Duration::ZERO;
         config.duty = Duty::Prune;
         config.drill = crate::config::DrillConfig { interval: Duration::ZERO, sample_bytes: 0 };
