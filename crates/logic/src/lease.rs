@@ -1,4 +1,4 @@
-//! The right to write, as a machine: takes, renews and gives up a lease that lies in a store (docs/spec/lease.md).
+//! The right to write, as a machine: takes, renews and gives up a lease that lies in a store, or elsewhere (docs/spec/lease.md).
 //!
 //! ```text
 //!            ┌─────────── theirs: look again, take it when it has run out ◄──────────┐
@@ -16,7 +16,9 @@
 //! 2. **Every write is a compare-and-swap** on the version that was read last, under a nonce of its own. What becomes of a write whose
 //!    answer was lost is learned by reading: a record with one of our nonces is ours, and gives the right since *that* write was sent.
 //! 3. **An answer counts only for the request that is open.** An answer to an earlier one would give a right that was never granted.
-//! 4. **The epoch grows with each holder** and with [`Lease::require_epoch`]; a renewal keeps it. A holder whose lease has run out, and
+//! 4. **A record that is not there may have been lost**, with its holder at work. Where that can be, an observer makes a new one only when it
+//!    has seen none for [`Terms::vacancy`]. A holder whose time has not run out makes it at once: nobody else can have had it since.
+//! 5. **The epoch grows with each holder** and with [`Lease::require_epoch`]; a renewal keeps it. A holder whose lease has run out, and
 //!    whose record nobody has touched, renews it under the same epoch: the swap proves that nobody was in between.
 //!
 //! The machine decides who may write when; that what a late writer sends has no effect is the fence's work (`writer`).
@@ -61,6 +63,9 @@ pub struct Terms {
     pub ttl: Duration,
     /// How much longer than the holder's `ttl` an observer waits.
     pub margin: Duration,
+    /// For so long no record must have been seen before the first one is made. Zero where a record never gets lost: beside the log, in the
+    /// store.
+    pub vacancy: Duration,
     /// Time between two looks at a lease that somebody else holds.
     pub look: Duration,
     /// How long an answer is waited for.
@@ -78,7 +83,14 @@ impl Terms {
     pub fn new(ttl: Duration, holder: String) -> Self {
         let look = (ttl / 12).clamp(Duration::from_millis(50), Duration::from_secs(2));
         let margin = ttl / 10 + Duration::from_millis(500);
-        Self { ttl, margin, look, answer: ttl / 4, holder, address: None, process: None }
+        let vacancy = Duration::ZERO;
+        Self { ttl, margin, vacancy, look, answer: ttl / 4, holder, address: None, process: None }
+    }
+
+    /// The same for a place that may lose its record, as a service does that is put back from a backup.
+    #[must_use]
+    pub fn where_records_get_lost(self) -> Self {
+        Self { vacancy: self.ttl + self.margin, ..self }
     }
 
     /// Time from sending a write to sending the next one: two may fail before the right ends.
@@ -206,9 +218,22 @@ pub struct Origin {
 #[derive(Clone, Debug)]
 enum Known<V> {
     Nothing,
-    Absent,
-    Theirs { record: LeaseRecord, version: V, since: Monotonic },
-    Ours { record: LeaseRecord, version: V, until: Monotonic, renew: Monotonic, origin: Origin },
+    /// A record may be made from then on.
+    Absent {
+        free: Monotonic,
+    },
+    Theirs {
+        record: LeaseRecord,
+        version: V,
+        since: Monotonic,
+    },
+    Ours {
+        record: LeaseRecord,
+        version: V,
+        until: Monotonic,
+        renew: Monotonic,
+        origin: Origin,
+    },
 }
 
 /// What is being done.
@@ -300,7 +325,7 @@ impl<V: Clone + Eq> Lease<V> {
     pub fn standing(&self) -> Standing {
         match (&self.doing, &self.known) {
             (Doing::Ended, _) => Standing::Ended,
-            (_, Known::Nothing | Known::Absent) => Standing::Unknown,
+            (_, Known::Nothing | Known::Absent { .. }) => Standing::Unknown,
             (_, Known::Theirs { record, since, .. }) => {
                 Standing::Theirs { record: record.clone(), free: self.free_at(record, *since) }
             }
@@ -388,8 +413,8 @@ impl<V: Clone + Eq> Lease<V> {
         }
         match self.known.clone() {
             Known::Nothing => Some(self.read(at.now)),
-            Known::Absent if !self.competes => Some(self.read(at.now)),
-            Known::Absent => Some(self.take(None, None, at)),
+            Known::Absent { free } if !self.competes || at.now < free => Some(self.read(at.now)),
+            Known::Absent { .. } => Some(self.take(None, None, at)),
             Known::Theirs { record, version, since } => {
                 if !self.competes || at.now < self.free_at(&record, since) {
                     return Some(self.read(at.now));
@@ -476,7 +501,7 @@ impl<V: Clone + Eq> Lease<V> {
     fn origin(&mut self) -> Origin {
         let (seized, was_released) = match &self.known {
             Known::Ours { origin, .. } => return *origin,
-            Known::Nothing | Known::Absent => (false, false),
+            Known::Nothing | Known::Absent { .. } => (false, false),
             Known::Theirs { record, .. } => {
                 let was_released = record.state == LeaseState::Released;
                 (!was_released && !self.is_dead(record.nonce), was_released)
@@ -521,8 +546,14 @@ impl<V: Clone + Eq> Lease<V> {
             // It is never deleted by us. Whoever did must not make epochs go back.
             self.epoch_min = self.epoch_min.max(Some(record.epoch.next()));
         }
-        self.known = Known::Absent;
-        self.doing = Doing::Resting { until: if self.competes { now } else { now.after(self.terms.look) } };
+        let free = match &self.known {
+            Known::Absent { free } => *free,
+            Known::Ours { until, .. } if now < *until => now,
+            Known::Nothing | Known::Theirs { .. } | Known::Ours { .. } => now.after(self.terms.vacancy),
+        };
+        self.known = Known::Absent { free };
+        let look = now.after(self.terms.look);
+        self.doing = Doing::Resting { until: if self.competes { free.min(look).max(now) } else { look } };
     }
 
     fn known_record(&mut self, record: LeaseRecord, version: V, now: Monotonic) {

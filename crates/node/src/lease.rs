@@ -16,6 +16,7 @@ use rhyolite_format::lease::{LeaseRecord, decode_nonces, encode_nonces};
 use rhyolite_logic::lease::{Guards, Standing, Terms};
 use rhyolite_store::{Counted, Counters, StoreError};
 use rhyolite_writer::lease_keeper::{LeaseHandle, Memory, lease};
+use rhyolite_writer::lease_place::{InStore, LeasePlace};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::capture::restart;
@@ -81,6 +82,11 @@ impl LeasePool {
         Self { leases: Mutex::default(), lent }
     }
 
+    /// Whether a lease was lent that nobody else can take: the logs alone tell that somebody writes instead.
+    pub(crate) fn is_lent_alone(&self) -> bool {
+        self.lent.as_ref().is_some_and(LeaseHandle::is_alone)
+    }
+
     /// Whether a lease was lent, and is over: nothing is left to wait for.
     pub(crate) fn is_over(&self) -> bool {
         self.lent.as_ref().is_some_and(|lent| lent.standing() == Standing::Ended)
@@ -102,7 +108,7 @@ impl LeasePool {
         }
         let handle = if config.lease.enabled {
             let terms = Terms { process: process::own(), ..Terms::new(config.lease.ttl, holder()) };
-            keep(&place.1, config, &status.requests, terms, true)?
+            keep(in_store(&place.1, config, &status.requests)?, config, terms, true)
         } else {
             LeaseHandle::alone(Arc::new(RealWorld))
         };
@@ -162,22 +168,25 @@ impl LeasePool {
     }
 }
 
-/// Starts keeping the lease at `url`; it is taken when it is free if this one `competes`.
-pub(crate) fn keep(
+/// The place in the store at `url`.
+pub(crate) fn in_store(
     url: &str,
     config: &DatabaseConfig,
     requests: &Arc<Counters>,
-    terms: Terms,
-    competes: bool,
-) -> Result<LeaseHandle, StoreError> {
+) -> Result<Arc<dyn LeasePlace>, StoreError> {
     let store = rhyolite_store::open(url, &config.store_options())?;
     // Not retried below: the lease has its own ways with answers that are lost.
     let store = fencing::guarded(Arc::new(Counted::new(store, Arc::clone(requests))), &config.meta_path);
+    Ok(Arc::new(InStore(store)))
+}
+
+/// Starts keeping the lease at `place`, under which databases like `config`'s are written; it is taken when it is free if this one `competes`.
+pub(crate) fn keep(place: Arc<dyn LeasePlace>, config: &DatabaseConfig, terms: Terms, competes: bool) -> LeaseHandle {
     let (memory, dead) = remember_in(config.lease.meta_path.as_ref().unwrap_or(&config.meta_path));
-    let (keeper, handle) = lease(store, Arc::new(RealWorld), memory, terms, Guards::ALL, &dead);
+    let (keeper, handle) = lease(place, Arc::new(RealWorld), memory, terms, Guards::ALL, &dead);
     handle.set_competes(competes);
     tokio::spawn(keeper.run());
-    Ok(handle)
+    handle
 }
 
 /// The nonces that a dead process has left in the folder, and where ours go. As long as the file is open it is locked: no other process

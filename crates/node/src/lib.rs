@@ -16,6 +16,7 @@ pub mod foreign;
 pub mod history;
 pub mod keep;
 pub mod lease;
+pub mod lease_place;
 pub use rhyolite_writer::log_end;
 pub mod manifest_swap;
 mod memory;

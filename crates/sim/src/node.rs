@@ -8,6 +8,7 @@ use rhyolite_logic::lease::{Standing, Terms};
 use rhyolite_store::Store;
 use rhyolite_writer::World;
 use rhyolite_writer::lease_keeper::{LeaseHandle, Memory, lease};
+use rhyolite_writer::lease_place::InStore;
 use rhyolite_writer::names::Names;
 
 use crate::executor::NodeId;
@@ -112,7 +113,8 @@ pub fn start(sim: &Arc<Sim>, node: NodeId, knows: bool) {
     let terms = Terms::new(sim.scenario.ttl, format!("node {node}"));
     let memory = Box::new(Remembering { sim: Arc::clone(sim), node });
     let any_world = Arc::clone(&world) as Arc<dyn World>;
-    let (keeper, handle) = lease(Arc::clone(&store), any_world, memory, terms, sim.scenario.guards, &dead);
+    let place = Arc::new(InStore(Arc::clone(&store)));
+    let (keeper, handle) = lease(place, any_world, memory, terms, sim.scenario.guards, &dead);
     sim.node(node).handle = Some(handle.clone());
     sim.trace(|| format!("node {node} starts, knowing {} dead nonces", dead.len()));
     let names = Arc::new(Names::new(Epoch::FIRST));

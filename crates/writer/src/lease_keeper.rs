@@ -1,4 +1,4 @@
-//! Drives [`rhyolite_logic::lease`] over a store: sends its requests, hands it the answers, and tells others how things stand.
+//! Drives [`rhyolite_logic::lease`] over a place: sends its requests, hands it the answers, and tells others how things stand.
 //!
 //! Requests run beside each other: one that has not been answered in time stays open, and its answer is handed over whenever it comes.
 //! Which answers count is the machine's decision.
@@ -7,18 +7,18 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::{BoxFuture, Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rhyolite_format::lease::{DurablePos, LeaseRecord};
-use rhyolite_format::{Epoch, Nonce, keys};
+use rhyolite_format::{Epoch, Nonce};
 use rhyolite_logic::lease::{Guards, Lease, Monotonic, Origin, Request, RequestId, Standing, Terms, Written};
-use rhyolite_store::{Store, StoreError, StoreErrorKind, Version};
+use rhyolite_store::{StoreError, StoreErrorKind, Version};
 use tokio::sync::watch;
 
 use crate::World;
+use crate::lease_place::LeasePlace;
 
-/// Requests that may be open at a time. A store that answers none gets no more.
+/// Requests that may be open at a time. A place that answers none gets no more.
 const OPEN_MAX: usize = 8;
 /// Time between two looks while so many are open.
 const FULL_LOOK: Duration = Duration::from_millis(100);
@@ -66,8 +66,10 @@ enum Kind {
     Kept {
         published: watch::Receiver<Published>,
         wanted: Arc<watch::Sender<Wanted>>,
+        /// Others see it where it lies.
+        is_shared: bool,
     },
-    /// Nobody else is expected, and nothing is kept in the store.
+    /// Nobody else is expected, and nothing is kept anywhere.
     Alone(Arc<Mutex<Epoch>>),
 }
 
@@ -83,9 +85,9 @@ impl LeaseHandle {
         Self { kind: Kind::Alone(Arc::new(Mutex::new(Epoch::FIRST))), world }
     }
 
-    /// Whether no store holds this right.
+    /// Whether nobody else can see this right, or take it.
     pub fn is_alone(&self) -> bool {
-        matches!(self.kind, Kind::Alone(_))
+        matches!(self.kind, Kind::Alone(_) | Kind::Kept { is_shared: false, .. })
     }
 
     /// How things stand.
@@ -205,19 +207,19 @@ impl LeaseHandle {
     /// Lends the lease: who has the handle sees it as long as the loan passes on how things stand, and cannot give it up.
     ///
     /// # Panics
-    /// A right that no store holds cannot be lent.
+    /// A right that nobody keeps cannot be lent.
     pub fn lend(&self) -> (Loan, Self) {
-        let Kind::Kept { published, wanted } = &self.kind else { panic!("only what a store holds is lent") };
+        let Kind::Kept { published, wanted, is_shared } = &self.kind else { panic!("only what is kept is lent") };
         let (to, lent) = watch::channel(Published { standing: Standing::Unknown, problem: None });
         let loan = Loan { from: published.clone(), to };
         loan.pass_on();
-        let kind = Kind::Kept { published: lent, wanted: Arc::clone(wanted) };
+        let kind = Kind::Kept { published: lent, wanted: Arc::clone(wanted), is_shared: *is_shared };
         (loan, Self { kind, world: Arc::clone(&self.world) })
     }
 
     /// Gives the lease up, and waits until that is done, or cannot be done in time.
     pub async fn release(&self) {
-        let Kind::Kept { published, wanted } = &self.kind else { return };
+        let Kind::Kept { published, wanted, .. } = &self.kind else { return };
         wanted.send_modify(|w| w.release = true);
         let _ = published.clone().wait_for(|p| p.standing == Standing::Ended).await;
     }
@@ -253,7 +255,7 @@ impl Drop for Loan {
 
 /// Keeps one lease, until it is given up.
 pub struct LeaseKeeper {
-    store: Arc<dyn Store>,
+    place: Arc<dyn LeasePlace>,
     world: Arc<dyn World>,
     memory: Box<dyn Memory>,
     lease: Lease<Version>,
@@ -271,15 +273,15 @@ impl fmt::Debug for LeaseKeeper {
     }
 }
 
-/// An answer of the store.
+/// An answer of the place.
 enum Answer {
-    Read(RequestId, Result<Option<(LeaseRecord, Version)>, String>),
+    Read(RequestId, Result<Option<(LeaseRecord, Version)>, StoreError>),
     Written(RequestId, Result<Version, StoreError>),
 }
 
-/// A keeper of the lease in `store`, and the handle for everybody else. `dead` are nonces of processes that are known to have ended.
+/// A keeper of the lease at `place`, and the handle for everybody else. `dead` are nonces of processes that are known to have ended.
 pub fn lease(
-    store: Arc<dyn Store>,
+    place: Arc<dyn LeasePlace>,
     world: Arc<dyn World>,
     memory: Box<dyn Memory>,
     terms: Terms,
@@ -289,9 +291,10 @@ pub fn lease(
     let lease = Lease::new(terms, guards, dead, world.now());
     let (publish, published) = watch::channel(Published { standing: Standing::Unknown, problem: None });
     let (want, wanted) = watch::channel(Wanted::default());
-    let handle = LeaseHandle { kind: Kind::Kept { published, wanted: Arc::new(want) }, world: Arc::clone(&world) };
+    let kind = Kind::Kept { published, wanted: Arc::new(want), is_shared: place.is_shared() };
+    let handle = LeaseHandle { kind, world: Arc::clone(&world) };
     let open = FuturesUnordered::new();
-    (LeaseKeeper { store, world, memory, lease, published: publish, wanted, open, problem: None, asked: None }, handle)
+    (LeaseKeeper { place, world, memory, lease, published: publish, wanted, open, problem: None, asked: None }, handle)
 }
 
 impl LeaseKeeper {
@@ -334,13 +337,12 @@ impl LeaseKeeper {
     }
 
     fn send(&mut self, request: Request<Version>) {
-        let store = Arc::clone(&self.store);
+        let place = Arc::clone(&self.place);
         self.open.push(match request {
-            Request::Read(id) => Box::pin(async move { Answer::Read(id, read(&*store).await) }),
+            Request::Read(id) => Box::pin(async move { Answer::Read(id, place.read().await) }),
             Request::Write { id, expected, record } => {
                 self.memory.remember(record.nonce);
-                let bytes = Bytes::from(record.encode());
-                Box::pin(async move { Answer::Written(id, store.swap_if(keys::LEASE, expected.as_ref(), bytes).await) })
+                Box::pin(async move { Answer::Written(id, place.swap(expected.as_ref(), &record).await) })
             }
         });
     }
@@ -380,8 +382,9 @@ impl LeaseKeeper {
                 }
                 self.lease.handle_read(id, Ok(found), now);
             }
-            Answer::Read(id, Err(text)) => {
-                self.problem = Some(text);
+            // Anything that cannot be read is no answer.
+            Answer::Read(id, Err(error)) => {
+                self.problem = Some(error.to_string());
                 self.lease.handle_read(id, Err(()), now);
             }
             Answer::Written(id, Ok(version)) => {
@@ -396,17 +399,5 @@ impl LeaseKeeper {
                 self.lease.handle_written(id, if refused { Written::Refused } else { Written::Unknown }, now);
             }
         }
-    }
-}
-
-/// The lease as the store has it. Anything that cannot be read is no answer.
-async fn read(store: &dyn Store) -> Result<Option<(LeaseRecord, Version)>, String> {
-    match store.get(keys::LEASE).await {
-        Ok(object) => match LeaseRecord::decode(&object.bytes) {
-            Ok(record) => Ok(Some((record, object.version))),
-            Err(error) => Err(format!("{} in {}: {error}", keys::LEASE, store.describe())),
-        },
-        Err(error) if error.kind == StoreErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error.to_string()),
     }
 }

@@ -25,6 +25,7 @@ pub mod claim;
 pub mod create;
 pub mod delete;
 pub mod lease_keeper;
+pub mod lease_place;
 pub mod log_end;
 pub mod manifest_swap;
 pub mod name;

@@ -19,7 +19,7 @@ pub(crate) struct Crate {
 const FORMAT_USES: &[&str] = &["crc-fast", "lz4_flex", "serde", "serde_json", "twox-hash"];
 
 /// What a sequence of requests needs, whatever runs it. Of Tokio only what tells others; no runtime and no clock.
-const WRITER_USES: &[&str] = &["bytes", "futures-util", "tokio", "tracing"];
+const WRITER_USES: &[&str] = &["async-trait", "bytes", "futures-util", "tokio", "tracing"];
 
 /// What runs futures without a runtime, and the store's trait. No clock and no source of chance but a seed.
 const SIM_USES: &[&str] = &["async-trait", "bytes", "futures-util", "tokio"];

@@ -373,3 +373,49 @@ fn one_that_does_not_compete_only_looks_and_takes_it_as_soon_as_it_does() {
     watcher.live(&mut place, 100_000);
     assert!(matches!(watcher.lease.standing(), Standing::Ours { until, .. } if until > Monotonic(100_000)));
 }
+
+/// A would-be holder at a place that may lose its record.
+fn wary(name: &str, tag: u8, now: u64) -> Holder {
+    let terms = Terms::new(Duration::from_secs(12), name.to_owned()).where_records_get_lost();
+    Holder { lease: Lease::new(terms, Guards::ALL, &[], Monotonic(now)), nonces: 0, tag, slept_until: now }
+}
+
+#[test]
+fn where_records_get_lost_the_first_is_made_when_a_holder_would_have_run_out() {
+    let (mut a, mut place) = (wary("a", 1, 0), Place::default());
+    a.live(&mut place, 13_600);
+    a.check(13_600, "unknown");
+    a.live(&mut place, 13_700);
+    a.check(13_700, "ours 1 until 25700");
+}
+
+#[test]
+fn a_lost_record_is_made_again_by_its_holder_under_a_higher_epoch_before_anybody_else_may() {
+    let (mut a, mut place) = (wary("a", 1, 0), Place::default());
+    a.live(&mut place, 14_000);
+    a.check(14_000, "ours 1 until 25700");
+    place.held = None;
+    let mut b = wary("b", 2, 14_000);
+    b.live(&mut place, 17_000);
+    a.live(&mut place, 18_000);
+    a.check(18_000, "ours 2 until 29700");
+    b.live(&mut place, 19_000);
+    b.check(19_000, "a has 2 until 31700");
+}
+
+#[test]
+fn whoever_finds_a_lost_record_waits_until_its_holder_has_run_out() {
+    let (mut a, mut place) = (wary("a", 1, 0), Place::default());
+    a.live(&mut place, 14_000);
+    place.held = None;
+    let mut b = wary("b", 2, 14_000);
+    // The holder cannot reach the place; by its own clock it has the right until 25.7 s.
+    a.pause(60_000);
+    b.live(&mut place, 27_600);
+    b.check(27_600, "unknown");
+    b.live(&mut place, 27_700);
+    b.check(27_700, "ours 1 until 39700");
+    b.live(&mut place, 60_000);
+    a.live(&mut place, 60_000);
+    a.check(60_000, "b has 1 until 73700");
+}

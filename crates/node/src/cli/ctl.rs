@@ -256,16 +256,22 @@ fn info(args: &InfoArgs) -> Result<(), Failure> {
 fn node(report: &NodeReport) -> Vec<String> {
     let standby = if report.candidate { "" } else { ", never to be the primary" };
     let mut lines = vec![format!("{} at {}{standby}", report.role, report.address)];
+    lines.push(format!("the lease is {}", report.lease));
     lines.push(match &report.holder {
-        Some(holder) if holder.is_self => {
-            format!("holds the lease with epoch {} until {}", holder.epoch, time::format_utc(holder.until))
-        }
         Some(holder) => {
-            let place = holder.address.as_deref().map(|address| format!(" at {address}")).unwrap_or_default();
-            let until = time::format_utc(holder.until);
-            format!("the lease is held by {}{place} with epoch {} until {until}", holder.name, holder.epoch)
+            let until = holder.until.map(|until| format!(" until {}", time::format_utc(until)));
+            let until = until.unwrap_or_else(|| " for good".to_owned());
+            let epoch = holder.epoch.map(|epoch| format!(" with epoch {epoch}")).unwrap_or_default();
+            let place = holder.address.as_deref().filter(|address| *address != holder.name);
+            let place = place.map(|address| format!(" at {address}")).unwrap_or_default();
+            let who = if holder.is_self {
+                "this node holds it".to_owned()
+            } else {
+                format!("{}{place} holds it", holder.name)
+            };
+            format!("{who}{epoch}{until}")
         }
-        None => "nobody is known to hold the lease".to_owned(),
+        None => "nobody is known to hold it".to_owned(),
     });
     for replica in &report.replicas {
         let txid = replica.txid.map_or_else(|| "-".to_owned(), |txid| txid.to_string());

@@ -67,6 +67,9 @@ pub(super) struct MountArgs {
     /// How long a commit waits for `--durability store` before it fails with an I/O error (5s)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     durability_timeout: Option<Duration>,
+    /// Hold a lease in the store, so that two processes cannot write there at a time (true or false; true)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    lease: Option<bool>,
     #[command(flatten)]
     cluster: ClusterArgs,
     #[command(flatten)]
@@ -139,7 +142,7 @@ fn folder(args: &MountArgs, at: PathBuf) -> Result<FolderConfig, Failure> {
     let behind = args.dir.canonicalize().or_else(|_| std::path::absolute(&args.dir));
     let behind = behind.map_err(|e| Failure::io("use", &args.dir, &e))?;
     let mut folder = FolderConfig::everything(at, behind, args.store.clone());
-    args.settings.apply(&mut folder.template);
+    Settings { lease: args.lease, ..args.settings.clone() }.apply(&mut folder.template);
     settings::validate(&folder.template).map_err(Failure::usage)?;
     folder.share_lease();
     Ok(folder)

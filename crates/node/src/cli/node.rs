@@ -25,6 +25,7 @@ use crate::config::{Config, LogFormat, LogLevel, SocketConfig, parse_addr};
 use crate::control::Controller;
 use crate::daemon::Daemon;
 use crate::follow::trails::Trails;
+use crate::lease_place::LeaseUrl;
 use crate::observe::{http, logging};
 use crate::proxy::{Flight, Proxy, ProxyConfig};
 use crate::status::StatusBoard;
@@ -56,7 +57,8 @@ const LOCK_LOOK: Duration = Duration::from_millis(20);
     after_help = "SIGINT or SIGTERM stops the application, uploads what is left and gives the lease up, so that another node takes \
 over at once.\n\nExit statuses: 0 stopped and everything is durable; 6 stopped before that; with --exec, that of the \
 application.\n\nExamples:\n  rhyolite node ./a --store ./backup --listen 127.0.0.1:20201\n  rhyolite node ./b --store \
-./backup --listen 127.0.0.1:20202\n  rhyolite node ./a --store s3://bucket/prod --listen 127.0.0.1:20201 --exec \"./app --db ./a/app.db\""
+./backup --listen 127.0.0.1:20202\n  rhyolite node ./a --store s3://bucket/prod --listen 127.0.0.1:20201 --exec \"./app --db ./a/app.db\"\n  rhyolite node ./a --store \
+./backup --listen 127.0.0.1:20201 --lease etcd://127.0.0.1:2379/app/lease"
 )]
 pub(super) struct NodeArgs {
     /// Folder of the databases, and of nothing that is not replicated
@@ -83,6 +85,9 @@ pub(super) struct NodeArgs {
     /// Each node must show a certificate for which one of these vouches: a PEM file
     #[arg(long, value_name = "PATH", requires = "cluster_cert")]
     cluster_ca: Option<PathBuf>,
+    /// Where the lease lies, if not in the store: consul://HOST:PORT/KEY, etcd://HOST:PORT/KEY, kubernetes://NAMESPACE/NAME; or who is the primary, for good: static://primary (this node) or static://HOST:PORT
+    #[arg(long, value_name = "URL", env = "RHYOLITE_LEASE")]
+    lease: Option<LeaseUrl>,
     /// Whether this node may become the primary (true or false; true)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     candidate: Option<bool>,
@@ -132,7 +137,8 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
         folder,
         address: address(args)?,
         access: access(args, &server)?,
-        is_candidate: args.candidate.unwrap_or(true),
+        is_candidate: is_candidate(args)?,
+        lease: args.lease.clone(),
         stop_timeout: config.shutdown_sync_timeout,
         parking: Policy::default(),
         flight: flight.clone(),
@@ -159,6 +165,26 @@ fn access(args: &NodeArgs, server: &ClusterConfig) -> Result<Access, Failure> {
     // That the files can be read is seen before anything is begun.
     tls::client_config(&tls).map_err(Failure::failed)?;
     Ok(Access { token: server.token.clone(), tls })
+}
+
+/// Whether this node may become the primary. Where a person has said who it is, that decides.
+fn is_candidate(args: &NodeArgs) -> Result<bool, Failure> {
+    let Some(lease) = args.lease.as_ref().filter(|lease| lease.is_static()) else {
+        return Ok(args.candidate.unwrap_or(true));
+    };
+    let named = lease.named_primary();
+    let is_primary = named.is_none();
+    if args.candidate.is_some_and(|candidate| candidate != is_primary) {
+        return Err(Failure::usage(format!("--candidate contradicts --lease {lease}")));
+    }
+    if args.settings.lease_ttl.is_some() {
+        return Err(Failure::usage(format!("--lease-ttl has no effect with --lease {lease}: it never runs out")));
+    }
+    let own = address(args)?;
+    if named.is_some_and(|named| own.rsplit("//").next() == Some(&named)) {
+        return Err(Failure::usage(format!("--lease {lease} is this node itself: --lease static://primary")));
+    }
+    Ok(is_primary)
 }
 
 /// What the others are told: with TLS the name that the certificate has.
@@ -223,9 +249,6 @@ fn folder(args: &NodeArgs) -> Result<FolderConfig, Failure> {
     folder.pick.exclude.push(Pattern::new("*-rhyolite-*").expect("it is one"));
     folder.template.lease.ttl = LEASE_TTL;
     args.settings.apply(&mut folder.template);
-    if !folder.template.lease.enabled {
-        return Err(Failure::usage("a node has its role by the lease: --lease=false is not possible"));
-    }
     settings::validate(&folder.template).map_err(Failure::usage)?;
     folder.share_lease();
     Ok(folder)

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::cluster::ClusterArgs;
 use super::exit::{Failure, Status};
 use crate::capture::commits::CommitLines;
-use crate::config::settings::{self, Settings};
+use crate::config::settings::{Settings, validate};
 use crate::config::units::parse_duration;
 use crate::config::{
     Config, ConfigError, DatabaseConfig, LogFormat, LogLevel, SocketConfig, file, io_text, parse_addr,
@@ -98,6 +98,9 @@ pub(super) struct ReplicateArgs {
     /// Keep the lease in this store, and share it with every database whose lease lies there
     #[arg(long, value_name = "STORE", requires = "db")]
     lease_url: Option<String>,
+    /// Hold a lease in the store, so that two processes cannot write there at a time (true or false; true)
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    lease: Option<bool>,
     /// Park a database as soon as nothing is left to do: for tests, on a file system with exact times
     #[arg(long, hide = true)]
     park_eagerly: bool,
@@ -258,14 +261,19 @@ fn one_database(args: &ReplicateArgs, db: &Path, store: &str) -> Result<Config, 
     if let Some(meta_path) = &args.meta_path {
         database.meta_path = absolute(meta_path)?;
     }
-    args.settings.apply(&mut database);
+    settings(args).apply(&mut database);
     database.lease.store.clone_from(&args.lease_url);
-    settings::validate(&database).map_err(Failure::usage)?;
+    validate(&database).map_err(Failure::usage)?;
     Ok(Config { databases: vec![database], ..Config::default() })
 }
 
+/// What flags say of the database.
+fn settings(args: &ReplicateArgs) -> Settings {
+    Settings { lease: args.lease, ..args.settings.clone() }
+}
+
 fn from_file(args: &ReplicateArgs) -> Result<Config, Failure> {
-    if args.settings != Settings::default() {
+    if settings(args) != Settings::default() {
         let message = "settings of a database belong into the configuration file, or name DB and STORE here";
         return Err(Failure::usage(message));
     }

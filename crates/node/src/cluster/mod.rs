@@ -15,13 +15,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhyolite_format::Timestamp;
 use rhyolite_format::lease::LeaseState;
+use rhyolite_format::{Timestamp, keys};
 use rhyolite_logic::lease::{Monotonic, Standing, Terms};
 use rhyolite_logic::park;
 use rhyolite_logic::role::{Action, Role, RoleMachine, RoleTerms, View, Why};
+use rhyolite_store::Environment;
 use rhyolite_writer::World;
 use rhyolite_writer::lease_keeper::{LeaseHandle, Loan};
+use rhyolite_writer::lease_place::LeasePlace;
 use rustix::process::Signal;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -30,6 +32,7 @@ use crate::cli::exit::{Failure, Status};
 use crate::config::folder::FolderConfig;
 use crate::follow::trails::Trails;
 use crate::lease;
+use crate::lease_place::LeaseUrl;
 use crate::proxy::Flight;
 use crate::replicate::ReplicateError;
 use crate::signals::StopRequest;
@@ -54,6 +57,8 @@ pub use application::Guard;
 
 /// Names the primary to whoever reads the folder of a replica.
 const PRIMARY_FILE: &str = ".primary";
+/// Time of a lease that never runs out: it is renewed all the same.
+const STATIC_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Longest time between two looks at how things stand.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long requests that the application has are waited for before it is told to stop.
@@ -68,6 +73,8 @@ pub struct NodeConfig {
     pub folder: FolderConfig,
     /// Where others reach it.
     pub address: String,
+    /// Where the lease lies, if not in the store.
+    pub lease: Option<LeaseUrl>,
     /// What nodes show each other.
     pub access: Access,
     /// Whether it may become the primary.
@@ -123,7 +130,10 @@ struct Node {
     signal: Option<Signal>,
     machine: RoleMachine,
     terms: Terms,
+    place: Arc<dyn LeasePlace>,
     lease: LeaseHandle,
+    /// What was last said to keep the lease from being read or written.
+    told_problem: Option<String>,
     /// What was captured and is not durable, for people.
     undrained: Option<String>,
     /// Until when the guard knows that we have the right.
@@ -152,16 +162,16 @@ pub async fn run(
     handoffs: mpsc::Receiver<Handoff>,
     stop: StopRequest,
 ) -> Result<u8, Failure> {
-    let ttl = config.folder.template.lease.ttl;
     // As long as the guard lives the application may write: the lease of a dead process is taken at once.
     let process = guard.as_ref().map_or_else(process::own, Guard::process);
-    let terms = Terms { address: Some(config.address.clone()), process, ..Terms::new(ttl, lease::holder()) };
+    let terms = Terms { address: Some(config.address.clone()), process, ..terms(&config) };
     let application = guard.map(Application::new).transpose();
     let application = application.map_err(|e| Failure::failed(format!("cannot talk to the guard: {e}")))?;
-    let lease = keep_lease(&config, &terms, config.is_candidate)?;
+    let place = place(&config, &terms)?;
+    let lease = lease::keep(Arc::clone(&place), &config.folder.template, terms.clone(), config.is_candidate);
     let trails = Arc::clone(&config.trails);
     let node = Node {
-        machine: RoleMachine::new(RoleTerms::new(ttl, config.is_candidate)),
+        machine: RoleMachine::new(RoleTerms::new(terms.ttl, config.is_candidate)),
         config,
         board,
         commands,
@@ -169,7 +179,9 @@ pub async fn run(
         stop,
         signal: None,
         terms,
+        place,
         lease,
+        told_problem: None,
         undrained: None,
         told_until: Monotonic(0),
         application,
@@ -185,11 +197,27 @@ pub async fn run(
     node.run().await
 }
 
-fn keep_lease(config: &NodeConfig, terms: &Terms, competes: bool) -> Result<LeaseHandle, Failure> {
+/// How the lease is held, where it lies.
+fn terms(config: &NodeConfig) -> Terms {
+    let ttl = config.folder.template.lease.ttl;
+    match &config.lease {
+        None => Terms::new(ttl, lease::holder()),
+        Some(lease) if lease.is_static() => Terms::new(STATIC_TTL, lease::holder()),
+        Some(_) => Terms::new(ttl, lease::holder()).where_records_get_lost(),
+    }
+}
+
+fn place(config: &NodeConfig, terms: &Terms) -> Result<Arc<dyn LeasePlace>, Failure> {
     let template = &config.folder.template;
-    let (_, url) = lease::place(template);
-    let kept = lease::keep(&url, template, &Arc::default(), terms.clone(), competes);
-    kept.map_err(|e| Failure::usage(format!("cannot use the store: {e}")))
+    let Some(url) = &config.lease else {
+        let (_, store) = lease::place(template);
+        let place = lease::in_store(&store, template, &Arc::default());
+        return place.map_err(|e| Failure::usage(format!("cannot use the store: {e}")));
+    };
+    // A primary with TLS has a certificate for its name, as this node has.
+    let scheme = config.address.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
+    url.open(&Environment::Process, terms.answer, &scheme)
+        .map_err(|e| Failure::usage(format!("cannot use the lease: {e}")))
 }
 
 impl Node {
@@ -218,8 +246,19 @@ impl Node {
         }
     }
 
+    /// Says what is wrong with the lease, once for each time that we have held it: reads may work while writes fail, by turns.
+    fn tell_problem(&mut self) {
+        if self.lease.right().is_some() {
+            self.told_problem = None;
+        } else if let Some(text) = self.lease.problem().filter(|text| self.told_problem.as_ref() != Some(text)) {
+            tracing::warn!("the lease cannot be read or written: {text}");
+            self.told_problem = Some(text);
+        }
+    }
+
     /// Lets everybody know how the lease stands.
     async fn take_standing(&mut self) {
+        self.tell_problem();
         let view = match self.lease.standing() {
             Standing::Unknown => View::Vacant,
             Standing::Theirs { record, .. } => {
@@ -302,7 +341,8 @@ impl Node {
                 tokio::spawn(async move { lease.release().await });
             }
             Action::Watch => {
-                self.lease = keep_lease(&self.config, &self.terms, false)?;
+                let (place, terms) = (Arc::clone(&self.place), self.terms.clone());
+                self.lease = lease::keep(place, &self.config.folder.template, terms, false);
             }
             Action::Compete => self.lease.set_competes(true),
             Action::End => unreachable!("taken by the caller"),
@@ -335,7 +375,9 @@ impl Node {
         let prepare = Prepare {
             folder: self.config.folder.clone(),
             lease: self.lease.clone(),
-            must_fence: !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_released),
+            // That the one before has given it up is certain only where its log lies: another place may be older than it says.
+            must_fence: self.config.lease.is_some()
+                || !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_released),
             trails: Arc::clone(&self.trails),
             cancelled,
         };
@@ -402,13 +444,8 @@ impl Node {
             }
             Event::Captured(errors) => return self.note_captured(&errors),
             Event::Command(command) => self.pass_on(command).await,
-            Event::Handoff(reply) => {
-                let role = self.machine.role().name();
-                let taken =
-                    self.machine.hand_on().then_some(()).ok_or_else(|| format!("this node is {role}, and not primary"));
-                // Whoever has asked may be gone.
-                let _ = reply.send(taken);
-            }
+            // Whoever has asked may be gone.
+            Event::Handoff(reply) => drop(reply.send(self.hand_on())),
             Event::KillDue => {
                 self.kill_at = None;
                 if let Some(application) = &mut self.application {
@@ -418,6 +455,14 @@ impl Node {
             }
         }
         Ok(())
+    }
+
+    fn hand_on(&mut self) -> Result<(), String> {
+        if let Some(lease) = self.config.lease.as_ref().filter(|lease| lease.is_static()) {
+            return Err(format!("who is the primary was decided by --lease {lease}: nobody else can take it over"));
+        }
+        let role = self.machine.role().name();
+        self.machine.hand_on().then_some(()).ok_or_else(|| format!("this node is {role}, and not primary"))
     }
 
     fn note_told(&mut self, told: Told) {
@@ -518,25 +563,35 @@ impl Node {
         }
     }
 
+    /// Where the lease lies, for people.
+    fn lease_shown(&self) -> String {
+        let place = self.place.describe();
+        if self.config.lease.is_some() { place } else { format!("{}/{}", place.trim_end_matches('/'), keys::LEASE) }
+    }
+
     fn report(&mut self) {
         let at = |moment: Monotonic| {
             let left = RealWorld.now().until(moment).as_millis();
             Timestamp(time::now().0.saturating_add(i64::try_from(left).unwrap_or(0)))
         };
+        let (ends, is_named) = self.config.lease.as_ref().map_or((true, false), |lease| {
+            // What a person has decided says no more than who it is.
+            (!lease.is_static(), lease.named_primary().is_some())
+        });
         let holder = match self.lease.standing() {
             Standing::Ours { epoch, until, .. } => Some(Holder {
                 is_self: true,
                 name: self.terms.holder.clone(),
                 address: self.terms.address.clone(),
-                epoch,
-                until: at(until),
+                epoch: Some(epoch),
+                until: ends.then(|| at(until)),
             }),
             Standing::Theirs { record, free } if record.state == LeaseState::Held => Some(Holder {
                 is_self: false,
                 name: record.holder,
                 address: record.address,
-                epoch: record.epoch,
-                until: at(free),
+                epoch: (!is_named).then_some(record.epoch),
+                until: ends.then(|| at(free)),
             }),
             Standing::Theirs { .. } | Standing::Unknown | Standing::Ended => None,
         };
@@ -544,6 +599,7 @@ impl Node {
             role: self.machine.role().name().to_owned(),
             candidate: self.config.is_candidate,
             address: self.config.address.clone(),
+            lease: self.lease_shown(),
             holder,
             replicas: self.following.as_mut().map(Following::report).unwrap_or_default(),
         });

@@ -143,8 +143,10 @@ impl Prepare {
     async fn one(&self, name: &str, fenced: &Mutex<Option<Epoch>>) -> bool {
         let config = self.folder.database(name);
         let mut told = None;
+        // The right under which this log was fenced here.
+        let mut own = None;
         while !self.is_cancelled() {
-            match self.try_one(name, &config, fenced).await {
+            match self.try_one(name, &config, fenced, &mut own).await {
                 Ok(true) => return true,
                 Ok(false) => {}
                 Err(text) => {
@@ -162,12 +164,13 @@ impl Prepare {
         name: &str,
         config: &DatabaseConfig,
         fenced: &Mutex<Option<Epoch>>,
+        own: &mut Option<Epoch>,
     ) -> Result<bool, String> {
         let store = rhyolite_store::open(&config.store, &config.store_options()).map_err(|e| e.to_string())?;
         let store: Arc<dyn Store> = Arc::new(Retrying::new(store, RetryPolicy::default()));
         let found = log_end::find(&store, Guards::ALL, None).await.map_err(|e| e.to_string())?;
         let Some(mut end) = found else { return Ok(true) };
-        if !self.take_end(&store, &mut end, fenced).await? {
+        if !self.take_end(&store, &mut end, fenced, own).await? {
             return Ok(false);
         }
         let Some(pos) = end.pos else { return Ok(true) };
@@ -209,25 +212,20 @@ impl Prepare {
         store: &Arc<dyn Store>,
         end: &mut LogEnd,
         fenced: &Mutex<Option<Epoch>>,
+        own: &mut Option<Epoch>,
     ) -> Result<bool, String> {
         let Some(epoch) = self.lease.right() else {
             self.again().await;
             return Ok(false);
         };
-        let theirs = end.epoch.filter(|theirs| *theirs >= epoch);
-        if let Some(theirs) = theirs.filter(|theirs| *theirs > epoch) {
-            // Written without the lease.
+        if let Some(theirs) = end.epoch.filter(|theirs| *theirs >= epoch) {
+            if *own == Some(theirs) {
+                // Nothing of an older right comes after it.
+                return Ok(true);
+            }
+            // Written without the lease, or under one that was lost with whatever kept it: that had come as far as this one, or further.
             self.raise(theirs.next()).await;
             return Ok(false);
-        }
-        let note = || {
-            let mut fenced = fenced.lock().unwrap_or_else(PoisonError::into_inner);
-            *fenced = (*fenced).max(Some(epoch));
-        };
-        if theirs.is_some() {
-            // Our own, of before: nothing of an older right comes after it.
-            note();
-            return Ok(true);
         }
         if !self.must_fence || end.manifest.is_none() {
             return Ok(true);
@@ -240,7 +238,9 @@ impl Prepare {
             Ok(_) => {
                 end.next_seq = end.next_seq.next();
                 end.epoch = Some(epoch);
-                note();
+                *own = Some(epoch);
+                let mut fenced = fenced.lock().unwrap_or_else(PoisonError::into_inner);
+                *fenced = (*fenced).max(Some(epoch));
                 Ok(true)
             }
             Err(create::CreateError::Store(error)) => Err(error.to_string()),

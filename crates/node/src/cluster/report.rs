@@ -18,6 +18,8 @@ pub struct NodeReport {
     pub candidate: bool,
     /// Where others reach it.
     pub address: String,
+    /// Where the lease lies: an object of the store, or what `--lease` names.
+    pub lease: String,
     /// Who holds the lease; `None` when nobody does, or it is not known.
     pub holder: Option<Holder>,
     /// The databases that are followed; none on the primary.
@@ -42,11 +44,11 @@ pub struct Holder {
     pub name: String,
     /// Where followers are served.
     pub address: Option<String>,
-    /// The number of the right.
-    pub epoch: Epoch,
-    /// When the right ends, or may be taken, unless it is renewed; by this machine's clock.
-    #[serde(with = "time::rfc3339")]
-    pub until: Timestamp,
+    /// The number of the right; `None` where a person has named the primary, and it is not known.
+    pub epoch: Option<Epoch>,
+    /// When the right ends, or may be taken, unless it is renewed; by this machine's clock. `None` where it never ends.
+    #[serde(with = "time::rfc3339::option")]
+    pub until: Option<Timestamp>,
 }
 
 impl Holder {

@@ -61,8 +61,9 @@ pub struct Settings {
     /// Keep one restore point per day for this long (30d)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     pub keep_daily: Option<Duration>,
-    /// Hold a lease in the store, so that two processes cannot write there at a time (true or false; true)
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
+    /// Hold a lease in the store, so that two processes cannot write there at a time. A flag of the commands, because it is another one for a node
+    /// of a cluster.
+    #[arg(skip)]
     pub lease: Option<bool>,
     /// A holder of the lease that is not heard of keeps it this long (1m)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
@@ -225,7 +226,7 @@ mod tests {
         config.history.keep_every_commit = Duration::ZERO;
         config.history.keep_hourly = Duration::ZERO;
         config.history.keep_daily = Duration::ZERO;
-        config.lease = LeaseConfig { enabled: false, ttl: hour, if_held: IfHeld::Exit, store: None, meta_path: None };
+        config.lease = LeaseConfig { enabled: true, ttl: hour, if_held: IfHeld::Exit, store: None, meta_path: None };
         config.history.grace = Duration::ZERO;
         config.duty = Duty::Prune;
         config.drill = crate::config::DrillConfig { interval: Duration::ZERO, sample_bytes: 0 };

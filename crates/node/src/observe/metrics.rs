@@ -125,7 +125,7 @@ pub const METRICS: &[Metric] = &[
     process(
         "rhyolite_node_epoch",
         "Number of the right that the holder of a cluster's lease has; absent without one.",
-        |r| r.node.as_ref().and_then(|node| node.holder.as_ref()).map(|holder| holder.epoch.get() as f64),
+        |r| r.node.as_ref()?.holder.as_ref()?.epoch.map(|epoch| epoch.get() as f64),
     ),
     process(
         "rhyolite_node_replica_lag_seconds_max",

@@ -156,6 +156,10 @@ impl Supervisor {
             tracing::error!("ending: `lease.if-held` is `exit`");
             let _ = self.ender.send(true);
         }
+        if matches!(error, ReplicateError::Conflict(_)) && self.leases.is_lent_alone() {
+            // Whoever lent it has no other way to know that its role is over.
+            let _ = self.ender.send(true);
+        }
         member.status.error(text.clone());
         member.status.set_state(State::Error { text });
         member.stage = Stage::Failed;

@@ -47,28 +47,38 @@ fn now_ms() -> u128 {
 }
 
 /// Some nodes in a folder, with one store, to which each has a way of its own.
-struct Cluster {
-    folder: Folder,
-    addresses: BTreeMap<&'static str, String>,
-    running: BTreeMap<&'static str, Running>,
-    sync_interval: &'static str,
+pub(crate) struct Cluster {
+    pub(crate) folder: Folder,
+    pub(crate) addresses: BTreeMap<&'static str, String>,
+    pub(crate) running: BTreeMap<&'static str, Running>,
+    pub(crate) sync_interval: &'static str,
+    /// `None` where no lease runs out.
+    pub(crate) lease_ttl: Option<&'static str>,
 }
 
 impl Cluster {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = Folder::new();
         std::fs::create_dir(folder.path("store")).unwrap();
-        Self { folder, addresses: BTreeMap::new(), running: BTreeMap::new(), sync_interval: "--sync-interval=100ms" }
+        let (addresses, running) = (BTreeMap::new(), BTreeMap::new());
+        Self { folder, addresses, running, sync_interval: "--sync-interval=100ms", lease_ttl: Some("--lease-ttl=2s") }
     }
 
     /// Starts a node with the application.
-    fn start(&mut self, name: &'static str) {
-        let program = std::env::current_exe().unwrap();
-        let exec = format!("'{}' --exact cluster::application --nocapture", program.display());
-        self.start_with(name, &["--exec", &exec]);
+    pub(crate) fn start(&mut self, name: &'static str) {
+        self.start_application(name, &[]);
     }
 
-    fn start_with(&mut self, name: &'static str, more: &[&str]) {
+    /// The same, with more flags.
+    pub(crate) fn start_application(&mut self, name: &'static str, more: &[&str]) {
+        let program = std::env::current_exe().unwrap();
+        let exec = format!("'{}' --exact cluster::application --nocapture", program.display());
+        let mut arguments = vec!["--exec", &exec];
+        arguments.extend(more);
+        self.start_with(name, &arguments);
+    }
+
+    pub(crate) fn start_with(&mut self, name: &'static str, more: &[&str]) {
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let address = self.addresses.entry(name).or_insert_with(free).clone();
         let socket = format!("{name}.sock");
@@ -77,7 +87,8 @@ impl Cluster {
             self.lead(name, "store");
         }
         let mut arguments = vec!["node", name, "--store", &store, "--listen", &address, "--socket", &socket];
-        arguments.extend(["--lease-ttl", "2s", self.sync_interval, "--drill-interval", "0s"]);
+        arguments.extend([self.sync_interval, "--drill-interval", "0s"]);
+        arguments.extend(self.lease_ttl);
         arguments.extend(more);
         let (database, notes) = (self.database(name), self.notes(name));
         let variables = [(DATABASE, database.to_str().unwrap()), (NOTES, notes.to_str().unwrap())];
@@ -85,22 +96,22 @@ impl Cluster {
     }
 
     /// Makes a node's way to the store lead elsewhere: to itself, and nothing is reached.
-    fn lead(&self, name: &str, to: &str) {
+    pub(crate) fn lead(&self, name: &str, to: &str) {
         let (link, new) = (self.folder.path(&format!("store-of-{name}")), self.folder.path("new-link"));
         std::os::unix::fs::symlink(to, &new).unwrap();
         std::fs::rename(new, link).unwrap();
     }
 
-    fn database(&self, name: &str) -> PathBuf {
+    pub(crate) fn database(&self, name: &str) -> PathBuf {
         self.folder.path(name).join("app.db")
     }
 
-    fn notes(&self, name: &str) -> PathBuf {
+    pub(crate) fn notes(&self, name: &str) -> PathBuf {
         self.folder.path(&format!("{name}.notes"))
     }
 
     /// What the application has noted on a node: when, and which row.
-    fn noted(&self, name: &str) -> Vec<(u128, i64)> {
+    pub(crate) fn noted(&self, name: &str) -> Vec<(u128, i64)> {
         let text = std::fs::read_to_string(self.notes(name)).unwrap_or_default();
         let parse = |line: &str| {
             let (time, number) = line.split_once(' ')?;
@@ -109,16 +120,16 @@ impl Cluster {
         text.lines().filter_map(parse).collect()
     }
 
-    fn last_noted(&self, name: &str) -> i64 {
+    pub(crate) fn last_noted(&self, name: &str) -> i64 {
         self.noted(name).last().map_or(0, |(_, number)| *number)
     }
 
-    fn signal(&self, name: &str, signal: Signal) {
+    pub(crate) fn signal(&self, name: &str, signal: Signal) {
         self.running[name].signal(signal);
     }
 
     /// Stops a process in the middle of whatever it does, but not while it holds a lock of the store: that is a folder here, and everybody would wait for it.
-    fn freeze(&self, name: &str) {
+    pub(crate) fn freeze(&self, name: &str) {
         let is_locked = |lock: &str| {
             let file = std::fs::File::open(self.folder.path("store").join(lock));
             file.is_ok_and(|file| flock(&file, FlockOperation::NonBlockingLockExclusive).is_err())
@@ -135,52 +146,52 @@ impl Cluster {
         }
     }
 
-    fn kill(&mut self, name: &'static str) {
+    pub(crate) fn kill(&mut self, name: &'static str) {
         self.signal(name, Signal::KILL);
         drop(self.running.remove(name));
     }
 
-    fn stop(&mut self, name: &'static str) -> Outcome {
+    pub(crate) fn stop(&mut self, name: &'static str) -> Outcome {
         self.signal(name, Signal::TERM);
         self.running.remove(name).unwrap().wait()
     }
 
     /// Stops a node that must be a replica, or have no application.
-    fn stop_well(&mut self, name: &'static str) {
+    pub(crate) fn stop_well(&mut self, name: &'static str) {
         let outcome = self.stop(name);
         assert_eq!(outcome.code, 0, "{outcome:?}");
         assert!(!outcome.stderr.contains("ERROR"), "{outcome:?}");
     }
 
     /// Stops a primary, whose application ends by the signal.
-    fn stop_primary(&mut self, name: &'static str) {
+    pub(crate) fn stop_primary(&mut self, name: &'static str) {
         let outcome = self.stop(name);
         assert_eq!(outcome.code, 128 + 15, "{outcome:?}");
         assert!(!outcome.stderr.contains("ERROR"), "{outcome:?}");
     }
 
-    fn node(&self, name: &str) -> Value {
+    pub(crate) fn node(&self, name: &str) -> Value {
         let outcome = self.folder.run(&["ctl", "node", "--json", "--socket", &format!("{name}.sock")]);
         serde_json::from_str(&outcome.stdout).unwrap_or_default()
     }
 
-    fn wait_role(&self, name: &str, role: &str) {
+    pub(crate) fn wait_role(&self, name: &str, role: &str) {
         wait_for(&format!("{name} to be {role}"), || self.node(name)["role"] == role);
     }
 
     /// Waits until the application writes on a node.
-    fn wait_writing(&self, name: &str) {
+    pub(crate) fn wait_writing(&self, name: &str) {
         let before = self.last_noted(name);
         wait_for(&format!("the application to write on {name}"), || self.last_noted(name) > before + 20);
     }
 
     /// Waits until a replica has a row.
-    fn wait_row(&self, name: &str, number: i64) {
+    pub(crate) fn wait_row(&self, name: &str, number: i64) {
         wait_for(&format!("row {number} on {name}"), || rows(&self.database(name)).contains(&number));
     }
 
     /// Waits until what has been committed on the primary is in the store, and gives the last row of it.
-    fn wait_durable(&self, name: &str) -> i64 {
+    pub(crate) fn wait_durable(&self, name: &str) -> i64 {
         let last = self.last_noted(name);
         let (db, socket) = (format!("{name}/app.db"), format!("{name}.sock"));
         wait_for("the rows to be durable", || {
@@ -190,7 +201,7 @@ impl Cluster {
     }
 
     /// The rows that the store has.
-    fn stored(&self) -> HashSet<i64> {
+    pub(crate) fn stored(&self) -> HashSet<i64> {
         let copy = self.folder.path("stored.db");
         let outcome = self.folder.run(&["restore", "store/app.db", "-o", "stored.db", "--force"]);
         assert_eq!(outcome.code, 0, "{outcome:?}");
@@ -199,14 +210,14 @@ impl Cluster {
         rows
     }
 
-    fn branches(&self, name: &str) -> Vec<Value> {
+    pub(crate) fn branches(&self, name: &str) -> Vec<Value> {
         let outcome = self.folder.run(&["branch", "list", name, "--json"]);
         assert_eq!(outcome.code, 0, "{outcome:?}");
         outcome.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// Waits until a replica is byte for byte what the store has, but for what its readers need otherwise. Nobody writes.
-    fn wait_equal_to_store(&self, name: &str) {
+    pub(crate) fn wait_equal_to_store(&self, name: &str) {
         wait_for(&format!("{name} to be what the store has"), || {
             self.stored();
             let image = std::fs::read(self.folder.path("stored.db")).unwrap();
@@ -221,7 +232,7 @@ impl Cluster {
     }
 
     /// The store is whole, and has one history that began with one snapshot.
-    fn check_store(&self) {
+    pub(crate) fn check_store(&self) {
         let outcome = self.folder.run(&["verify", "store/app.db"]);
         assert_eq!(outcome.code, 0, "{outcome:?}");
         let snapshots = std::fs::read_dir(self.folder.path("store/app.db/ltx/9")).unwrap().count();
@@ -230,7 +241,7 @@ impl Cluster {
 }
 
 /// The rows of a database; none where it cannot be read.
-fn rows(path: &Path) -> HashSet<i64> {
+pub(crate) fn rows(path: &Path) -> HashSet<i64> {
     let read = || -> rusqlite::Result<Vec<i64>> {
         let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
         db.busy_timeout(Duration::from_secs(10))?;

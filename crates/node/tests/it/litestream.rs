@@ -12,10 +12,7 @@ use rusqlite::Connection;
 use rustix::process::Signal;
 
 use crate::program::{Folder, rows, wait_for};
-
-#[allow(dead_code, reason = "only S3 is needed here")]
-#[path = "../../../store/tests/it/servers.rs"]
-mod servers;
+use crate::servers;
 
 /// A file of the installation, or `None` if it is not installed and need not be.
 fn installed(name: &str) -> Option<PathBuf> {

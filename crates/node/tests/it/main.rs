@@ -14,7 +14,12 @@ mod follow;
 mod foreign;
 mod history;
 mod history_builder;
+mod kubernetes_server;
 mod lease;
+mod lease_places;
+mod lease_servers;
+#[cfg(target_os = "linux")]
+mod leases;
 mod litefs;
 mod litestream;
 mod log_end;
@@ -35,6 +40,9 @@ mod prune;
 mod readme;
 mod restore;
 mod resume;
+#[allow(dead_code, reason = "not every server is needed here")]
+#[path = "../../../store/tests/it/servers.rs"]
+mod servers;
 mod stream;
 mod stream_files;
 mod verify;

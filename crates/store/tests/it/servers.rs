@@ -32,7 +32,7 @@ impl Drop for Server {
 }
 
 /// The program, or `None` if it is not installed and need not be.
-fn program(variable: &str, installed: &str, required: &str) -> Option<PathBuf> {
+pub(crate) fn program(variable: &str, installed: &str, required: &str) -> Option<PathBuf> {
     let path = std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
     let path =
         path.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/servers").join(installed));
@@ -44,9 +44,17 @@ fn program(variable: &str, installed: &str, required: &str) -> Option<PathBuf> {
     None
 }
 
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
 fn start(program: &PathBuf, arguments: impl FnOnce(u16, &str) -> Vec<String>) -> Server {
+    start_at(free_port(), program, arguments)
+}
+
+/// Starts a server at a port that a server before it may have had, in a folder of its own.
+pub(crate) fn start_at(port: u16, program: &PathBuf, arguments: impl FnOnce(u16, &str) -> Vec<String>) -> Server {
     let data = tempfile::tempdir().unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let mut command = Command::new("sh");
     // In a group of its own: Apache ends by a signal to its whole group.
     let script = r#"setsid "$0" "$@" </dev/null & server=$!; read -r _; kill $server; wait $server"#;
