@@ -25,18 +25,17 @@ pub fn is_cut(sim: &Sim, a: NodeId, b: NodeId) -> bool {
     [a, b].iter().any(|node| sim.cluster().machine(*node).alone_until > now)
 }
 
-/// How long a message is on its way; `None` when it does not arrive.
+/// How long a message is on its way; `None` when it does not arrive. Those that are not slowed down come in the order in which they were sent.
 pub fn delay(sim: &Sim, from: NodeId, to: NodeId) -> Option<u64> {
     let mut chance = sim.chance();
-    let quick = chance.skewed(MS / 5, 5 * MS);
     if !sim.is_stormy() {
-        return Some(quick);
+        return Some(MS);
     }
     let weather = &sim.scenario.weather;
     let (is_lost, is_slow) = (chance.permille(weather.lost), chance.permille(weather.slow));
     let more = if is_slow { chance.skewed(10 * MS, SECOND) } else { 0 };
     drop(chance);
-    (!is_lost && !is_cut(sim, from, to)).then_some(quick + more)
+    (!is_lost && !is_cut(sim, from, to)).then_some(MS + more)
 }
 
 /// Whether a second copy of a message arrives, and how much later.
