@@ -205,7 +205,7 @@ impl Files {
         if whole.pos.txid <= at.txid {
             return Ok(false);
         }
-        if self.rules.judge_before_rewrite {
+        if self.rules.judge_before_rewrite && !catalog.points()?.contains(&at) {
             return Err(Trouble::Astray(format!("nothing leads from {at} to {}", whole.pos)));
         }
         self.apply(lineage, at, whole.pos, Batch::Whole).await.map(|()| true)
