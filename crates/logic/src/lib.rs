@@ -3,9 +3,11 @@
 //! Nothing here does I/O, reads a clock or draws a random number: listings and times are arguments, plans are values. So every
 //! rule can be tested with a list.
 
+pub mod base;
 pub mod branch;
 pub mod contradiction;
 pub mod cost_plan;
+pub mod deadline;
 pub mod doctor;
 pub mod drill;
 pub mod garbage;
@@ -18,11 +20,14 @@ pub mod log;
 mod model;
 pub mod park;
 pub mod pick;
+pub mod prepare;
 pub mod proxy;
 pub mod reconcile;
 pub mod restore_plan;
 pub mod role;
 pub mod store_kind;
+pub mod stream;
 pub mod tail;
+pub mod trail;
 
 pub use restore_plan::Target;

@@ -28,8 +28,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use rhyolite_format::Epoch;
+use rhyolite_format::lease::LeaseState;
 
-use crate::lease::Monotonic;
+use crate::lease::{Monotonic, Standing};
 
 /// Pause before databases that could not be prepared are tried again.
 const PREPARE_AGAIN: Duration = Duration::from_secs(1);
@@ -45,12 +46,40 @@ pub struct RoleTerms {
     pub prepare: Duration,
     /// Whether this node may become the primary.
     pub is_candidate: bool,
+    /// Rules in force.
+    pub rules: RoleRules,
+}
+
+/// Rules that the simulator switches off one by one, to see that it finds what they prevent. Everything else uses [`RoleRules::ALL`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoleRules {
+    /// Databases are prepared when nothing is applied to them any more.
+    pub unfollow_first: bool,
+    /// Databases are caught up with the store before they are served.
+    pub prepare_first: bool,
+    /// Capture ends after the application.
+    pub application_first: bool,
+    /// A right that was lost stays lost until idle.
+    pub lost_stays_lost: bool,
+    /// The lease is given up only when everything that was captured is durable.
+    pub release_when_drained: bool,
+}
+
+impl RoleRules {
+    /// Every rule holds.
+    pub const ALL: Self = Self {
+        unfollow_first: true,
+        prepare_first: true,
+        application_first: true,
+        lost_stays_lost: true,
+        release_when_drained: true,
+    };
 }
 
 impl RoleTerms {
     /// Terms in proportion to the lease's time.
     pub fn new(ttl: Duration, is_candidate: bool) -> Self {
-        Self { grace: ttl / 5, abstain: ttl, prepare: ttl * 12, is_candidate }
+        Self { grace: ttl / 5, abstain: ttl, prepare: ttl * 12, is_candidate, rules: RoleRules::ALL }
     }
 }
 
@@ -75,6 +104,23 @@ pub enum View {
     },
     /// It was given up, and is not asked for any more.
     Ended,
+}
+
+impl View {
+    /// The lease as a node sees it that serves at `address`. A lease of its own address that is not its own is that of an earlier life: nobody is there
+    /// to be followed.
+    pub fn of(standing: Standing, address: &str) -> Self {
+        match standing {
+            Standing::Unknown => Self::Vacant,
+            Standing::Theirs { record, .. } => {
+                let is_own = record.address.as_deref() == Some(address);
+                let is_free = record.state == LeaseState::Released || is_own;
+                if is_free { Self::Vacant } else { Self::Held { address: record.address } }
+            }
+            Standing::Ours { epoch, until, origin } => Self::Ours { epoch, until, tenure: origin.tenure },
+            Standing::Ended => Self::Ended,
+        }
+    }
 }
 
 /// What the driver has to do. Each is answered by the event that is named.
@@ -189,6 +235,8 @@ pub struct RoleMachine {
     prepared_by: Monotonic,
     /// Something was captured that is not durable yet.
     owes: bool,
+    /// When it was asked last what is to be done: what was due then is done.
+    polled: Option<Monotonic>,
 }
 
 impl RoleMachine {
@@ -207,6 +255,7 @@ impl RoleMachine {
             is_lost: false,
             prepared_by: Monotonic(0),
             owes: false,
+            polled: None,
         }
     }
 
@@ -240,6 +289,7 @@ impl RoleMachine {
     /// How the lease stands.
     pub fn handle_lease(&mut self, view: View) {
         if let Some(noted) = self.tenure
+            && self.terms.rules.lost_stays_lost
             && !matches!(view, View::Ours { tenure, .. } if tenure == noted)
         {
             self.is_lost = true;
@@ -336,7 +386,8 @@ impl RoleMachine {
         assert!(matches!(self.stage, Stage::StoppingCapture { .. }), "told to end capture");
         self.owes = !is_drained;
         let leaves = self.stops || self.hands_on;
-        if leaves && is_drained && self.has_right(now) {
+        let may_leave = is_drained || !self.terms.rules.release_when_drained;
+        if leaves && may_leave && self.has_right(now) {
             self.stage = Stage::Releasing;
             self.actions.push_back(Action::Release);
         } else if self.stops {
@@ -348,7 +399,8 @@ impl RoleMachine {
         }
     }
 
-    /// When [`RoleMachine::poll_action`] must be called next, if nothing happens before.
+    /// When [`RoleMachine::poll_action`] must be called next, if nothing happens before. Always after the last call: what is due and cannot be done, because
+    /// the lease has run out and nobody tells more, waits for an event.
     pub fn poll_timeout(&self) -> Option<Monotonic> {
         let due = match (&self.stage, &self.view) {
             (Stage::Serving, View::Ours { until, .. }) => Some(self.last_moment(*until)),
@@ -359,7 +411,7 @@ impl RoleMachine {
             (Stage::Idle, View::Ours { .. } | View::Held { .. }) => Some(self.not_before),
             _ => None,
         };
-        due.into_iter().chain(self.abstains).min()
+        due.into_iter().chain(self.abstains).filter(|due| self.polled.is_none_or(|polled| *due > polled)).min()
     }
 
     /// What is to be done now, if anything.
@@ -367,7 +419,11 @@ impl RoleMachine {
         if self.actions.is_empty() {
             self.step(now);
         }
-        self.actions.pop_front()
+        let action = self.actions.pop_front();
+        if action.is_none() {
+            self.polled = Some(now);
+        }
+        action
     }
 
     fn step(&mut self, now: Monotonic) {
@@ -381,7 +437,8 @@ impl RoleMachine {
             Stage::Following { address } => {
                 let is_elsewhere = matches!(&self.view, View::Held { address: Some(other) } if *other != address);
                 if self.stops || is_elsewhere || self.has_time(now) {
-                    self.stage = Stage::Unfollowing;
+                    let waits = self.terms.rules.unfollow_first;
+                    self.stage = if waits { Stage::Unfollowing } else { Stage::Idle };
                     self.actions.push_back(Action::Unfollow);
                 }
             }
@@ -402,6 +459,9 @@ impl RoleMachine {
                 };
                 self.stage = Stage::StoppingApplication;
                 self.actions.push_back(Action::StopApplication(why));
+                if !self.terms.rules.application_first {
+                    self.stop_capture(now);
+                }
             }
             Stage::StoppingCapture { drains: true } if !self.has_right(now) => {
                 self.stage = Stage::StoppingCapture { drains: false };
@@ -436,7 +496,11 @@ impl RoleMachine {
                 (self.tenure, self.is_lost) = (Some(*tenure), false);
                 self.prepared_by = now.after(self.terms.prepare);
                 self.stage = Stage::Preparing { is_cancelled: false };
-                self.actions.push_back(Action::Prepare);
+                if self.terms.rules.prepare_first {
+                    self.actions.push_back(Action::Prepare);
+                } else {
+                    self.handle_prepared(true, now);
+                }
             }
             View::Held { address: Some(address) } => {
                 // Another has the right, and what is not in its history is kept when it is followed.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::cluster;
 use crate::executor::NodeId;
 use crate::node;
 use crate::scenario::{MS, SECOND};
@@ -69,14 +70,19 @@ fn crash(sim: &Arc<Sim>, id: NodeId) {
     node::start_later(sim, id);
 }
 
-fn freeze(sim: &Arc<Sim>, id: NodeId) -> Option<u64> {
+/// For how long something freezes.
+pub(crate) fn freezing_time(sim: &Sim) -> u64 {
     let ttl = u64::try_from(sim.scenario.ttl.as_micros()).expect("short");
     let time = {
         let mut chance = sim.chance();
         if chance.permille(500) { chance.skewed(50 * MS, 2 * ttl) } else { chance.between(ttl, 10 * ttl) }
     };
     // What it was about to send leaves before long in calm weather as well.
-    let time = time.min(sim.scenario.calm.saturating_sub(sim.timeline.now()) + SECOND);
+    time.min(sim.scenario.calm.saturating_sub(sim.timeline.now()) + SECOND)
+}
+
+fn freeze(sim: &Arc<Sim>, id: NodeId) -> Option<u64> {
+    let time = freezing_time(sim);
     if sim.node(id).handle.is_none() || std::mem::replace(&mut sim.node(id).frozen, true) {
         return None;
     }
@@ -94,7 +100,11 @@ fn freeze(sim: &Arc<Sim>, id: NodeId) -> Option<u64> {
 pub fn freeze_at_request(sim: &Arc<Sim>, id: NodeId) -> Option<u64> {
     let share = sim.scenario.weather.freezes;
     let happens = sim.is_stormy() && sim.chance().permille(share);
-    happens.then(|| freeze(sim, id)).flatten()
+    match sim.is_cluster() {
+        _ if !happens => None,
+        true => cluster::director::freeze(sim, id),
+        false => freeze(sim, id),
+    }
 }
 
 /// A process dies soon after a request whose fate nobody knows, now and then.
@@ -107,8 +117,10 @@ pub fn die_of_request(sim: &Arc<Sim>, id: NodeId) {
     let own = Arc::clone(sim);
     sim.timeline.spawn(None, async move {
         own.timeline.sleep(wait).await;
-        if own.is_stormy() {
-            crash(&own, id);
+        match own.is_cluster() {
+            _ if !own.is_stormy() => {}
+            true => cluster::director::crash(&own, id),
+            false => crash(&own, id),
         }
     });
 }
@@ -131,11 +143,14 @@ fn thaw(sim: &Arc<Sim>, id: NodeId) {
     }
 }
 
+/// For how long a network is away.
+pub(crate) fn cut_time(sim: &Sim) -> u64 {
+    let mut chance = sim.chance();
+    if chance.permille(500) { chance.skewed(200 * MS, 3 * SECOND) } else { chance.between(SECOND, 12 * SECOND) }
+}
+
 fn cut(sim: &Arc<Sim>, id: NodeId) {
-    let time = {
-        let mut chance = sim.chance();
-        if chance.permille(500) { chance.skewed(200 * MS, 3 * SECOND) } else { chance.between(SECOND, 12 * SECOND) }
-    };
+    let time = cut_time(sim);
     sim.trace(|| format!("node {id} has no network for {} ms", time / MS));
     sim.node(id).cut_until = sim.timeline.now() + time;
 }
@@ -149,7 +164,7 @@ fn release(sim: &Arc<Sim>, id: NodeId) {
     }
 }
 
-fn jump(sim: &Arc<Sim>, id: NodeId) {
+pub(crate) fn jump(sim: &Arc<Sim>, id: NodeId) {
     if sim.scenario.wall_jumps {
         let by = sim.chance().below(40_000) as i64 - 20_000;
         sim.trace(|| format!("the wall clock of node {id} jumps by {by} ms"));

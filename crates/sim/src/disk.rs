@@ -1,6 +1,6 @@
 //! What a machine keeps: the database, the state folder beside it, and the nonces of its lease.
 //!
-//! A database is its checksum here: two contents are the same when their checksums are.
+//! A database is its checksum here: two contents are the same when their checksums are. In a cluster a file may follow, and lost branches lie beside it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -27,6 +27,21 @@ pub struct Database {
     pub content: Checksum,
     /// What it held before, oldest first: after a loss of power it may hold that again.
     pub earlier: Vec<Checksum>,
+    /// Commits that were not captured yet: what it held before each, and after. Only in a cluster, where the application is one of its own.
+    pub uncaptured: Vec<(Checksum, Checksum)>,
+    /// Whether there is a file.
+    pub exists: bool,
+}
+
+/// The state beside a file that follows: where it was before the last batch, and where it is after that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Follow {
+    /// The history.
+    pub lineage: Lineage,
+    /// Before the last batch.
+    pub before: Pos,
+    /// After it.
+    pub after: Pos,
 }
 
 impl Database {
@@ -58,6 +73,12 @@ pub struct Disk {
     pub log: Vec<LocalSegment>,
     /// Nonces under which the lease was written from here.
     pub nonces: Vec<Nonce>,
+    /// There is a file that follows.
+    pub follow: Option<Follow>,
+    /// The contents of the lost branches that are kept.
+    pub lost: Vec<Checksum>,
+    /// Which boot of the machine this is; zeros where that does not matter.
+    pub boot: [u8; 16],
 }
 
 impl Disk {
@@ -66,12 +87,20 @@ impl Disk {
         let mut random = Random::fork(scenario.seed, 4);
         let mut database = || {
             let content = Checksum::from_crc(random.draw());
-            Arc::new(Mutex::new(Database { content, earlier: Vec::new() }))
+            Arc::new(Mutex::new(Database { content, earlier: Vec::new(), uncaptured: Vec::new(), exists: true }))
         };
         let shared = database();
         let disk = |_| {
             let database = if scenario.shared_database { Arc::clone(&shared) } else { database() };
-            Self { database, state: None, log: Vec::new(), nonces: Vec::new() }
+            Self {
+                database,
+                state: None,
+                log: Vec::new(),
+                nonces: Vec::new(),
+                follow: None,
+                lost: Vec::new(),
+                boot: [0; 16],
+            }
         };
         (0..scenario.nodes).map(disk).collect()
     }
@@ -106,7 +135,7 @@ impl Disk {
             wal: None,
             epoch,
             next_seq,
-            boot_id: [0; 16],
+            boot_id: self.boot,
         });
     }
 

@@ -84,6 +84,12 @@ impl Timeline {
         self.lock().commands.push(Command::Hold(node));
     }
 
+    /// Nothing runs any more: drops what waits to be started.
+    pub fn end(&self) {
+        let commands = std::mem::take(&mut self.lock().commands);
+        drop(commands);
+    }
+
     /// The opposite of [`Timeline::hold`].
     pub fn go(&self, node: NodeId) {
         self.lock().commands.push(Command::Go(node));

@@ -5,9 +5,12 @@
 //! doubles ([`store`]), machines crash and freeze, clocks drift and jump ([`director`]), disks lose what was not synced ([`disk`]). After
 //! each change of the store [`model`] looks whether everything still holds that must.
 //!
+//! In a second kind of world the nodes form a [`cluster`]: the role machine decides who runs the application, and replicas follow.
+//!
 //! One seed gives one run, to the byte of its trace. A rule that can be switched off ([`rhyolite_logic::lease::Guards`]) is switched off in a test, and
 //! then this finds what it is there for.
 
+pub mod cluster;
 pub mod director;
 pub mod disk;
 pub mod executor;

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use rhyolite_logic::lease::Guards;
+use rhyolite_sim::cluster::rules::{self as cluster_rules, ClusterRules};
 use rhyolite_sim::rules::{RULES, without};
 use rhyolite_sim::{Scenario, run};
 
@@ -16,6 +17,7 @@ Runs the simulated world (docs/sim.md).
                [--keep-going]                         and says what every seed that fails found
   rhyolite-sim --seed 17 [--trace]                    run one; with every line of what happened
                [--without RULE]                       with one rule switched off, to see what it is there for
+               [--cluster]                            worlds in which the nodes form a cluster, with its rules
 ";
 
 #[derive(Debug)]
@@ -26,12 +28,45 @@ struct Arguments {
     seed: Option<u64>,
     trace: bool,
     keep_going: bool,
-    guards: Guards,
+    rules: Rules,
+}
+
+/// The kind of world, and the rules in force.
+#[derive(Clone, Copy, Debug)]
+enum Rules {
+    Writers(Guards),
+    Cluster(ClusterRules),
+}
+
+impl Rules {
+    fn scenario(self, seed: u64) -> Scenario {
+        match self {
+            Self::Writers(guards) => Scenario::new(seed, guards),
+            Self::Cluster(rules) => Scenario::cluster(seed, rules),
+        }
+    }
+
+    /// Those without the one of this name.
+    fn without(is_cluster: bool, rule: &str) -> Result<Self, String> {
+        let found = match is_cluster {
+            true => cluster_rules::without(rule).map(Self::Cluster),
+            false => without(rule).map(Self::Writers),
+        };
+        found.ok_or_else(|| {
+            let names = match is_cluster {
+                true => cluster_rules::RULES.map(|(name, _)| name).join(", "),
+                false => RULES.map(|(name, _)| name).join(", "),
+            };
+            format!("no rule {rule:?}; there are {names}")
+        })
+    }
 }
 
 fn arguments() -> Result<Arguments, String> {
     let (seeds, seed, trace, keep_going) = (None, None, false, false);
-    let mut found = Arguments { seeds, from: 1, jobs: 1, seed, trace, keep_going, guards: Guards::ALL };
+    let rules = Rules::Writers(Guards::ALL);
+    let mut found = Arguments { seeds, from: 1, jobs: 1, seed, trace, keep_going, rules };
+    let (mut is_cluster, mut switched_off) = (false, None);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -45,15 +80,19 @@ fn arguments() -> Result<Arguments, String> {
             "--jobs" => found.jobs = number()?,
             "--seed" => found.seed = Some(number()?),
             "--without" => {
-                let rule = value()?;
-                let names = RULES.map(|(name, _)| name).join(", ");
-                found.guards = without(&rule).ok_or_else(|| format!("no rule {rule:?}; there are {names}"))?;
+                switched_off = Some(value()?);
             }
+            "--cluster" => is_cluster = true,
             "--keep-going" => found.keep_going = true,
             "--trace" => found.trace = true,
             _ => return Err(format!("unknown argument {word:?}\n\n{HELP}")),
         }
     }
+    found.rules = match &switched_off {
+        Some(rule) => Rules::without(is_cluster, rule)?,
+        None if is_cluster => Rules::Cluster(ClusterRules::ALL),
+        None => rules,
+    };
     match (found.seed, found.seeds) {
         (Some(_), None) | (None, Some(1..)) if found.jobs > 0 => Ok(found),
         _ => Err(HELP.to_owned()),
@@ -75,7 +114,7 @@ fn main() -> ExitCode {
 }
 
 fn one(seed: u64, arguments: &Arguments) -> ExitCode {
-    let report = run(Scenario::new(seed, arguments.guards), arguments.trace);
+    let report = run(arguments.rules.scenario(seed), arguments.trace);
     for line in &report.trace {
         println!("{line}");
     }
@@ -104,7 +143,7 @@ fn many(arguments: &Arguments) -> ExitCode {
             if at >= count {
                 return;
             }
-            let report = run(Scenario::new(from + at, arguments.guards), false);
+            let report = run(arguments.rules.scenario(from + at), false);
             acknowledged.fetch_add(report.acknowledged, Ordering::Relaxed);
             if let Some(violation) = report.violation {
                 if arguments.keep_going {

@@ -102,6 +102,11 @@ impl Model {
         }
     }
 
+    /// The end of what is durable.
+    pub fn end(&self) -> Option<Pos> {
+        self.facts.last_key_value().map(|(txid, checksum)| Pos { txid: *txid, checksum: *checksum })
+    }
+
     /// Something does not hold. Only the first counts.
     pub fn violated(&mut self, text: String) {
         self.violation.get_or_insert(text);

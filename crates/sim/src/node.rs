@@ -18,9 +18,9 @@ use crate::sim::{NodeWorld, Sim};
 use crate::store::SimStore;
 
 /// The disk as the lease's memory.
-struct Remembering {
-    sim: Arc<Sim>,
-    node: NodeId,
+pub(crate) struct Remembering {
+    pub(crate) sim: Arc<Sim>,
+    pub(crate) node: NodeId,
 }
 
 impl Memory for Remembering {
@@ -55,6 +55,13 @@ struct Notes {
 }
 
 impl Life {
+    /// A life that begins.
+    pub fn new(sim: &Arc<Sim>, node: NodeId, handle: LeaseHandle, names: Arc<Names>) -> Self {
+        let world = Arc::new(NodeWorld { sim: Arc::clone(sim), node });
+        let store: Arc<dyn Store> = Arc::new(SimStore { sim: Arc::clone(sim), node });
+        Self { sim: Arc::clone(sim), node, world, store, handle, names, notes: Arc::default() }
+    }
+
     /// Nonces of segments that this process has tried to create.
     pub fn earlier(&self) -> Vec<Nonce> {
         self.notes.lock().unwrap_or_else(PoisonError::into_inner).earlier.clone()
@@ -118,7 +125,7 @@ pub fn start(sim: &Arc<Sim>, node: NodeId, knows: bool) {
     sim.node(node).handle = Some(handle.clone());
     sim.trace(|| format!("node {node} starts, knowing {} dead nonces", dead.len()));
     let names = Arc::new(Names::new(Epoch::FIRST));
-    let life = Life { sim: Arc::clone(sim), node, world, store, handle, names, notes: Arc::default() };
+    let life = Life::new(sim, node, handle, names);
     sim.timeline.spawn(Some(node), keeper.run());
     sim.timeline.spawn(Some(node), async move {
         life.run().await;

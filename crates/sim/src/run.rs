@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crate::cluster;
 use crate::director;
 use crate::executor::Executor;
 use crate::scenario::Scenario;
@@ -35,12 +36,18 @@ pub fn run(scenario: Scenario, traced: bool) -> Report {
     if let Some(violation) = &violation {
         sim.trace(|| format!("VIOLATED: {violation}"));
     }
-    Report { violation, acknowledged, trace: sim.take_trace() }
+    let report = Report { violation, acknowledged, trace: sim.take_trace() };
+    sim.end();
+    report
 }
 
 fn go(sim: &Arc<Sim>) {
     let mut executor = Executor::new(sim.timeline.clone());
-    sim.timeline.spawn(None, director::direct(Arc::clone(sim)));
+    if sim.is_cluster() {
+        cluster::director::begin(sim);
+    } else {
+        sim.timeline.spawn(None, director::direct(Arc::clone(sim)));
+    }
     executor.run(sim.scenario.end, |node| {
         // A right begins only when a node does something.
         let holders = if node.is_some() { sim.holders() } else { Vec::new() };
@@ -55,5 +62,9 @@ fn go(sim: &Arc<Sim>) {
     }
     if model.violation.is_none() {
         model.check_all(&sim.store);
+    }
+    drop(model);
+    if sim.is_cluster() {
+        cluster::truth::check_end(sim);
     }
 }

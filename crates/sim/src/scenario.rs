@@ -5,6 +5,7 @@ use std::time::Duration;
 use rhyolite_logic::history_plan::Policy;
 use rhyolite_logic::lease::Guards;
 
+use crate::cluster::rules::ClusterRules;
 use crate::random::Random;
 
 /// Microseconds in a millisecond.
@@ -111,6 +112,23 @@ pub struct Scenario {
     pub end: u64,
     /// When to do what with the history.
     pub policy: Policy,
+    /// The nodes form a cluster.
+    pub cluster: Option<Cluster>,
+}
+
+/// What a world has in which nodes form a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// Rules in force.
+    pub rules: ClusterRules,
+    /// The history is looked after.
+    pub has_upkeep: bool,
+    /// The application commits no more from here on, in microseconds.
+    pub quiet: u64,
+    /// How often the application commits, in microseconds.
+    pub commits: u64,
+    /// How long an application that was told to stop may take, in microseconds.
+    pub stop_timeout: u64,
 }
 
 impl Scenario {
@@ -145,7 +163,32 @@ impl Scenario {
             calm,
             end: calm + 4 * ttl_ms * MS + 10 * SECOND,
             policy,
+            cluster: None,
         }
+    }
+
+    /// The cluster of `seed`.
+    pub fn cluster(seed: u64, rules: ClusterRules) -> Self {
+        let moods = [Mood::Mixed, Mood::Slow, Mood::Freezing, Mood::Deadly];
+        Self::cluster_of_mood(seed, rules, moods[(seed % moods.len() as u64) as usize])
+    }
+
+    /// The cluster of `seed` in this mood.
+    pub fn cluster_of_mood(seed: u64, rules: ClusterRules, mood: Mood) -> Self {
+        let alone = Self::of_mood(seed, rules.lease, mood);
+        let mut random = Random::fork(seed, 5);
+        let ttl = u64::try_from(alone.ttl.as_micros()).expect("short");
+        let quiet = alone.calm + 5 * ttl + 10 * SECOND;
+        let cluster = Cluster {
+            rules,
+            has_upkeep: random.permille(600),
+            quiet,
+            commits: random.between(50, 800) * MS,
+            stop_timeout: random.between(200, 2000) * MS,
+        };
+        let calm = alone.calm;
+        let end = quiet + 10 * SECOND;
+        Self { shared_database: false, operator: false, cluster: Some(cluster), calm, end, ..alone }
     }
 }
 

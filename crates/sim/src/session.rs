@@ -85,7 +85,8 @@ pub async fn run(life: &Life, epoch: Epoch, seized: bool) -> Again {
     }
 }
 
-async fn begin(life: &Life, epoch: Epoch) -> Outcome<Session> {
+/// Finds the end of the log, and what the local log has to do with it.
+pub(crate) async fn begin(life: &Life, epoch: Epoch) -> Outcome<Session> {
     let found = match log_end::find(&life.store, life.sim.scenario.guards, hint(life)).await {
         Ok(found) => found,
         Err(error) => return Err(Again(format!("find the end of the log: {error}"))),
@@ -224,7 +225,7 @@ impl Session {
         }
     }
 
-    fn unsent(&self) -> Option<Segment> {
+    pub(crate) fn unsent(&self) -> Option<Segment> {
         self.life.sim.node(self.life.node).disk.unsent()
     }
 
@@ -252,6 +253,27 @@ impl Session {
         }
         if seal {
             disk.seal();
+        }
+    }
+
+    /// Takes in what an application of its own has committed: commit by commit where they lead on from the local log, otherwise by comparing.
+    pub(crate) fn capture_commits(&self) {
+        let time = self.life.world.wall();
+        let header = self.header(self.first_seq);
+        let begin = |seq| SegmentHeader { seq, ..header.clone() };
+        let mut node = self.life.sim.node(self.life.node);
+        let disk = &mut node.disk;
+        let (content, commits) = {
+            let mut database = disk.database();
+            (database.content, std::mem::take(&mut database.uncaptured))
+        };
+        for (before, after) in commits {
+            if disk.pos().is_some_and(|pos| pos.checksum == before) {
+                disk.record(after, time, 150, begin);
+            }
+        }
+        if disk.pos().is_some_and(|pos| pos.checksum != content) {
+            disk.record(content, time, 170, begin);
         }
     }
 
@@ -339,7 +361,8 @@ impl Session {
         self.life.handle.set_durable(durable.map(|pos| DurablePos { lineage: self.lineage, pos }));
     }
 
-    async fn upload(&self, segment: &Segment) -> Result<(), Again> {
+    /// Creates a segment of the local log, and says that it is durable.
+    pub(crate) async fn upload(&self, segment: &Segment) -> Result<(), Again> {
         self.create(&segment.header, objects::segment(&segment.header, &segment.entries)).await?;
         self.life.sim.node(self.life.node).disk.confirmed(segment);
         if let Some(pos) = segment.end() {
@@ -360,7 +383,14 @@ impl Session {
         let (sim, time) = (&self.life.sim, self.life.world.wall());
         let pos = {
             let node = sim.node(self.life.node);
-            let content = node.disk.database().content;
+            let content = {
+                let mut database = node.disk.database();
+                if first.is_some() {
+                    // It is in the snapshot.
+                    database.uncaptured.clear();
+                }
+                database.content
+            };
             match (node.disk.pos(), first) {
                 (Some(pos), _) => pos,
                 (None, Some(txid)) => Pos { txid, checksum: content },

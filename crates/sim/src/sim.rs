@@ -11,6 +11,7 @@ use rhyolite_store::Memory;
 use rhyolite_writer::World;
 use rhyolite_writer::lease_keeper::LeaseHandle;
 
+use crate::cluster::Shared;
 use crate::disk::Disk;
 use crate::executor::{NodeId, Timeline};
 use crate::model::Model;
@@ -55,6 +56,8 @@ pub struct Sim {
     chance: Mutex<Random>,
     model: Mutex<Model>,
     trace: Option<Mutex<Vec<String>>>,
+    /// What the nodes of a cluster have besides.
+    cluster: Option<Shared>,
 }
 
 impl fmt::Debug for Sim {
@@ -88,7 +91,30 @@ impl Sim {
         let chance = Mutex::new(Random::fork(scenario.seed, 3));
         let trace = traced.then(Mutex::default);
         let store = Memory::new();
-        Arc::new(Self { timeline: Timeline::default(), scenario, store, nodes, chance, model, trace })
+        let cluster = scenario.cluster.map(|_| Shared::new(scenario.nodes));
+        Arc::new(Self { timeline: Timeline::default(), scenario, store, nodes, chance, model, trace, cluster })
+    }
+
+    /// What the nodes of a cluster share.
+    ///
+    /// # Panics
+    /// This is no world of a cluster.
+    pub fn cluster(&self) -> &Shared {
+        self.cluster.as_ref().expect("a world of a cluster")
+    }
+
+    /// Whether this is a world of a cluster.
+    pub fn is_cluster(&self) -> bool {
+        self.cluster.is_some()
+    }
+
+    /// Lets everything go that holds this run: nodes hold their lease, which holds them.
+    pub fn end(&self) {
+        for node in &self.nodes {
+            let handle = lock(node).handle.take();
+            drop(handle);
+        }
+        self.timeline.end();
     }
 
     /// A machine.
@@ -171,9 +197,9 @@ impl World for NodeWorld {
         Nonce(bytes)
     }
 
-    /// Processes learn of each other's end by their nonces here.
-    fn is_dead(&self, _: &str) -> bool {
-        false
+    /// In a cluster a process is known by the guard that its lease names, on its own machine. Elsewhere processes learn of each other's end by nonces.
+    fn is_dead(&self, process: &str) -> bool {
+        self.sim.is_cluster() && self.sim.cluster().machine(self.node).is_dead(self.node, process)
     }
 
     fn sleep(&self, time: Duration) -> BoxFuture<'static, ()> {

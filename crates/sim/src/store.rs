@@ -15,6 +15,7 @@ use rhyolite_store::{
 };
 use tokio::sync::oneshot;
 
+use crate::cluster;
 use crate::director;
 use crate::executor::NodeId;
 use crate::random::Random;
@@ -222,6 +223,9 @@ impl<T: Send + 'static> Request<T> {
         if is_write && result.is_ok() {
             for key in &self.keys {
                 sim.model().changed(&sim.store, key);
+                if sim.is_cluster() {
+                    cluster::truth::store_changed(sim, key);
+                }
             }
         }
         result

@@ -31,6 +31,18 @@ fn primary() -> RoleMachine {
 }
 
 #[test]
+fn a_lease_that_has_run_out_is_waited_for_without_asking_again_and_again() {
+    let mut machine = machine();
+    machine.handle_lease(ours(10_000));
+    // As long as the store does not answer, the lease stays ours, and over.
+    assert_eq!(drain(&mut machine, 12_000), []);
+    assert_eq!(machine.poll_timeout(), None);
+    machine.handle_lease(ours(25_000));
+    assert_eq!(drain(&mut machine, 15_000), [Action::Prepare]);
+    assert_eq!(machine.poll_timeout(), Some(Monotonic(23_000)));
+}
+
+#[test]
 fn a_replica_becomes_the_primary_after_it_has_stopped_following() {
     let mut machine = machine();
     assert_eq!(drain(&mut machine, 0), []);

@@ -32,6 +32,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitCode};
 use std::time::Duration;
 
+use rhyolite_logic::deadline::Deadline;
 use rhyolite_logic::lease::Monotonic;
 use rhyolite_writer::World;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
@@ -51,8 +52,7 @@ const LINE_MAX: usize = 256;
 struct Running {
     child: Child,
     group: Pid,
-    until: Monotonic,
-    is_expired: bool,
+    deadline: Deadline,
 }
 
 struct Guard {
@@ -116,7 +116,8 @@ impl Guard {
     fn watch(&mut self) {
         loop {
             self.look();
-            let timeout = self.running.as_ref().map(|running| RealWorld.now().until(running.until).min(LOOK));
+            let timeout =
+                self.running.as_ref().map(|running| RealWorld.now().until(running.deadline.until()).min(LOOK));
             // Zero would mean for ever.
             let timeout = timeout.map(|timeout| timeout.max(Duration::from_millis(1)));
             if self.node.set_read_timeout(timeout).is_err() {
@@ -156,9 +157,8 @@ impl Guard {
         match (word, number, &mut self.running) {
             ("run", Some(until), None) => self.start(Monotonic(until)),
             ("until", Some(until), Some(running)) => {
-                // A right that is over is not extended: what comes now is another.
+                running.deadline.extend(Monotonic(until), RealWorld.now());
                 running.end_if_over();
-                running.until = Monotonic(until).max(running.until);
             }
             ("signal", Some(number), Some(running)) => {
                 let signal = i32::try_from(number).ok().and_then(Signal::from_named_raw);
@@ -174,9 +174,7 @@ impl Guard {
     }
 
     fn start(&mut self, until: Monotonic) {
-        if RealWorld.now() >= until {
-            return self.tell("expired 1");
-        }
+        let Some(deadline) = Deadline::new(until, RealWorld.now()) else { return self.tell("expired 1") };
         let mut command = Command::new(&self.command[0]);
         command.args(&self.command[1..]).process_group(0);
         let guard = std::process::id();
@@ -186,7 +184,7 @@ impl Guard {
             Ok(child) => {
                 let group = Pid::from_child(&child);
                 self.tell(&format!("running {}", group.as_raw_nonzero()));
-                self.running = Some(Running { child, group, until, is_expired: false });
+                self.running = Some(Running { child, group, deadline });
             }
             Err(error) => {
                 let program = self.command[0].to_string_lossy();
@@ -203,7 +201,7 @@ impl Guard {
         kill_group(running.group);
         let code = running.child.wait().map_or(1, exit_code);
         wait_for_group(running.group);
-        let word = if running.is_expired { "expired" } else { "ended" };
+        let word = if running.deadline.is_over() { "expired" } else { "ended" };
         self.tell(&format!("{word} {code}"));
     }
 
@@ -225,8 +223,7 @@ impl Guard {
 impl Running {
     /// Kills the group when the right is over, again and again for as long as anything of it lives.
     fn end_if_over(&mut self) {
-        if self.is_expired || RealWorld.now() >= self.until {
-            self.is_expired = true;
+        if self.deadline.look(RealWorld.now()) {
             kill_group(self.group);
         }
     }

@@ -259,16 +259,7 @@ impl Node {
     /// Lets everybody know how the lease stands.
     async fn take_standing(&mut self) {
         self.tell_problem();
-        let view = match self.lease.standing() {
-            Standing::Unknown => View::Vacant,
-            Standing::Theirs { record, .. } => {
-                let is_own = record.address.as_ref() == Some(&self.config.address);
-                let is_free = record.state == LeaseState::Released || is_own;
-                if is_free { View::Vacant } else { View::Held { address: record.address } }
-            }
-            Standing::Ours { epoch, until, origin } => View::Ours { epoch, until, tenure: origin.tenure },
-            Standing::Ended => View::Ended,
-        };
+        let view = View::of(self.lease.standing(), &self.config.address);
         self.machine.handle_lease(view.clone());
         if self.machine.has_lost() {
             // Whatever is ours again by now: nothing more is captured under it, and the application gets no more time.

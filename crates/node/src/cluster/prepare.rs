@@ -3,7 +3,8 @@
 //! For each database, in this order:
 //! 1. The log is fenced under the new right, unless whoever had the right before gave it up: what the former primary still sends comes too late, and the
 //!    end that is found after that is the end.
-//! 2. A database that this node captured itself, and whose local log goes on from just that end, is left to capture.
+//! 2. A database that this node captured itself, and whose local log goes on from just that end, is left to capture, unless the system has started anew and
+//!    the file is not at the end of that log: a power cut takes from a file what is durable in the store.
 //! 3. Any other file is brought to the end, or stays further when it has passed it ([`crate::follow::promote`]).
 //! 4. Where it is at the end, the state folder gets the checksums of its pages, so that capture goes on without reading the store.
 //!
@@ -18,7 +19,8 @@ use rhyolite_format::Epoch;
 use rhyolite_format::segment::Segment;
 use rhyolite_format::state::LocalState;
 use rhyolite_logic::lease::Guards;
-use rhyolite_logic::reconcile::{Start, StoreEnd, reconcile};
+use rhyolite_logic::prepare::{self, Content, FoundEnd, TakeEnd};
+use rhyolite_logic::reconcile::{StoreEnd, reconcile};
 use rhyolite_store::{RetryPolicy, Retrying, Store};
 use rhyolite_writer::claim::Claim;
 use rhyolite_writer::create;
@@ -31,7 +33,7 @@ use crate::capture::restart;
 use crate::capture::table::PageTable;
 use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
-use crate::follow::promote::{Goal, Released, is_follower, promote};
+use crate::follow::promote::{Goal, Released, is_follower, measured, promote};
 use crate::follow::trails::Trails;
 use crate::follow::{FollowOptions, ReplicaJournal};
 use crate::log_end::{self, LogEnd};
@@ -214,22 +216,19 @@ impl Prepare {
         fenced: &Mutex<Option<Epoch>>,
         own: &mut Option<Epoch>,
     ) -> Result<bool, String> {
-        let Some(epoch) = self.lease.right() else {
-            self.again().await;
-            return Ok(false);
-        };
-        if let Some(theirs) = end.epoch.filter(|theirs| *theirs >= epoch) {
-            if *own == Some(theirs) {
-                // Nothing of an older right comes after it.
-                return Ok(true);
+        let found = FoundEnd { epoch: end.epoch, has_manifest: end.manifest.is_some(), fenced: *own };
+        let epoch = match prepare::take_end(found, self.lease.right(), self.must_fence) {
+            TakeEnd::Wait => {
+                self.again().await;
+                return Ok(false);
             }
-            // Written without the lease, or under one that was lost with whatever kept it: that had come as far as this one, or further.
-            self.raise(theirs.next()).await;
-            return Ok(false);
-        }
-        if !self.must_fence || end.manifest.is_none() {
-            return Ok(true);
-        }
+            TakeEnd::Raise(least) => {
+                self.raise(least).await;
+                return Ok(false);
+            }
+            TakeEnd::Ours | TakeEnd::Quiet => return Ok(true),
+            TakeEnd::Fence(epoch) => epoch,
+        };
         let claim =
             Claim::new(Arc::clone(store), Arc::new(RealWorld), Guards::ALL, epoch, end.manifest_version.clone());
         claim.ensure().await.map_err(|e| e.to_string())?;
@@ -250,14 +249,23 @@ impl Prepare {
     }
 }
 
-/// Whether the local log goes on from the end of the store's log.
+/// Whether the file may be left to capture: the local log goes on from the end of the store's log, and the file is not behind it.
 async fn goes_on(config: &DatabaseConfig, end: &LogEnd) -> Result<bool, String> {
     let meta_path = config.meta_path.clone();
     let loaded = tokio::task::spawn_blocking(move || restart::load_whole(&meta_path)).await;
     let local = loaded.expect("loading does not panic").map_err(|e| format!("read the state folder: {e}"))?;
     let log: Vec<Segment> = local.segments.iter().map(SealedSegment::index).collect();
     let store = StoreEnd { lineage: end.identity.lineage, pos: end.pos, next_seq: end.next_seq };
-    Ok(matches!(reconcile(local.state.as_ref(), &log, Some(&store)), Start::Continue { .. }))
+    let start = reconcile(local.state.as_ref(), &log, Some(&store));
+    let boot = restart::boot_id();
+    let is_same_boot = boot != [0; 16] && local.state.is_some_and(|state| state.boot_id == boot);
+    if is_same_boot || !prepare::goes_on(&start, Content::Kept) {
+        return Ok(prepare::goes_on(&start, Content::Kept));
+    }
+    let path = config.path.clone();
+    let measured = tokio::task::spawn_blocking(move || measured(&path)).await;
+    let content = measured.expect("reading does not panic").map_err(|e| e.to_string())?;
+    Ok(prepare::goes_on(&start, Content::Measured(content)))
 }
 
 /// Leaves a state folder from which capture goes on.

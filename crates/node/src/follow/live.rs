@@ -23,6 +23,7 @@ use rhyolite_format::ltx::{LtxHeader, PageIndex, decode_page_frame};
 use rhyolite_format::stream::{End, EndReason, Frame, Span, Transactions};
 use rhyolite_format::{Epoch, PageNumber, Pos, Timestamp};
 use rhyolite_logic::restore_plan::points;
+use rhyolite_logic::stream::{Step, joins};
 use tokio::sync::watch;
 
 use super::apply::{self, Batch, Content, Follower};
@@ -296,8 +297,8 @@ impl Live {
         let mut pos = following.pos();
         for (commits, _) in &group {
             let span = &commits.span;
-            let joins = span.lineage == following.follower().lineage() && span.before == pos;
-            if !joins || epoch.is_some_and(|seen| span.epoch < seen) {
+            let step = Step { lineage: span.lineage, epoch: span.epoch, before: span.before, after: span.after };
+            if !joins(&step, following.follower().lineage(), pos, *epoch) {
                 let text = format!("commits after {} in epoch {}, at {pos} in {epoch:?}", span.before, span.epoch);
                 return Ok(Err(LinkError::Unexpected(text)));
             }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rhyolite_format::{Lineage, Pos};
+use rhyolite_logic::prepare::{Approach, approach};
 use tokio::sync::watch;
 
 use super::apply::{self, Follower};
@@ -18,6 +19,7 @@ use crate::restore::reader::Reader;
 use crate::restore::{RestoreError, blocking};
 
 pub(crate) use super::apply::Released;
+pub(crate) use super::rejoin::measured;
 
 /// Pause after readers did not let go, or the store did not answer.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -112,14 +114,12 @@ async fn advance(
     }
     let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
     let mut following = Following { options: options.clone(), reader, follower: Some(follower), log: None };
-    let is_there = |following: &Following| {
-        let pos = following.pos();
-        let is_behind = following.follower().is_lost() || pos != goal.pos;
-        !is_behind || (pos.txid > goal.pos.txid && goal.is_passed && !following.follower().is_lost())
-    };
-    while !is_there(&following) {
-        if following.pos().txid >= goal.pos.txid && !following.follower().is_lost() {
-            return Err(following.diverged(format!("the store ends at {}", goal.pos)));
+    loop {
+        let pos = (!following.follower().is_lost()).then(|| following.pos());
+        match approach(pos, goal.pos, goal.is_passed) {
+            Approach::There => break,
+            Approach::Astray => return Err(following.diverged(format!("the store ends at {}", goal.pos))),
+            Approach::CatchUp => {}
         }
         if !following.look_from_here().await? && !patience.wait(&options.output).await {
             return Ok(None);

@@ -22,7 +22,7 @@ use rhyolite_format::follow::{FollowEnd, PageOneFields};
 use rhyolite_format::lost::{LostBranch, REASON_SIZE_MAX};
 use rhyolite_format::sqlite::header::{DATABASE_HEADER_SIZE, DatabaseHeader};
 use rhyolite_format::state::LocalState;
-use rhyolite_format::{Epoch, Format1, Lineage, PageCount, Pos, Txid};
+use rhyolite_format::{Checksum, Epoch, Format1, Lineage, PageCount, Pos, Txid};
 use rhyolite_logic::branch::{Local, Verdict, judge};
 use rhyolite_logic::restore_plan::{PlanError, points};
 
@@ -270,6 +270,22 @@ fn recover(path: &Path) -> Result<bool, RestoreError> {
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(false),
         Err(error) => Err(RestoreError::io("recover", path, io::Error::other(error))),
     }
+}
+
+/// What the database in a file adds up to, after SQLite has recovered it; `None` when it is none. Nobody else may have it open.
+///
+/// # Errors
+/// It cannot be read, or others hold it up.
+pub(crate) fn measured(path: &Path) -> Result<Option<Checksum>, RestoreError> {
+    let failed = |e| RestoreError::io("read", path, e);
+    if !is_database(path).map_err(failed)? {
+        return Ok(None);
+    }
+    if !recover(path)? {
+        return Err(failed(io::Error::other("others have it open")));
+    }
+    let file = File::open(path).map_err(failed)?;
+    Ok(measure(&file, path)?.map(|(_, sums)| sums.checksum))
 }
 
 /// What the file is; `None` when it is no database of whole pages. The position is for the caller to find.

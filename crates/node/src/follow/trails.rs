@@ -1,37 +1,23 @@
-//! The positions that followed files have passed.
-//!
-//! A file that is ahead of the store goes on from there only if the store's end lies behind it: if it has passed just that position. Every position in
-//! a trail is one of the history that led to where the file is. What is not remembered (by a process that has just started, or of too long ago) is
-//! not proved, and the file then counts as a branch.
+//! The positions that followed files have passed ([`rhyolite_logic::trail`]), of all databases of a process. A process that has just started remembers
+//! none, and a file that is ahead of the store then counts as a branch.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rhyolite_format::Pos;
-
-/// Positions that are remembered of one file. A primary without its store stops when its lease ends, so that nobody gets further ahead than what is
-/// committed in that time.
-const POSITIONS_MAX: usize = 1 << 17;
+use rhyolite_logic::trail::Trail;
 
 /// The trails of all databases, by name.
 #[derive(Debug, Default)]
 pub struct Trails {
-    passed: Mutex<HashMap<String, VecDeque<Pos>>>,
+    passed: Mutex<HashMap<String, Trail>>,
     proved: Mutex<HashSet<String>>,
 }
 
 impl Trails {
     /// The file has come through these positions, in this order, to the last of them.
     pub fn note(&self, name: &str, passed: impl IntoIterator<Item = Pos>) {
-        let mut trails = self.lock();
-        let trail = trails.entry(name.to_owned()).or_default();
-        for pos in passed {
-            if trail.back() != Some(&pos) {
-                trail.push_back(pos);
-            }
-        }
-        let surplus = trail.len().saturating_sub(POSITIONS_MAX);
-        trail.drain(..surplus);
+        self.lock().entry(name.to_owned()).or_default().note(passed);
     }
 
     /// The file was made another: it has come from nowhere.
@@ -64,10 +50,10 @@ impl Trails {
 
     /// Whether the file has been there.
     pub fn has(&self, name: &str, pos: Pos) -> bool {
-        self.lock().get(name).is_some_and(|trail| trail.contains(&pos))
+        self.lock().get(name).is_some_and(|trail| trail.has(pos))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, VecDeque<Pos>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Trail>> {
         self.passed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -12,10 +12,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use rhyolite_format::manifest::{Crc64Hex, FileKind, Manifest, ManifestFile};
+use rhyolite_format::manifest::{FileKind, Manifest, ManifestFile};
 use rhyolite_format::sqlite::header::{DATABASE_HEADER_SIZE, DatabaseHeader};
-use rhyolite_format::{Checksum, PageCount, PageNumber, PageSize, Pos, Timestamp, Txid, keys};
+use rhyolite_format::{Checksum, PageCount, PageNumber, PageSize, Pos};
 use rhyolite_logic::Target;
+use rhyolite_logic::base;
 use rhyolite_logic::restore_plan::{BundleIndex, PlanStep, RestorePlan, points};
 
 use super::catalog::Catalog;
@@ -107,36 +108,16 @@ impl Base {
 
     /// A manifest that makes the planner start from here.
     pub(crate) fn instead_of_newer_snapshots(&self, manifest: &Manifest) -> Manifest {
-        let mut from_here = manifest.clone();
-        from_here.files.retain(|file| file.kind != FileKind::Snapshot || file.max_txid < self.pos.txid);
-        from_here.files.push(self.as_snapshot());
-        from_here
+        self.state().instead_of_newer_snapshots(manifest)
     }
 
     /// Whether the plan starts from here.
     pub(crate) fn is_first_of(&self, plan: &RestorePlan) -> bool {
-        matches!(plan.steps.first(), Some(PlanStep::Snapshot(file)) if *file == self.as_snapshot())
+        self.state().is_first_of(plan)
     }
 
-    /// The base as the planner sees it: a snapshot that costs nothing.
-    fn as_snapshot(&self) -> ManifestFile {
-        ManifestFile {
-            kind: FileKind::Snapshot,
-            key: String::new(),
-            level: keys::SNAPSHOT_LEVEL,
-            min_txid: Txid::FIRST,
-            max_txid: self.pos.txid,
-            min_time: Timestamp(0),
-            max_time: Timestamp(0),
-            size: 0,
-            crc64: Crc64Hex(0),
-            page_size: self.page_size,
-            commit: self.commit,
-            pre_apply: None,
-            post_apply: self.pos.checksum,
-            pages: 0,
-            entries: 1,
-        }
+    fn state(&self) -> base::Base {
+        base::Base { pos: self.pos, page_size: self.page_size, commit: self.commit }
     }
 }
 

@@ -21,6 +21,7 @@ use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use rhyolite_format::stream::{Database, End, EndReason, Frame};
 use rhyolite_format::{Lineage, Pos};
+use rhyolite_logic::stream::{Standing, judge};
 use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -333,17 +334,17 @@ impl Server {
             moved.as_mut().enable();
             let here = whereabouts(&status);
             let end = |reason, text: String| End { reason, pos: here.map(|(_, pos)| pos), text };
-            match here {
-                Some((origin, _)) if origin.lineage != lineage => {
+            match here.map(|(origin, here)| (origin, here, judge((origin.lineage, here), lineage, pos))) {
+                Some((origin, _, Standing::OtherLineage)) => {
                     return Ok(end(EndReason::WrongLineage, format!("the history here is {}", origin.lineage)));
                 }
-                Some((_, here)) if here.txid < pos.txid => {
+                Some((_, here, Standing::Beyond)) => {
                     return Ok(end(EndReason::Diverged, format!("the log here ends with TXID {}", here.txid)));
                 }
-                Some((_, here)) if here.txid == pos.txid && here.checksum != pos.checksum => {
+                Some((_, here, Standing::Other)) => {
                     return Ok(end(EndReason::Diverged, format!("TXID {} is {} here", here.txid, here.checksum)));
                 }
-                Some((origin, here)) if here != pos => {
+                Some((origin, here, Standing::Before)) => {
                     if !sink.is_ready() {
                         files.close();
                         sink.ready().await?;
@@ -361,11 +362,11 @@ impl Server {
                     continue;
                 }
                 // Whoever is where the log ends is told that this is so.
-                Some(_) if !is_greeted => {
+                Some((_, _, Standing::AtEnd)) if !is_greeted => {
                     is_greeted = true;
                     sink.send(Frame::Heartbeat { time: time::now(), starting: 0 }.encode()).await?;
                 }
-                Some(_) | None => {}
+                Some((_, _, Standing::AtEnd)) | None => {}
             }
             files.close();
             tokio::select! {

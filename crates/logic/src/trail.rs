@@ -1,0 +1,51 @@
+//! The positions that a followed file has passed.
+//!
+//! A file that is ahead of the store goes on from there only if the store's end lies behind it: if it has passed just that position. Every position of
+//! a trail is one of the history that led to where the file is. What is not remembered is not proved.
+
+use std::collections::VecDeque;
+
+use rhyolite_format::Pos;
+
+/// Positions that are remembered of one file. A primary without its store stops when its lease ends, so that nobody gets further ahead than what is
+/// committed in that time.
+const POSITIONS_MAX: usize = 1 << 17;
+
+/// The trail of one file.
+#[derive(Clone, Debug, Default)]
+pub struct Trail(VecDeque<Pos>);
+
+impl Trail {
+    /// The file has come through these positions, in this order, to the last of them.
+    pub fn note(&mut self, passed: impl IntoIterator<Item = Pos>) {
+        for pos in passed {
+            if self.0.back() != Some(&pos) {
+                self.0.push_back(pos);
+            }
+        }
+        let surplus = self.0.len().saturating_sub(POSITIONS_MAX);
+        self.0.drain(..surplus);
+    }
+
+    /// Whether the file has been there.
+    pub fn has(&self, pos: Pos) -> bool {
+        self.0.contains(&pos)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rhyolite_format::{Checksum, Txid};
+
+    use super::*;
+
+    #[test]
+    fn the_latest_positions_are_remembered() {
+        let pos = |n| Pos { txid: Txid::new(n).unwrap(), checksum: Checksum::from_crc(n) };
+        let mut trail = Trail::default();
+        trail.note([pos(1), pos(1), pos(2)]);
+        trail.note((3..=POSITIONS_MAX as u64 + 1).map(pos));
+        assert!(!trail.has(pos(1)) && trail.has(pos(2)) && trail.has(pos(POSITIONS_MAX as u64 + 1)));
+        assert!(!trail.has(Pos { checksum: Checksum::from_crc(9), ..pos(2) }));
+    }
+}

@@ -1,0 +1,391 @@
+//! A node: does what the role machine says, in the order in which the node of `crates/node` does it, and tells it what has happened.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, Either, select};
+use rhyolite_format::Epoch;
+use rhyolite_logic::lease::{Monotonic, Standing, Terms};
+use rhyolite_logic::role::{Action, Role, RoleMachine, RoleTerms, View, Why};
+use rhyolite_store::Store;
+use rhyolite_writer::World;
+use rhyolite_writer::lease_keeper::{LeaseHandle, Loan, lease};
+use rhyolite_writer::lease_place::InStore;
+use rhyolite_writer::names::Names;
+use tokio::sync::{mpsc, watch};
+
+use super::capture;
+use super::director;
+use super::files::Files;
+use super::follow::Live;
+use super::guard::{Guard, Line, Told};
+use super::machine::{Machine, guard_of};
+use super::prepare::Prepare;
+use super::rules::ClusterRules;
+use crate::executor::NodeId;
+use crate::node::Remembering;
+use crate::scenario::MS;
+use crate::sim::{NodeWorld, Sim};
+use crate::store::SimStore;
+
+/// Longest time between two looks at how things stand.
+const LOOK: Duration = Duration::from_millis(500);
+/// Time between two tries to lock a folder.
+const LOCK_LOOK: u64 = 50 * MS;
+/// For so long a task that should have stopped goes on where nobody waits for it.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// Something that has happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The process is to end.
+    Stop,
+    /// The role is to be handed on.
+    Handoff,
+    /// The guard tells something.
+    Told(Told),
+    /// Nothing is followed any more.
+    Unfollowed,
+    /// The databases are prepared, or not.
+    Prepared(bool),
+    /// Capture has ended; whether everything is durable.
+    Captured(bool),
+}
+
+struct Capture {
+    stop: watch::Sender<bool>,
+    /// Dropped, it takes the right away.
+    loan: Option<Loan>,
+}
+
+struct Driver {
+    sim: Arc<Sim>,
+    node: NodeId,
+    world: Arc<NodeWorld>,
+    store: Arc<dyn Store>,
+    rules: ClusterRules,
+    terms: Terms,
+    machine: RoleMachine,
+    lease: LeaseHandle,
+    events: mpsc::UnboundedReceiver<Event>,
+    to_self: mpsc::UnboundedSender<Event>,
+    guard: mpsc::UnboundedSender<Line>,
+    files: Files,
+    names: Arc<Names>,
+    /// Until when the guard knows that we have the right.
+    told_until: Monotonic,
+    application: bool,
+    kill_at: Option<Monotonic>,
+    following: Option<watch::Sender<bool>>,
+    preparing: Option<watch::Sender<bool>>,
+    capture: Option<Capture>,
+    role: Role,
+}
+
+/// Starts a node, unless one runs; as soon as its folder is free.
+pub fn start(sim: &Arc<Sim>, node: NodeId) {
+    let life = {
+        let mut machine = sim.cluster().machine(node);
+        if machine.runs {
+            return;
+        }
+        machine.runs = true;
+        machine.life += 1;
+        machine.life
+    };
+    let own = Arc::clone(sim);
+    sim.timeline.spawn(Some(node), async move {
+        while own.cluster().machine(node).has_guard {
+            own.timeline.sleep(LOCK_LOOK).await;
+        }
+        run(&own, node, life).await;
+    });
+}
+
+async fn run(sim: &Arc<Sim>, node: NodeId, life: u64) {
+    let (to_self, events) = mpsc::unbounded_channel();
+    let (guard, lines) = mpsc::unbounded_channel();
+    {
+        let mut machine = sim.cluster().machine(node);
+        (machine.has_guard, machine.events) = (true, Some(to_self.clone()));
+    }
+    sim.trace(|| format!("node {node} starts, for the {life}. time"));
+    let guarded = Guard::new(sim, node, to_self.clone()).run(lines);
+    sim.timeline.spawn(Some(guard_of(sim.scenario.nodes, node)), guarded);
+    let scenario = &sim.scenario;
+    let rules = scenario.cluster.expect("a cluster").rules;
+    let holder = format!("node {node}");
+    let process = Some(Machine::process(node, life));
+    let terms = Terms { address: Some(holder.clone()), process, ..Terms::new(scenario.ttl, holder) };
+    let world = Arc::new(NodeWorld { sim: Arc::clone(sim), node });
+    let store: Arc<dyn Store> = Arc::new(SimStore { sim: Arc::clone(sim), node });
+    let lease = keep_lease(sim, node, (&world, &store), &terms, true);
+    let driver = Driver {
+        machine: RoleMachine::new(RoleTerms { rules: rules.role, ..RoleTerms::new(scenario.ttl, true) }),
+        sim: Arc::clone(sim),
+        node,
+        world,
+        store,
+        rules,
+        terms,
+        lease,
+        events,
+        to_self,
+        guard,
+        files: Files::new(sim, node),
+        names: Arc::new(Names::new(Epoch::FIRST)),
+        told_until: Monotonic(0),
+        application: false,
+        kill_at: None,
+        following: None,
+        preparing: None,
+        capture: None,
+        role: Role::Waiting,
+    };
+    driver.run().await;
+    sim.trace(|| format!("node {node} ends"));
+    director::ended(sim, node);
+}
+
+fn keep_lease(
+    sim: &Arc<Sim>,
+    node: NodeId,
+    (world, store): (&Arc<NodeWorld>, &Arc<dyn Store>),
+    terms: &Terms,
+    competes: bool,
+) -> LeaseHandle {
+    let memory = Box::new(Remembering { sim: Arc::clone(sim), node });
+    let world = Arc::clone(world) as Arc<dyn World>;
+    let guards = sim.scenario.guards;
+    let (keeper, handle) = lease(Arc::new(InStore(Arc::clone(store))), world, memory, terms.clone(), guards, &[]);
+    handle.set_competes(competes);
+    sim.timeline.spawn(Some(node), keeper.run());
+    sim.node(node).handle = Some(handle.clone());
+    handle
+}
+
+impl Driver {
+    fn now(&self) -> Monotonic {
+        self.world.now()
+    }
+
+    async fn run(mut self) {
+        loop {
+            let changes: BoxFuture<'static, ()> = match self.lease.changes() {
+                Some(changes) => Box::pin(changes),
+                None => Box::pin(std::future::pending()),
+            };
+            self.take_standing();
+            while let Some(action) = self.machine.poll_action(self.now()) {
+                if action == Action::End {
+                    return;
+                }
+                self.act(action);
+                self.take_standing();
+            }
+            self.say_role();
+            if !self.next(changes).await {
+                return;
+            }
+        }
+    }
+
+    fn say_role(&mut self) {
+        let role = self.machine.role();
+        if std::mem::replace(&mut self.role, role) != role {
+            self.files.say(|| format!("is {}", role.name()));
+        }
+    }
+
+    /// Lets everybody know how the lease stands.
+    fn take_standing(&mut self) {
+        let address = self.terms.address.as_deref().expect("every node has one");
+        let view = View::of(self.lease.standing(), address);
+        self.machine.handle_lease(view.clone());
+        if self.machine.has_lost() && self.rules.node.loan_ends {
+            if let Some(capture) = &mut self.capture {
+                capture.loan = None;
+            }
+            return;
+        }
+        if let View::Ours { until, .. } = view {
+            if self.application && until > self.told_until {
+                self.tell_guard(Line::Until(until));
+            }
+            self.told_until = until.max(self.told_until);
+        }
+        if let Some(loan) = self.capture.as_ref().and_then(|capture| capture.loan.as_ref()) {
+            loan.pass_on();
+        }
+    }
+
+    fn tell_guard(&self, line: Line) {
+        // A guard that is gone shows by an event.
+        let _ = self.guard.send(line);
+    }
+
+    /// Waits for what happens next. `false` when the process ends by it.
+    async fn next(&mut self, changes: BoxFuture<'static, ()>) -> bool {
+        let now = self.now();
+        let dues = [self.machine.poll_timeout(), self.kill_at];
+        let due = dues.into_iter().flatten().map(|due| now.until(due)).min().unwrap_or(LOOK).min(LOOK);
+        let sleep = self.world.sleep(due);
+        let quiet = select(changes, sleep);
+        let event = match select(Box::pin(self.events.recv()), quiet).await {
+            Either::Left((event, _)) => event,
+            Either::Right(_) => None,
+        };
+        let goes_on = event.is_none_or(|event| self.note(event));
+        if self.kill_at.is_some_and(|at| at <= self.now()) {
+            self.kill_at = None;
+            self.tell_guard(Line::Kill);
+        }
+        goes_on
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Follow(address) => self.follow(&address),
+            Action::Unfollow => drop(self.following.as_ref().map(|stop| stop.send_replace(true))),
+            Action::Prepare => self.prepare(),
+            Action::CancelPrepare => drop(self.preparing.as_ref().map(|cancel| cancel.send_replace(true))),
+            Action::Serve => self.serve(),
+            Action::StopApplication(why) => self.stop_application(why),
+            Action::StopCapture { drain } => {
+                if let Some(capture) = &mut self.capture {
+                    if !drain {
+                        capture.loan = None;
+                    }
+                    capture.stop.send_replace(true);
+                }
+            }
+            Action::Release => {
+                let lease = self.lease.clone();
+                self.sim.timeline.spawn(Some(self.node), async move { lease.release().await });
+            }
+            Action::Watch => {
+                self.lease = keep_lease(&self.sim, self.node, (&self.world, &self.store), &self.terms, false);
+            }
+            Action::Compete => self.lease.set_competes(true),
+            Action::End => unreachable!("taken by the caller"),
+        }
+    }
+
+    fn follow(&mut self, address: &str) {
+        let primary = address.strip_prefix("node ").and_then(|n| n.parse().ok()).expect("nodes have such addresses");
+        let (stop, mut stopped) = watch::channel(false);
+        let live = Live { files: self.files.clone(), world: Arc::clone(&self.world), primary };
+        let (events, waits, world) = (self.to_self.clone(), self.rules.role.unfollow_first, Arc::clone(&self.world));
+        self.files.say(|| format!("follows {address}"));
+        self.sim.timeline.spawn(Some(self.node), async move {
+            let told = Box::pin(async {
+                let _ = stopped.wait_for(|stop| *stop).await;
+                if !waits {
+                    world.sleep(LINGER).await;
+                }
+            });
+            select(told, Box::pin(live.run())).await;
+            // A driver that is gone hears nothing.
+            let _ = events.send(Event::Unfollowed);
+        });
+        self.following = Some(stop);
+    }
+
+    fn prepare(&mut self) {
+        let (cancel, mut cancelled) = watch::channel(false);
+        let prepare = Prepare {
+            files: self.files.clone(),
+            world: Arc::clone(&self.world),
+            store: Arc::clone(&self.store),
+            lease: self.lease.clone(),
+            must_fence: !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_released),
+        };
+        let events = self.to_self.clone();
+        self.sim.timeline.spawn(Some(self.node), async move {
+            let told = Box::pin(cancelled.wait_for(|cancel| *cancel));
+            let is_done = matches!(select(told, Box::pin(prepare.run())).await, Either::Right(_));
+            let _ = events.send(Event::Prepared(is_done));
+        });
+        self.preparing = Some(cancel);
+    }
+
+    fn serve(&mut self) {
+        let (loan, lent) = self.lease.lend();
+        let (stop, stopped) = watch::channel(false);
+        let captured = capture::run(Arc::clone(&self.sim), self.node, lent, Arc::clone(&self.names), stopped);
+        let events = self.to_self.clone();
+        self.sim.timeline.spawn(Some(self.node), async move {
+            let is_drained = captured.await;
+            let _ = events.send(Event::Captured(is_drained));
+        });
+        self.capture = Some(Capture { stop, loan: Some(loan) });
+        self.application = true;
+        self.tell_guard(Line::Run(self.told_until));
+    }
+
+    fn stop_application(&mut self, why: Why) {
+        self.files.say(|| format!("stops its application: {why:?}"));
+        if !self.application {
+            return self.machine.handle_application_stopped(self.now());
+        }
+        self.tell_guard(Line::Signal);
+        let timeout = self.sim.scenario.cluster.expect("a cluster").stop_timeout;
+        self.kill_at = Some(self.now().after(Duration::from_micros(timeout)));
+    }
+
+    /// `false` when the process ends by it.
+    fn note(&mut self, event: Event) -> bool {
+        let now = self.now();
+        match event {
+            Event::Stop => self.machine.stop(),
+            Event::Handoff => {
+                if self.machine.hand_on() {
+                    self.files.say(|| "hands its role on".to_owned());
+                }
+            }
+            Event::Told(told) => self.note_told(told),
+            Event::Unfollowed => {
+                self.following = None;
+                match self.machine.is_unfollowing() {
+                    true => self.machine.handle_unfollowed(),
+                    false => self.machine.handle_following_ended(now),
+                }
+            }
+            Event::Prepared(is_done) => {
+                self.preparing = None;
+                self.machine.handle_prepared(is_done, now);
+            }
+            Event::Captured(is_drained) => {
+                self.capture = None;
+                if !self.machine.is_stopping_capture() {
+                    // Nothing is captured any more.
+                    return false;
+                }
+                self.files.say(|| format!("captures no more, {}", if is_drained { "drained" } else { "undrained" }));
+                self.machine.handle_capture_stopped(is_drained, now);
+            }
+        }
+        true
+    }
+
+    fn note_told(&mut self, told: Told) {
+        self.kill_at = None;
+        let now = self.now();
+        let was_asked = self.machine.role() != Role::Primary;
+        self.application = false;
+        match told {
+            Told::Expired => self.machine.handle_application_expired(now),
+            Told::Ended if was_asked => self.machine.handle_application_stopped(now),
+            Told::Ended => self.machine.handle_application_ended(now),
+            Told::Gone => {
+                // The lease named the guard: others may take it for free by now.
+                self.machine.lose();
+                if let Some(capture) = &mut self.capture {
+                    capture.loan = None;
+                }
+                self.machine.stop();
+                self.machine.handle_application_ended(now);
+            }
+        }
+    }
+}

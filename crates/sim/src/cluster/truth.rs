@@ -1,0 +1,209 @@
+//! What must hold of a cluster, whatever happens. The store is looked at by [`crate::model`] besides.
+//!
+//! Every content of a database is made by a commit, on another content: a tree. One content is a prefix of another when it lies on the way from the root
+//! to it.
+//!
+//! 1. The application commits only on a machine that the lease in the store names, from before its write was done until another's was. After a machine
+//!    stood still as a whole it may commit for a moment; that is in no history.
+//! 2. It commits only on contents that have the durable end that there was when it began. So nobody serves that is stale or empty.
+//! 3. What becomes durable has everything that was durable.
+//! 4. A file is rewritten only to a content that has its own, or when its content is durable, or kept as a lost branch; and never under an application.
+//! 5. At the end, a while after the last fault, somebody has committed, and every file is at the durable end.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::future::FutureExt;
+use rhyolite_format::lease::{LeaseRecord, LeaseState};
+use rhyolite_format::{Checksum, Pos, Txid, keys};
+use rhyolite_store::Store;
+
+use crate::executor::NodeId;
+use crate::scenario::MS;
+use crate::sim::Sim;
+
+/// How long an application may live on after its machine stood still: until its guard has had a turn.
+const AFTERLIFE: u64 = 100 * MS;
+
+/// The truth.
+#[derive(Debug, Default)]
+pub struct Truth {
+    /// From what each content was made.
+    made: HashMap<u64, Option<Checksum>>,
+    /// Whom the lease in the store names.
+    granted: Option<NodeId>,
+    /// The end of what is durable.
+    durable: Option<Pos>,
+    /// What was durable when each node began to serve.
+    served_from: HashMap<NodeId, Option<Pos>>,
+    /// Commits so far.
+    pub commits: u64,
+    /// When the last one was, in microseconds.
+    pub commit_last: u64,
+    /// Commits of machines that had stood still.
+    pub strays: u64,
+    /// Lost branches that were kept.
+    pub branches: u64,
+    /// How often somebody began to serve.
+    pub terms: u64,
+}
+
+impl Truth {
+    /// A content that was made from nothing.
+    pub fn root(&mut self, content: Checksum) {
+        self.made.insert(content.get(), None);
+    }
+
+    /// Whether `content` is `prefix`, or was made from it.
+    pub fn has(&self, content: Checksum, prefix: Checksum) -> bool {
+        let mut at = Some(content);
+        while let Some(content) = at {
+            if content == prefix {
+                return true;
+            }
+            at = self.made.get(&content.get()).copied().flatten();
+        }
+        false
+    }
+
+    /// What goes on from `before` is a whole other database: as if its first content had been made from that. `false` when it is the same.
+    fn graft(&mut self, content: Checksum, before: Checksum) -> bool {
+        let root = self.root_of(content);
+        let is_other = root != self.root_of(before);
+        if is_other {
+            self.made.insert(root.get(), Some(before));
+        }
+        is_other
+    }
+
+    fn root_of(&self, content: Checksum) -> Checksum {
+        let mut root = content;
+        while let Some(from) = self.made.get(&root.get()).copied().flatten() {
+            root = from;
+        }
+        root
+    }
+
+    fn is_known(&self, content: Checksum) -> bool {
+        self.made.contains_key(&content.get())
+    }
+
+    /// A node begins to serve.
+    pub fn serves(&mut self, node: NodeId) {
+        self.terms += 1;
+        let durable = self.durable;
+        self.served_from.insert(node, durable);
+    }
+}
+
+/// The application of a node commits.
+pub fn commit(sim: &Arc<Sim>, node: NodeId, before: Checksum, after: Checksum) {
+    let now = sim.timeline.now();
+    let stood = sim.cluster().machine(node).stood;
+    let mut truth = sim.cluster().truth();
+    truth.made.insert(after.get(), Some(before));
+    let mut wrong = None;
+    if truth.granted != Some(node) {
+        if stood.is_some_and(|(_, until)| now <= until + AFTERLIFE) {
+            truth.strays += 1;
+            drop(truth);
+            return sim
+                .trace(|| format!("application {node} commits {after} on {before}, after its machine stood still"));
+        }
+        wrong = Some(format!("application {node} commits, and the lease is {:?}'s", truth.granted));
+    }
+    let floor = truth.served_from.get(&node).copied().flatten();
+    if let Some(floor) = floor.filter(|floor| !truth.has(before, floor.checksum)) {
+        wrong =
+            wrong.or(Some(format!("application {node} commits on {before}, which lacks what was durable: {floor}")));
+    }
+    truth.commits += 1;
+    truth.commit_last = now;
+    drop(truth);
+    sim.trace(|| format!("application {node} commits {after} on {before}"));
+    if let Some(text) = wrong {
+        sim.model().violated(text);
+    }
+}
+
+/// An object of the store has changed.
+pub fn store_changed(sim: &Arc<Sim>, key: &str) {
+    if key == keys::LEASE {
+        let object = sim.store.get(keys::LEASE).now_or_never().expect("memory answers at once");
+        let record = object.ok().and_then(|object| LeaseRecord::decode(&object.bytes).ok());
+        let held = record.filter(|record| record.state == LeaseState::Held);
+        let node = held.and_then(|record| record.holder.strip_prefix("node ").and_then(|n| n.parse().ok()));
+        sim.cluster().truth().granted = node;
+        return;
+    }
+    let end = sim.model().end();
+    let mut truth = sim.cluster().truth();
+    let before = std::mem::replace(&mut truth.durable, end);
+    let (Some(before), Some(end)) = (before, end) else { return };
+    if before == end || truth.has(end.checksum, before.checksum) {
+        return;
+    }
+    // The snapshot of a first primary came in when nobody waited for it any more, and another has begun with a database of its own.
+    if before.txid == Txid::FIRST && truth.graft(end.checksum, before.checksum) {
+        return;
+    }
+    drop(truth);
+    sim.model().violated(format!("{end} became durable, which lacks what was durable: {before}"));
+}
+
+/// The file of a node becomes another content, by whatever but its application.
+pub fn replace(sim: &Arc<Sim>, node: NodeId, content: Checksum) {
+    let (before, is_kept, is_served) = {
+        let node_of = sim.node(node);
+        let mut database = node_of.disk.database();
+        let before = database.exists.then_some(database.content);
+        (database.content, database.exists) = (content, true);
+        database.earlier.clear();
+        database.uncaptured.clear();
+        drop(database);
+        let is_kept = before.is_some_and(|before| node_of.disk.lost.contains(&before));
+        drop(node_of);
+        (before, is_kept, sim.cluster().machine(node).has_application)
+    };
+    let truth = sim.cluster().truth();
+    let is_prefix =
+        |before| truth.has(content, before) || truth.durable.is_some_and(|end| truth.has(end.checksum, before));
+    let wrong = if is_served {
+        Some(format!("the file of node {node} is rewritten under its application"))
+    } else if !truth.is_known(content) {
+        Some(format!("the file of node {node} becomes {content}, which nobody has made"))
+    } else {
+        let lost = before.filter(|before| !is_kept && !is_prefix(*before));
+        lost.map(|before| format!("the file of node {node} was {before}, which is in no history and kept nowhere"))
+    };
+    drop(truth);
+    if let Some(text) = wrong {
+        sim.model().violated(text);
+    }
+}
+
+/// A while after the last fault.
+pub fn check_end(sim: &Arc<Sim>) {
+    let calm = sim.scenario.calm;
+    let truth = sim.cluster().truth();
+    let mut wrong = None;
+    if truth.commit_last < calm {
+        wrong = Some("nobody committed any more after everything was well again".to_owned());
+    }
+    for node in 0..sim.scenario.nodes {
+        let node_of = sim.node(node);
+        let database = node_of.disk.database();
+        let is_there = database.exists && truth.durable.is_some_and(|end| end.checksum == database.content);
+        if !is_there {
+            let durable = truth.durable.map_or("nothing".to_owned(), |end| end.to_string());
+            wrong = wrong.or(Some(format!("node {node} ends at {}, and the store at {durable}", database.content)));
+        }
+        if let Some(branch) = node_of.disk.lost.iter().find(|branch| !truth.is_known(**branch)) {
+            wrong = wrong.or(Some(format!("node {node} keeps a lost branch that nobody has made: {branch}")));
+        }
+    }
+    drop(truth);
+    if let Some(text) = wrong {
+        sim.model().violated(text);
+    }
+}
