@@ -207,6 +207,7 @@ fn run_follow(args: &RestoreArgs, store: Arc<dyn Store>) -> Result<(), Failure> 
         interval: args.follow_interval.unwrap_or(FOLLOW_INTERVAL),
         lock_timeout: FOLLOW_LOCK_TIMEOUT,
         may_be_ahead: false,
+        is_judged: false,
         threads: threads(args),
         progress: store::progress("restore"),
     };

@@ -187,6 +187,7 @@ impl Prepare {
             interval: Duration::ZERO,
             lock_timeout: LOCK_TIMEOUT,
             may_be_ahead: true,
+            is_judged: true,
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             progress: Arc::new(Silent),
         };

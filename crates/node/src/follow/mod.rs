@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use rhyolite_format::{Pos, Seq, keys};
 use rhyolite_logic::Target;
-use rhyolite_logic::restore_plan::{PlanStep, RestorePlan};
+use rhyolite_logic::restore_plan::{PlanError, PlanStep, RestorePlan, points};
 use rhyolite_store::Store;
 use tokio::sync::watch;
 
@@ -77,6 +77,8 @@ pub struct FollowOptions {
     pub lock_timeout: Duration,
     /// The file also gets commits that are not in the store yet.
     pub may_be_ahead: bool,
+    /// What the history lacks is kept elsewhere before the file is rewritten: a file from which nothing leads on is judged first.
+    pub is_judged: bool,
     /// Threads that unpack; at least one.
     pub threads: usize,
     /// Who wants to know how far the first restore is.
@@ -249,6 +251,19 @@ impl Following {
         Ok(true)
     }
 
+    /// Whether the file may be rewritten where nothing leads on from it: it is a state of the history, or nobody asks.
+    fn judge(&self) -> Result<(), RestoreError> {
+        if !self.options.is_judged {
+            return Ok(());
+        }
+        let catalog = &self.log.as_ref().expect("the log was read").catalog;
+        let known = points(&catalog.manifest, &catalog.log, &[]).map_err(PlanError::from)?;
+        if known.iter().any(|point| point.pos == self.pos()) {
+            return Ok(());
+        }
+        Err(self.diverged("the history does not have it, and nothing leads on from it".to_owned()))
+    }
+
     /// The way to the end of the log from nothing.
     async fn plan_whole(&self) -> Result<(RestorePlan, Vec<PlanStep>), RestoreError> {
         let catalog = &self.log.as_ref().expect("the log was read").catalog;
@@ -273,6 +288,9 @@ impl Following {
                 let manifest = &catalog.manifest;
                 let whole = plan_steps(&self.reader, catalog, manifest, &mut indexes, Target::Latest).await;
                 let whole = whole.ok().filter(|whole| whole.pos.txid > base.pos.txid);
+                if whole.is_some() {
+                    self.judge()?;
+                }
                 let steps = whole.as_ref().map(|whole| whole.steps.clone()).unwrap_or_default();
                 Ok(Some((whole.unwrap_or(plan), steps)))
             }
@@ -286,6 +304,7 @@ impl Following {
             Err(RestoreError::Plan(_)) => {
                 // The files that lead from here to there may be gone. Then everything is rewritten.
                 self.log = Some(self.load().await?);
+                self.judge()?;
                 self.plan_whole().await.map(Some)
             }
             Err(e) => Err(e),

@@ -315,6 +315,7 @@ impl Node {
                 interval: Duration::ZERO,
                 lock_timeout: self.options.lock_timeout,
                 may_be_ahead: true,
+                is_judged: self.options.trails.is_some(),
                 threads: self.options.threads,
                 progress: Arc::new(Silent),
             },

@@ -462,6 +462,43 @@ fn what_only_a_lost_primary_had_is_kept_as_a_branch() {
     cluster.check_store();
 }
 
+/// The others have gone on without it for so long that nobody can tell where they parted.
+#[test]
+fn a_replica_that_was_ahead_and_away_for_long_is_not_rewritten_before_its_content_is_kept() {
+    let mut cluster = Cluster::new();
+    cluster.start("a");
+    cluster.wait_writing("a");
+    cluster.stop_primary("a");
+    cluster.sync_interval = "--sync-interval=1h";
+    cluster.start("a");
+    cluster.wait_writing("a");
+    cluster.start("b");
+    cluster.wait_role("b", "replica");
+    cluster.wait_writing("a");
+    let seen = cluster.last_noted("a");
+    cluster.wait_row("b", seen);
+    // Both are lost, the replica with commits that the store does not have.
+    cluster.kill("b");
+    cluster.kill("a");
+    assert!(!cluster.stored().contains(&seen));
+    cluster.sync_interval = "--sync-interval=100ms";
+    cluster.start("c");
+    wait_for("more than the replica had", || cluster.last_noted("c") > seen + 50);
+    cluster.stop_primary("c");
+    // Its log begins anew, behind where they parted.
+    std::fs::remove_dir_all(cluster.folder.path("c")).unwrap();
+    cluster.start("c");
+    cluster.wait_writing("c");
+    cluster.start("b");
+    cluster.wait_role("b", "replica");
+    cluster.wait_row("b", cluster.wait_durable("c"));
+    let kept = cluster.branches("b");
+    let path = |branch: &Value| cluster.folder.path(branch["path"].as_str().unwrap());
+    assert!(kept.iter().any(|branch| rows(&path(branch)).contains(&seen)), "{kept:?}");
+    cluster.stop_well("b");
+    cluster.stop_primary("c");
+}
+
 #[test]
 fn a_replica_keeps_commits_that_were_never_uploaded() {
     let mut cluster = Cluster::new();
