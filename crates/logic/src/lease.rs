@@ -532,6 +532,10 @@ impl<V: Clone + Eq> Lease<V> {
             return;
         }
         let Ok(found) = found else {
+            if matches!(self.known, Known::Absent { .. }) && !self.terms.vacancy.is_zero() {
+                // A record may be made while nobody can look, and be lost again.
+                self.known = Known::Nothing;
+            }
             self.doing = Doing::ReadingNext { at: now.after(self.terms.retry()) };
             return;
         };
@@ -549,7 +553,12 @@ impl<V: Clone + Eq> Lease<V> {
         let free = match &self.known {
             Known::Absent { free } => *free,
             Known::Ours { until, .. } if now < *until => now,
-            Known::Nothing | Known::Theirs { .. } | Known::Ours { .. } => now.after(self.terms.vacancy),
+            Known::Nothing => now.after(self.terms.vacancy),
+            // Whoever held it may go on for as long as its own terms say.
+            Known::Theirs { record, .. } | Known::Ours { record, .. } => {
+                let held = Duration::from_millis(record.ttl_ms) + self.terms.margin;
+                now.after(if self.terms.vacancy.is_zero() { Duration::ZERO } else { self.terms.vacancy.max(held) })
+            }
         };
         self.known = Known::Absent { free };
         let look = now.after(self.terms.look);
@@ -558,7 +567,18 @@ impl<V: Clone + Eq> Lease<V> {
 
     fn known_record(&mut self, record: LeaseRecord, version: V, now: Monotonic) {
         let own = self.writes.iter().find(|w| w.nonce == record.nonce).and_then(|w| Some((w.sent?, w.origin)));
-        match own {
+        let (last, was_theirs) = match &self.known {
+            Known::Theirs { record, .. } => (Some(record.epoch), true),
+            Known::Ours { record, .. } => (Some(record.epoch), false),
+            Known::Nothing | Known::Absent { .. } => (None, false),
+        };
+        if let Some(later) = last.filter(|last| *last > record.epoch) {
+            // Whatever keeps it was put back. Epochs do not go back with it.
+            self.epoch_min = self.epoch_min.max(Some(later.next()));
+        }
+        // One of our own that comes back after another's gives no right: the other may have its own still.
+        let is_of_before = was_theirs && self.epoch_min.is_some_and(|least| record.epoch < least);
+        match own.filter(|_| !is_of_before) {
             Some((sent, origin)) if record.state == LeaseState::Held => {
                 if self.acknowledged.is_some_and(|last| sent < last) {
                     // The store has lost a write that it had acknowledged: it was put back, and the log with it.

@@ -27,7 +27,7 @@ pub enum TakeEnd {
     /// There is no right under which it could be taken: look again later.
     Wait,
     /// It was written without the lease, or under one that was lost with whatever kept it, and that one had come as far as ours, or further: ask for
-    /// this one, then look again.
+    /// this one, then look again. Whoever has fenced the log goes on under the next epoch, and may not have shown that yet: this is beyond it.
     Raise(Epoch),
     /// Our own fence, of a try before: nothing of an older right comes after it.
     Ours,
@@ -42,7 +42,7 @@ pub fn take_end(found: FoundEnd, right: Option<Epoch>, must_fence: bool) -> Take
     match (right, found.epoch) {
         (None, _) => TakeEnd::Wait,
         (Some(epoch), Some(theirs)) if theirs >= epoch && found.fenced == Some(theirs) => TakeEnd::Ours,
-        (Some(epoch), Some(theirs)) if theirs >= epoch => TakeEnd::Raise(theirs.next()),
+        (Some(epoch), Some(theirs)) if theirs >= epoch => TakeEnd::Raise(theirs.next().next()),
         (Some(epoch), _) if must_fence && found.has_manifest => TakeEnd::Fence(epoch),
         (Some(_), _) => TakeEnd::Quiet,
     }
@@ -50,21 +50,30 @@ pub fn take_end(found: FoundEnd, right: Option<Epoch>, must_fence: bool) -> Take
 
 /// What is known of the content of a file that this node captured itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content {
+pub enum Content<'a> {
     /// The system has run since it was captured last: it holds all that was captured.
     Kept,
-    /// The system has started anew, and the file adds up to this; `None`: it is no database.
-    Measured(Option<Checksum>),
+    /// The system has started anew.
+    Measured {
+        /// What the file adds up to; `None`: it is no database.
+        checksum: Option<Checksum>,
+        /// The positions of the history, as far as they are known.
+        known: &'a [Pos],
+    },
 }
 
 /// Whether a file that this node captured itself may be left to capture: its local log joins the end of the store's log, and the file has not fallen
 /// behind that log. A power cut can do that: SQLite does not sync each commit (`synchronous=NORMAL`), and what was lost may be durable in the store.
-/// Capture would take the older state for the newest.
-pub fn goes_on(start: &Start, content: Content) -> bool {
+/// Capture would take the older state for the newest. A state that the history does not have is newer than the log, which is not synced at each commit either.
+pub fn goes_on(start: &Start, content: Content<'_>) -> bool {
     let Start::Continue { end, .. } = start else { return false };
     match content {
         Content::Kept => true,
-        Content::Measured(checksum) => checksum.is_some() && checksum == end.map(|end| end.checksum),
+        Content::Measured { checksum: None, .. } => false,
+        Content::Measured { checksum: Some(checksum), known } => {
+            let is_there = end.is_some_and(|end| end.checksum == checksum);
+            is_there || !known.iter().any(|pos| pos.checksum == checksum)
+        }
     }
 }
 
@@ -112,13 +121,13 @@ mod tests {
             assert_eq!(take_end(found, right.map(epoch), must_fence), expected, "{found:?} {right:?} {must_fence}");
         };
         check(Some(3), true, None, true, TakeEnd::Wait);
-        check(Some(3), true, Some(2), true, TakeEnd::Raise(epoch(4)));
+        check(Some(4), true, Some(2), true, TakeEnd::Raise(epoch(6)));
         check(Some(3), true, Some(3), true, TakeEnd::Ours);
         check(Some(3), true, Some(4), true, TakeEnd::Fence(epoch(4)));
         check(Some(3), true, Some(4), false, TakeEnd::Quiet);
         check(None, false, Some(4), true, TakeEnd::Quiet);
         // Just the epoch that is ours now, and another's all the same.
-        check(Some(4), true, Some(4), true, TakeEnd::Raise(epoch(5)));
+        check(Some(4), true, Some(4), true, TakeEnd::Raise(epoch(6)));
     }
 
     #[test]
@@ -133,11 +142,14 @@ mod tests {
         };
         let reason = AdoptReason::StoreAhead;
         let adopt = Start::Adopt { lineage: Lineage([1; 16]), at: end, next_seq: Seq::FIRST, reason };
-        let measured = |checksum| Content::Measured(Some(Checksum::from_crc(checksum)));
+        let known = [pos(2, 20), pos(3, 30), pos(4, 40)];
+        let measured =
+            |checksum: Option<u64>| Content::Measured { checksum: checksum.map(Checksum::from_crc), known: &known };
         assert!(goes_on(&go_on, Content::Kept));
-        assert!(goes_on(&go_on, measured(40)));
-        assert!(!goes_on(&go_on, measured(30)), "the power went, and a commit with it");
-        assert!(!goes_on(&go_on, Content::Measured(None)));
+        assert!(goes_on(&go_on, measured(Some(40))));
+        assert!(!goes_on(&go_on, measured(Some(30))), "the power went, and a commit with it");
+        assert!(goes_on(&go_on, measured(Some(50))), "a commit that was not captured yet");
+        assert!(!goes_on(&go_on, measured(None)));
         assert!(!goes_on(&adopt, Content::Kept));
     }
 

@@ -15,6 +15,7 @@ use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -167,7 +168,9 @@ impl Cluster {
     /// Lets a node reach the store, or not.
     pub fn set_store(&self, node: &Node, is_there: bool) -> Outcome {
         let link = self.folder.join(format!("store-of-{}", node.name));
-        let new = self.folder.join(format!("new-{}", node.name));
+        // Two may do it at a time.
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let new = self.folder.join(format!("new-{}-{}", node.name, NEXT.fetch_add(1, Ordering::Relaxed)));
         // A link to itself leads nowhere.
         let to = if is_there { self.store() } else { link.clone() };
         std::os::unix::fs::symlink(to, &new).context("make a link")?;

@@ -419,3 +419,52 @@ fn whoever_finds_a_lost_record_waits_until_its_holder_has_run_out() {
     a.live(&mut place, 60_000);
     a.check(60_000, "b has 1 until 73700");
 }
+
+/// It was lost, and the service is put back to the time at which it was held: another may hold it now.
+#[test]
+fn a_former_holder_whose_record_comes_back_waits_and_goes_on_above_the_other() {
+    let (mut a, mut place) = held();
+    a.live(&mut place, 5_000);
+    let before = place.held.clone();
+    let mut b = Holder::new("b", 2, &[], 5_000);
+    b.live(&mut place, 40_000);
+    assert!(matches!(b.lease.standing(), Standing::Ours { epoch, .. } if epoch.get() == 2));
+    a.pause(40_000);
+    a.live(&mut place, 41_000);
+    assert!(matches!(a.lease.standing(), Standing::Theirs { record, .. } if record.holder == "b"));
+    place.held = before;
+    a.live(&mut place, 43_000);
+    let standing = a.lease.standing();
+    assert!(matches!(standing, Standing::Theirs { .. }), "the other still has its right: {standing:?}");
+    a.live(&mut place, 60_000);
+    let Standing::Ours { epoch, .. } = a.lease.standing() else { panic!("{:?}", a.lease.standing()) };
+    assert_eq!(epoch.get(), 3, "not one that was there before");
+}
+
+#[test]
+fn who_finds_a_record_lost_waits_for_as_long_as_that_one_said() {
+    let (mut a, mut place) = (wary("a", 1, 0), Place::default());
+    a.live(&mut place, 14_000);
+    let terms = Terms::new(Duration::from_secs(2), "b".to_owned()).where_records_get_lost();
+    let lease = Lease::new(terms, Guards::ALL, &[], Monotonic(14_000));
+    let mut b = Holder { lease, nonces: 0, tag: 2, slept_until: 14_000 };
+    b.live(&mut place, 15_000);
+    place.held = None;
+    b.live(&mut place, 27_000);
+    b.check(27_000, "unknown");
+    b.live(&mut place, 30_000);
+    assert!(matches!(b.lease.standing(), Standing::Ours { epoch, .. } if epoch.get() == 2));
+}
+
+#[test]
+fn what_was_seen_before_nobody_could_look_does_not_count() {
+    let (mut b, mut place) = (wary("b", 2, 0), Place::default());
+    b.live(&mut place, 10_000);
+    let Some(next) = b.lease.poll_timeout() else { panic!("it looks again") };
+    let id = read_of(b.poll(next.0));
+    b.lease.handle_read(id, Err(()), next);
+    b.live(&mut place, 20_000);
+    b.check(20_000, "unknown");
+    b.live(&mut place, 30_000);
+    assert!(matches!(b.lease.standing(), Standing::Ours { .. }));
+}

@@ -171,6 +171,8 @@ impl std::fmt::Debug for Looker {
 pub struct CommitLine {
     is_gated: bool,
     looker: Mutex<Option<Arc<Looker>>>,
+    /// Commits may end without anybody's being told.
+    is_unsynced: AtomicBool,
     gate: AtomicU8,
     syncs: Mutex<Syncs>,
     is_listening: AtomicBool,
@@ -187,6 +189,7 @@ impl CommitLine {
         Self {
             is_gated,
             looker: Mutex::default(),
+            is_unsynced: AtomicBool::new(false),
             gate: AtomicU8::new(if is_gated { GATE_UNKNOWN } else { GATE_OPEN }),
             syncs: Mutex::default(),
             is_listening: AtomicBool::new(false),
@@ -294,6 +297,11 @@ impl CommitLine {
 
     pub(super) fn note_captured(&self, pos: Pos, time: Timestamp) {
         *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = Some((pos, time));
+    }
+
+    /// Says whether commits may end from here on without anybody's being told.
+    pub fn set_unsynced(&self, is_unsynced: bool) {
+        self.is_unsynced.store(is_unsynced, Ordering::SeqCst);
     }
 
     /// Whoever wants to have all commits calls `look` first, which adds those whose end was not told. It is called by any thread.
@@ -462,6 +470,9 @@ impl Listening {
 
     /// Has every commit added that has ended.
     pub(super) fn catch_up(&self) {
+        if !self.line.is_unsynced.load(Ordering::SeqCst) {
+            return;
+        }
         let looker = self.line.looker.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(Looker(look)) = looker.as_deref() {
             look();

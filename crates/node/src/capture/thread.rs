@@ -637,11 +637,7 @@ impl CaptureThread {
             self.status.feed.take_in(origin, self.status.look(|f| f.local), log);
         }
         if self.status.events.has_listeners() {
-            let told = self.status.look(|f| f.local);
-            let name = self.status.name();
-            for (entry, _) in log.recent(told.map(|told| told.txid)) {
-                self.status.events.tell(&name, entry.end(), entry.page_size, entry.commit, entry.timestamp);
-            }
+            tell_events(&self.status, log);
         }
         self.status.update(|f| {
             f.lineage = Some(writer.lineage);
@@ -686,5 +682,18 @@ impl CaptureThread {
     fn save_all(&mut self) -> io::Result<()> {
         self.save_table()?;
         self.save_state(self.position)
+    }
+}
+
+/// Tells those who listen what has come into the log since the position that was published last.
+fn tell_events(status: &DatabaseStatus, log: &LocalLog) {
+    let Some(told) = status.look(|f| f.local) else { return };
+    let (name, mut next) = (status.name(), told.txid.next());
+    for (entry, _) in log.recent(Some(told.txid)) {
+        if entry.min_txid != next {
+            return status.events.cut();
+        }
+        next = entry.max_txid.next();
+        status.events.tell(&name, entry.end(), entry.page_size, entry.commit, entry.timestamp);
     }
 }

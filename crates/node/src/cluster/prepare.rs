@@ -11,13 +11,14 @@
 //! A database for which that cannot be done keeps the node from serving: whatever lies there could be older than what the store has, and capture would
 //! take it for newer.
 
-use std::path::{Component, Path};
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use rhyolite_format::Epoch;
-use rhyolite_format::segment::Segment;
+use rhyolite_format::segment::{Segment, SegmentEntry};
 use rhyolite_format::state::LocalState;
+use rhyolite_format::{Checksum, Epoch};
 use rhyolite_logic::lease::Guards;
 use rhyolite_logic::prepare::{self, Content, FoundEnd, TakeEnd};
 use rhyolite_logic::reconcile::{StoreEnd, reconcile};
@@ -33,14 +34,15 @@ use crate::capture::restart;
 use crate::capture::table::PageTable;
 use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
-use crate::follow::promote::{Goal, Released, is_follower, measured, promote};
+use crate::follow::promote::{Goal, Released, is_follower, known_positions, measured, promote};
 use crate::follow::trails::Trails;
 use crate::follow::{FollowOptions, ReplicaJournal};
 use crate::log_end::{self, LogEnd};
 use crate::park;
 use crate::progress::Silent;
-use crate::restore::Existing;
 use crate::restore::below::prefixes;
+use crate::restore::draft::beside;
+use crate::restore::{Existing, RestoreError};
 use crate::world::RealWorld;
 
 /// Databases that are prepared at a time.
@@ -176,7 +178,10 @@ impl Prepare {
             return Ok(false);
         }
         let Some(pos) = end.pos else { return Ok(true) };
-        if !is_follower(&config.path) && config.path.exists() && goes_on(config, &end).await? {
+        if !is_follower(&config.path)
+            && config.path.exists()
+            && goes_on(config, (&store, &end), self.cancelled.clone()).await?
+        {
             return Ok(true);
         }
         let options = FollowOptions {
@@ -251,22 +256,52 @@ impl Prepare {
 }
 
 /// Whether the file may be left to capture: the local log goes on from the end of the store's log, and the file is not behind it.
-async fn goes_on(config: &DatabaseConfig, end: &LogEnd) -> Result<bool, String> {
+async fn goes_on(
+    config: &DatabaseConfig,
+    (store, end): (&Arc<dyn Store>, &LogEnd),
+    mut cancelled: watch::Receiver<bool>,
+) -> Result<bool, String> {
     let meta_path = config.meta_path.clone();
     let loaded = tokio::task::spawn_blocking(move || restart::load_whole(&meta_path)).await;
     let local = loaded.expect("loading does not panic").map_err(|e| format!("read the state folder: {e}"))?;
     let log: Vec<Segment> = local.segments.iter().map(SealedSegment::index).collect();
-    let store = StoreEnd { lineage: end.identity.lineage, pos: end.pos, next_seq: end.next_seq };
-    let start = reconcile(local.state.as_ref(), &log, Some(&store));
+    let there = StoreEnd { lineage: end.identity.lineage, pos: end.pos, next_seq: end.next_seq };
+    let start = reconcile(local.state.as_ref(), &log, Some(&there));
     let boot = restart::boot_id();
     let is_same_boot = boot != [0; 16] && local.state.is_some_and(|state| state.boot_id == boot);
     if is_same_boot || !prepare::goes_on(&start, Content::Kept) {
         return Ok(prepare::goes_on(&start, Content::Kept));
     }
+    let mut known = known_positions(store).await.map_err(|e| e.to_string())?;
+    known.extend(log.iter().flat_map(|segment| &segment.entries).map(SegmentEntry::end));
     let path = config.path.clone();
-    let measured = tokio::task::spawn_blocking(move || measured(&path)).await;
-    let content = measured.expect("reading does not panic").map_err(|e| e.to_string())?;
-    Ok(prepare::goes_on(&start, Content::Measured(content)))
+    let measuring = tokio::task::spawn_blocking(move || measured_once(&path));
+    let measured = tokio::select! {
+        measured = measuring => measured.expect("reading does not panic").map_err(|e| e.to_string())?,
+        // It is measured to its end all the same, for the next try.
+        _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(false),
+    };
+    Ok(prepare::goes_on(&start, Content::Measured { checksum: measured, known: &known }))
+}
+
+/// Size and time of the last write of a file.
+type Looks = (u64, Option<SystemTime>);
+
+/// Files that were measured by this process: a large one takes longer than the lease waits for it.
+static MEASURED: Mutex<BTreeMap<PathBuf, (Looks, Option<Checksum>)>> = Mutex::new(BTreeMap::new());
+
+/// What a file adds up to, read once as long as it is not written to.
+fn measured_once(path: &Path) -> Result<Option<Checksum>, RestoreError> {
+    let looks =
+        || -> Looks { std::fs::metadata(path).map(|meta| (meta.len(), meta.modified().ok())).unwrap_or_default() };
+    let lock = || MEASURED.lock().unwrap_or_else(PoisonError::into_inner);
+    let has_wal = std::fs::metadata(beside(path, "-wal")).is_ok_and(|meta| meta.len() > 0);
+    if let Some((_, checksum)) = lock().get(path).filter(|(then, _)| !has_wal && *then == looks()) {
+        return Ok(*checksum);
+    }
+    let checksum = measured(path)?;
+    lock().insert(path.to_owned(), (looks(), checksum));
+    Ok(checksum)
 }
 
 /// Leaves a state folder from which capture goes on.

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use rhyolite_format::{Pos, Seq, keys};
 use rhyolite_logic::Target;
-use rhyolite_logic::restore_plan::{PlanError, PlanStep, RestorePlan, points};
+use rhyolite_logic::restore_plan::{BundleIndex, PlanError, PlanStep, RestorePlan, points};
 use rhyolite_store::Store;
 use tokio::sync::watch;
 
@@ -252,12 +252,12 @@ impl Following {
     }
 
     /// Whether the file may be rewritten where nothing leads on from it: it is a state of the history, or nobody asks.
-    fn judge(&self) -> Result<(), RestoreError> {
+    fn judge(&self, indexes: &[BundleIndex]) -> Result<(), RestoreError> {
         if !self.options.is_judged {
             return Ok(());
         }
         let catalog = &self.log.as_ref().expect("the log was read").catalog;
-        let known = points(&catalog.manifest, &catalog.log, &[]).map_err(PlanError::from)?;
+        let known = points(&catalog.manifest, &catalog.log, indexes).map_err(PlanError::from)?;
         if known.iter().any(|point| point.pos == self.pos()) {
             return Ok(());
         }
@@ -289,14 +289,16 @@ impl Following {
                 let whole = plan_steps(&self.reader, catalog, manifest, &mut indexes, Target::Latest).await;
                 let whole = whole.ok().filter(|whole| whole.pos.txid > base.pos.txid);
                 if whole.is_some() {
-                    self.judge()?;
+                    self.judge(&indexes)?;
                 }
                 let steps = whole.as_ref().map(|whole| whole.steps.clone()).unwrap_or_default();
                 Ok(Some((whole.unwrap_or(plan), steps)))
             }
             Ok(mut plan) => {
-                if base.is_first_of(&plan) {
-                    plan.steps.remove(0);
+                match base.is_first_of(&plan) {
+                    true => drop(plan.steps.remove(0)),
+                    // It begins with a snapshot of the log.
+                    false => self.judge(&indexes)?,
                 }
                 let steps = plan.steps.clone();
                 Ok(Some((plan, steps)))
@@ -304,7 +306,7 @@ impl Following {
             Err(RestoreError::Plan(_)) => {
                 // The files that lead from here to there may be gone. Then everything is rewritten.
                 self.log = Some(self.load().await?);
-                self.judge()?;
+                self.judge(&indexes)?;
                 self.plan_whole().await.map(Some)
             }
             Err(e) => Err(e),

@@ -10,7 +10,7 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rhyolite_format::sqlite::header::{DATABASE_HEADER_SIZE, DatabaseHeader};
@@ -124,7 +124,11 @@ impl Database {
 
     /// Somebody has opened the journal, and writes it through the kernel.
     pub(super) fn note_passed(&self, handle: u64, journal: Arc<File>) {
-        self.lock().passed.push((handle, journal));
+        let mut state = self.lock();
+        // One that was removed since it was opened is no journal any more.
+        if journal.metadata().is_ok_and(|meta| meta.nlink() > 0) {
+            state.passed.push((handle, journal));
+        }
     }
 
     /// One of them has closed it.
@@ -144,6 +148,9 @@ impl Database {
         let mut state = self.lock();
         self.look(&mut state, open);
         state.is_unsynced = !state.passed.is_empty();
+        if let Some(line) = self.line.get() {
+            line.set_unsynced(state.is_unsynced);
+        }
         state.is_unsynced
     }
 
@@ -187,10 +194,13 @@ impl Database {
                 state.is_cut = true;
             }
         }
-        match is_unsynced && !std::mem::replace(&mut state.is_unsynced, true) {
-            true => Verdict::Unsynced,
-            false => Verdict::Allowed,
+        if !is_unsynced || std::mem::replace(&mut state.is_unsynced, true) {
+            return Verdict::Allowed;
         }
+        if let Some(line) = self.line.get() {
+            line.set_unsynced(true);
+        }
+        Verdict::Unsynced
     }
 
     /// Asks whether the file, which is `file`, may be cut to this length. What SQLite cuts off after a commit, its header counts no more.

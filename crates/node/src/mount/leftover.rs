@@ -1,22 +1,22 @@
-//! Proof that nobody uses the WAL of a database behind the mount before it is served.
+//! Proof that nobody uses the WAL or the journal of a database behind the mount before it is served.
 //!
-//! The kernel passes `-wal` and `-shm` through, so whoever has them open goes on with them when the process that served the mount
-//! dies. Its locks are those of the old mount, which nobody sees on a new one: both would write the same WAL. The same holds for
-//! whoever uses the folder behind. A write lease is granted on a file only when nobody else has it open.
+//! The kernel passes `-wal`, `-shm` and `-journal` through, so whoever has them open goes on with them when the process that served the mount
+//! dies. Its locks are those of the old mount, which nobody sees on a new one: both would write the same WAL, or what one writes into a
+//! journal would be played back over the commits of the other. The same holds for whoever uses the folder behind. A write lease is granted on a file only when nobody else has it open.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::nodes::is_hidden;
+use super::role::Role;
 
 /// `F_SETSIG` of fcntl(2), which `libc` does not name.
 const F_SETSIG: libc::c_int = 10;
 
-/// Finds a WAL or wal-index below `behind` that somebody has open.
+/// Finds a WAL, wal-index or journal below `behind` that somebody has open.
 ///
 /// # Errors
 /// A folder cannot be read.
@@ -26,7 +26,7 @@ pub(super) fn in_use(behind: &Path) -> io::Result<Option<PathBuf>> {
         for entry in std::fs::read_dir(folder)? {
             let entry = entry?;
             let (name, kind) = (entry.file_name(), entry.file_type()?);
-            let is_shared = name.as_bytes().ends_with(b"-wal") || name.as_bytes().ends_with(b"-shm");
+            let is_shared = Role::of(&name) != Role::Plain;
             if kind.is_dir() && !is_hidden(&name) {
                 folders.push(entry.path());
             } else if kind.is_file() && is_shared && is_open_elsewhere(&entry.path()) {
@@ -71,14 +71,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = |name: &str| folder.path().join(name);
         std::fs::create_dir_all(path("x/.a.db-rhyolite")).unwrap();
-        for name in ["x/a.db", "x/a.db-wal", "x/.a.db-rhyolite/b-wal"] {
+        for name in ["x/a.db", "x/a.db-wal", "x/a.db-journal", "x/.a.db-rhyolite/b-wal"] {
             std::fs::write(path(name), "").unwrap();
         }
         let others = (File::open(path("x/a.db")).unwrap(), File::open(path("x/.a.db-rhyolite/b-wal")).unwrap());
         assert_eq!(in_use(folder.path()).unwrap(), None);
-        let wal = File::open(path("x/a.db-wal")).unwrap();
-        assert_eq!(in_use(folder.path()).unwrap(), Some(path("x/a.db-wal")));
-        drop(wal);
+        for name in ["x/a.db-wal", "x/a.db-journal"] {
+            let shared = File::open(path(name)).unwrap();
+            assert_eq!(in_use(folder.path()).unwrap(), Some(path(name)));
+            drop(shared);
+        }
         assert_eq!(in_use(folder.path()).unwrap(), None);
         drop(others);
     }

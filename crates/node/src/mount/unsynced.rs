@@ -25,6 +25,8 @@ enum Asked {
     Watch(Arc<Node>),
     /// To look now, and tell when that is done.
     Look(Weak<Node>, SyncSender<()>),
+    /// To end: the mount does.
+    Stop,
 }
 
 /// Names databases to the thread that looks.
@@ -34,7 +36,7 @@ pub(super) struct Unsynced {
 }
 
 impl Unsynced {
-    /// Starts the thread, which has the descriptors of this one. It ends when nobody can ask it any more.
+    /// Starts the thread, which has the descriptors of this one. It ends with the result.
     pub(super) fn new() -> io::Result<Self> {
         let (asked, questions) = mpsc::channel();
         thread::Builder::new().name("mount-unsynced".to_owned()).spawn(move || run(&questions))?;
@@ -43,8 +45,9 @@ impl Unsynced {
 
     /// Looks into the journal of this database until nobody has it open.
     pub(super) fn watch(&self, node: Arc<Node>) {
-        let sent = self.asked.send(Asked::Watch(node));
-        assert!(sent.is_ok(), "the thread lives as long as this");
+        if self.asked.send(Asked::Watch(node)).is_err() {
+            tracing::warn!("nobody looks into journals any more: the last commit is captured with the next one");
+        }
     }
 
     /// Has the thread look at a database, and waits for it. Whoever calls it may have other descriptors.
@@ -61,10 +64,21 @@ impl Unsynced {
     }
 }
 
+impl Drop for Unsynced {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.asked.send(Asked::Stop);
+    }
+}
+
 fn run(questions: &Receiver<Asked>) {
     let mut watched: Vec<Arc<Node>> = Vec::new();
     let mut next = Instant::now();
     loop {
+        if !watched.is_empty() && Instant::now() >= next {
+            watched.retain(|node| node.database.look_at_unsynced(|| node.open(OFlags::RDONLY)));
+            next = Instant::now() + EVERY;
+        }
         let asked = match watched.is_empty() {
             true => questions.recv().map_err(|_| RecvTimeoutError::Disconnected),
             false => questions.recv_timeout(next.saturating_duration_since(Instant::now())),
@@ -83,11 +97,8 @@ fn run(questions: &Receiver<Asked>) {
                 // Whoever asked may have waited long enough.
                 let _ = done.try_send(());
             }
-            Err(RecvTimeoutError::Timeout) => {
-                watched.retain(|node| node.database.look_at_unsynced(|| node.open(OFlags::RDONLY)));
-                next = Instant::now() + EVERY;
-            }
-            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {}
+            Ok(Asked::Stop) | Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }

@@ -6,7 +6,7 @@
 //! {"type":"primaryChange","data":{"isPrimary":false,"hostname":"10.0.0.2:20201"}}
 //! ```
 //!
-//! Nobody waits for a subscriber: one that is more than [`EVENTS_MAX`] events behind is cut off, and begins anew with what the database is at.
+//! Nobody waits for a subscriber: one that is more than [`EVENTS_MAX`] events behind is cut off, as all are when there were transactions that nobody can tell.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -87,6 +87,16 @@ impl Events {
     /// Whether anybody listens: an event that nobody hears need not be made.
     pub fn has_listeners(&self) -> bool {
         self.sender.receiver_count() > 0
+    }
+
+    /// How many listen.
+    pub fn listeners(&self) -> usize {
+        self.sender.receiver_count()
+    }
+
+    /// Cuts everybody off who listens: there were events that nobody can tell.
+    pub fn cut(&self) {
+        let _ = self.sender.send("".into());
     }
 
     /// A database is at `pos`, after a transaction of this time.

@@ -18,6 +18,7 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State as Shared};
@@ -39,6 +40,10 @@ use crate::time;
 /// Content type of the text format.
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Most connections on which events are told: others get their figures all the same.
+const LISTENERS_MAX: usize = CONNECTIONS_MAX / 2;
+/// After so long without an event an empty line is sent.
+const EVENTS_SILENCE: Duration = Duration::from_secs(15);
 /// Content type of a line of JSON after another.
 const EVENTS_TYPE: &str = "application/x-ndjson";
 
@@ -84,12 +89,19 @@ async fn alive(Shared(board): Shared<Arc<StatusBoard>>) -> Response {
 }
 
 async fn events(Shared(board): Shared<Arc<StatusBoard>>) -> Response {
+    if board.events.listeners() >= LISTENERS_MAX {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many listen to events\n").into_response();
+    }
     let (first, receiver) = board.events.subscribe();
     // A subscriber that has fallen behind is cut off: it would not notice what it has missed.
     let lines = stream::unfold((Some(first), receiver), |(first, mut receiver)| async move {
         let line = match first {
             Some(first) => first,
-            None => receiver.recv().await.ok()?,
+            None => match tokio::time::timeout(EVENTS_SILENCE, receiver.recv()).await {
+                Ok(line) => line.ok().filter(|line| !line.is_empty())?,
+                // Nothing, so that a connection whose other end is gone is noticed.
+                Err(_) => "\n".into(),
+            },
         };
         Some((Ok::<_, Infallible>(Bytes::copy_from_slice(line.as_bytes())), (None, receiver)))
     });

@@ -51,15 +51,18 @@ impl Mirror {
                 line
             });
         }
-        let passes = role == Role::Shared || (role == Role::Journal && !node.is_ours);
-        let shared = if passes { self.backing(&node, &file, backing) } else { None };
+        let passes = role == Role::Shared || (base.is_some() && !node.is_ours);
+        // Whatever its name is now: the kernel wants the same from all who have the file open.
+        let shared = self.backing_of(&node).or_else(|| passes.then(|| self.backing(&node, &file, backing)).flatten());
         if role == Role::Shared && shared.is_none() {
             self.anchor.cast();
         }
-        let is_passed = shared.is_some();
+        let is_passed = shared.is_some() && passes;
         let flags = match role {
             _ if node.is_ours => FopenFlags::FOPEN_DIRECT_IO,
-            Role::Shared | Role::Journal if is_passed => FopenFlags::empty(),
+            _ if is_passed => FopenFlags::empty(),
+            // Direct I/O goes before passthrough: a file that was renamed into a database is seen.
+            _ if shared.is_some() => FopenFlags::FOPEN_DIRECT_IO,
             Role::Journal => FopenFlags::FOPEN_DIRECT_IO,
             Role::Shared | Role::Plain => FopenFlags::FOPEN_KEEP_CACHE,
         };
@@ -73,6 +76,11 @@ impl Mirror {
         let open = Open { file, node, role, base, is_passed, _backing: shared.clone() };
         lock(&self.files).insert(handle, Arc::new(open));
         Entered { handle: FileHandle(handle), flags, backing: shared }
+    }
+
+    /// The kernel's way to a file that somebody has open.
+    fn backing_of(&self, node: &Node) -> Option<Arc<BackingId>> {
+        lock(&self.backings).get(&node.inode).and_then(Weak::upgrade)
     }
 
     /// The kernel's way to a file: one for all who have it open.
@@ -96,9 +104,11 @@ impl Mirror {
                 backings.insert(node.inode, Arc::downgrade(&made));
                 Some(made)
             }
+            // For the moment.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EMFILE | libc::ENFILE)) => None,
             Err(error) => {
                 self.can_pass_through.store(false, Ordering::Relaxed);
-                tracing::warn!("the kernel does not pass WAL files through ({error}): commits in WAL mode are slower");
+                tracing::warn!("the kernel does not pass WAL files and journals through ({error}): commits are slower");
                 None
             }
         }
