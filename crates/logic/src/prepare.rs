@@ -50,30 +50,22 @@ pub fn take_end(found: FoundEnd, right: Option<Epoch>, must_fence: bool) -> Take
 
 /// What is known of the content of a file that this node captured itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Content<'a> {
+pub enum Content {
     /// The system has run since it was captured last: it holds all that was captured.
     Kept,
-    /// The system has started anew.
-    Measured {
-        /// What the file adds up to; `None`: it is no database.
-        checksum: Option<Checksum>,
-        /// The positions of the history, as far as they are known.
-        known: &'a [Pos],
-    },
+    /// The system has started anew, and the file adds up to this; `None`: it is no database.
+    Measured(Option<Checksum>),
 }
 
-/// Whether a file that this node captured itself may be left to capture: its local log joins the end of the store's log, and the file has not fallen
-/// behind that log. A power cut can do that: SQLite does not sync each commit (`synchronous=NORMAL`), and what was lost may be durable in the store.
-/// Capture would take the older state for the newest. A state that the history does not have is newer than the log, which is not synced at each commit either.
-pub fn goes_on(start: &Start, content: Content<'_>) -> bool {
+/// Whether a file that this node captured itself may be left to capture: its local log joins the end of the store's log, and the file is at the end of
+/// that log. After a power cut it may have fallen behind: SQLite does not sync each commit (`synchronous=NORMAL`), and what was lost may be durable in the
+/// store; capture would take the older state for the newest. It may be ahead as well, as the local log is not synced at each commit either. A checksum does
+/// not tell the two apart, so either is kept beside the database before it is brought to the end.
+pub fn goes_on(start: &Start, content: Content) -> bool {
     let Start::Continue { end, .. } = start else { return false };
     match content {
         Content::Kept => true,
-        Content::Measured { checksum: None, .. } => false,
-        Content::Measured { checksum: Some(checksum), known } => {
-            let is_there = end.is_some_and(|end| end.checksum == checksum);
-            is_there || !known.iter().any(|pos| pos.checksum == checksum)
-        }
+        Content::Measured(checksum) => checksum.is_some() && checksum == end.map(|end| end.checksum),
     }
 }
 
@@ -142,13 +134,10 @@ mod tests {
         };
         let reason = AdoptReason::StoreAhead;
         let adopt = Start::Adopt { lineage: Lineage([1; 16]), at: end, next_seq: Seq::FIRST, reason };
-        let known = [pos(2, 20), pos(3, 30), pos(4, 40)];
-        let measured =
-            |checksum: Option<u64>| Content::Measured { checksum: checksum.map(Checksum::from_crc), known: &known };
+        let measured = |checksum: Option<u64>| Content::Measured(checksum.map(Checksum::from_crc));
         assert!(goes_on(&go_on, Content::Kept));
         assert!(goes_on(&go_on, measured(Some(40))));
         assert!(!goes_on(&go_on, measured(Some(30))), "the power went, and a commit with it");
-        assert!(goes_on(&go_on, measured(Some(50))), "a commit that was not captured yet");
         assert!(!goes_on(&go_on, measured(None)));
         assert!(!goes_on(&adopt, Content::Kept));
     }

@@ -16,7 +16,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rhyolite_format::segment::{Segment, SegmentEntry};
+use rhyolite_format::segment::Segment;
 use rhyolite_format::state::LocalState;
 use rhyolite_format::{Checksum, Epoch};
 use rhyolite_logic::lease::Guards;
@@ -34,7 +34,7 @@ use crate::capture::restart;
 use crate::capture::table::PageTable;
 use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
-use crate::follow::promote::{Goal, Released, is_follower, known_positions, measured, promote};
+use crate::follow::promote::{Goal, Released, is_follower, measured, promote};
 use crate::follow::trails::Trails;
 use crate::follow::{FollowOptions, ReplicaJournal};
 use crate::log_end::{self, LogEnd};
@@ -178,10 +178,7 @@ impl Prepare {
             return Ok(false);
         }
         let Some(pos) = end.pos else { return Ok(true) };
-        if !is_follower(&config.path)
-            && config.path.exists()
-            && goes_on(config, (&store, &end), self.cancelled.clone()).await?
-        {
+        if !is_follower(&config.path) && config.path.exists() && goes_on(config, &end, self.cancelled.clone()).await? {
             return Ok(true);
         }
         let options = FollowOptions {
@@ -256,24 +253,18 @@ impl Prepare {
 }
 
 /// Whether the file may be left to capture: the local log goes on from the end of the store's log, and the file is not behind it.
-async fn goes_on(
-    config: &DatabaseConfig,
-    (store, end): (&Arc<dyn Store>, &LogEnd),
-    mut cancelled: watch::Receiver<bool>,
-) -> Result<bool, String> {
+async fn goes_on(config: &DatabaseConfig, end: &LogEnd, mut cancelled: watch::Receiver<bool>) -> Result<bool, String> {
     let meta_path = config.meta_path.clone();
     let loaded = tokio::task::spawn_blocking(move || restart::load_whole(&meta_path)).await;
     let local = loaded.expect("loading does not panic").map_err(|e| format!("read the state folder: {e}"))?;
     let log: Vec<Segment> = local.segments.iter().map(SealedSegment::index).collect();
-    let there = StoreEnd { lineage: end.identity.lineage, pos: end.pos, next_seq: end.next_seq };
-    let start = reconcile(local.state.as_ref(), &log, Some(&there));
+    let store = StoreEnd { lineage: end.identity.lineage, pos: end.pos, next_seq: end.next_seq };
+    let start = reconcile(local.state.as_ref(), &log, Some(&store));
     let boot = restart::boot_id();
     let is_same_boot = boot != [0; 16] && local.state.is_some_and(|state| state.boot_id == boot);
     if is_same_boot || !prepare::goes_on(&start, Content::Kept) {
         return Ok(prepare::goes_on(&start, Content::Kept));
     }
-    let mut known = known_positions(store).await.map_err(|e| e.to_string())?;
-    known.extend(log.iter().flat_map(|segment| &segment.entries).map(SegmentEntry::end));
     let path = config.path.clone();
     let measuring = tokio::task::spawn_blocking(move || measured_once(&path));
     let measured = tokio::select! {
@@ -281,7 +272,7 @@ async fn goes_on(
         // It is measured to its end all the same, for the next try.
         _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(false),
     };
-    Ok(prepare::goes_on(&start, Content::Measured { checksum: measured, known: &known }))
+    Ok(prepare::goes_on(&start, Content::Measured(measured)))
 }
 
 /// Size and time of the last write of a file.

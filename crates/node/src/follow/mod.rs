@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use rhyolite_format::{Pos, Seq, keys};
 use rhyolite_logic::Target;
-use rhyolite_logic::restore_plan::{BundleIndex, PlanError, PlanStep, RestorePlan, points};
+use rhyolite_logic::restore_plan::{PlanStep, RestorePlan};
 use rhyolite_store::Store;
 use tokio::sync::watch;
 
@@ -252,13 +252,12 @@ impl Following {
     }
 
     /// Whether the file may be rewritten where nothing leads on from it: it is a state of the history, or nobody asks.
-    fn judge(&self, indexes: &[BundleIndex]) -> Result<(), RestoreError> {
+    async fn judge(&self) -> Result<(), RestoreError> {
         if !self.options.is_judged {
             return Ok(());
         }
         let catalog = &self.log.as_ref().expect("the log was read").catalog;
-        let known = points(&catalog.manifest, &catalog.log, indexes).map_err(PlanError::from)?;
-        if known.iter().any(|point| point.pos == self.pos()) {
+        if catalog.positions(&self.reader).await?.contains(&self.pos()) {
             return Ok(());
         }
         Err(self.diverged("the history does not have it, and nothing leads on from it".to_owned()))
@@ -289,7 +288,7 @@ impl Following {
                 let whole = plan_steps(&self.reader, catalog, manifest, &mut indexes, Target::Latest).await;
                 let whole = whole.ok().filter(|whole| whole.pos.txid > base.pos.txid);
                 if whole.is_some() {
-                    self.judge(&indexes)?;
+                    self.judge().await?;
                 }
                 let steps = whole.as_ref().map(|whole| whole.steps.clone()).unwrap_or_default();
                 Ok(Some((whole.unwrap_or(plan), steps)))
@@ -298,7 +297,7 @@ impl Following {
                 match base.is_first_of(&plan) {
                     true => drop(plan.steps.remove(0)),
                     // It begins with a snapshot of the log.
-                    false => self.judge(&indexes)?,
+                    false => self.judge().await?,
                 }
                 let steps = plan.steps.clone();
                 Ok(Some((plan, steps)))
@@ -306,7 +305,7 @@ impl Following {
             Err(RestoreError::Plan(_)) => {
                 // The files that lead from here to there may be gone. Then everything is rewritten.
                 self.log = Some(self.load().await?);
-                self.judge(&indexes)?;
+                self.judge().await?;
                 self.plan_whole().await.map(Some)
             }
             Err(e) => Err(e),

@@ -19,7 +19,7 @@ use crate::restore::reader::Reader;
 use crate::restore::{RestoreError, blocking};
 
 pub(crate) use super::apply::Released;
-pub(crate) use super::rejoin::{known_positions, measured};
+pub(crate) use super::rejoin::measured;
 
 /// Pause after readers did not let go, or the store did not answer.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -25,7 +25,6 @@ use rhyolite_format::state::LocalState;
 use rhyolite_format::{Checksum, Epoch, Format1, Lineage, PageCount, Pos, Txid};
 use rhyolite_logic::branch::{Local, Verdict, judge};
 use rhyolite_logic::restore_plan::{PlanError, points};
-use rhyolite_store::Store;
 
 use super::apply::{self, Follower, PageSums, page_sums, wait};
 use super::lock::{Busy, Locks};
@@ -57,17 +56,6 @@ enum Taken {
 struct History {
     lineage: Lineage,
     points: Vec<Pos>,
-}
-
-/// The positions of the history that the store tells without being asked for each bundle.
-///
-/// # Errors
-/// The store cannot be read.
-pub(crate) async fn known_positions(store: &Arc<dyn Store>) -> Result<Vec<Pos>, RestoreError> {
-    let reader = Arc::new(Reader::new(Arc::clone(store)));
-    let catalog = Catalog::load(&reader, None, OnDamage::Refuse).await?;
-    let known = points(&catalog.manifest, &catalog.log, &[]).map_err(PlanError::from)?;
-    Ok(known.iter().map(|point| point.pos).collect())
 }
 
 /// Makes the file of `options` one that follows, at a state of the history. What the history lacks is kept first; `reason` says why it was looked for.

@@ -259,10 +259,6 @@ impl Replication {
 
     /// Somebody wrote under `theirs`. While we have the lease that may not happen again and again.
     fn note_outdone(&mut self, turn: &Turn, theirs: Epoch) -> Result<(), ReplicateError> {
-        if turn.lease.is_alone() {
-            // There is no lease by which one of the two could be told that it is alone again.
-            return Err(self.other_lease(theirs));
-        }
         let mut past = self.past();
         if past.written != Some(turn.epoch) {
             return Ok(());
@@ -271,7 +267,7 @@ impl Replication {
         past.outdone.push(Instant::now());
         let is_too_often = past.outdone.len() > OUTDONE_MAX;
         drop(past);
-        if is_too_often {
+        if turn.lease.is_alone() || is_too_often {
             return Err(self.other_lease(theirs));
         }
         Ok(())

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use rhyolite_format::identity::Identity;
 use rhyolite_format::manifest::{FileKind, Manifest, ManifestFile};
 use rhyolite_format::segment::{self, Segment, SegmentHeader, SegmentKind};
-use rhyolite_format::{Epoch, Lineage, Nonce, Seq, Txid, keys};
+use rhyolite_format::{Epoch, Lineage, Nonce, Pos, Seq, Txid, keys};
 use rhyolite_logic::Target;
 use rhyolite_logic::log::LogSegment;
 use rhyolite_logic::restore_plan::{BundleIndex, PlanError, points};
@@ -99,6 +99,16 @@ impl Catalog {
         let file =
             self.manifest.files.iter().find(|file| file.key == key).expect("a plan names only what it was given");
         Ok(BundleIndex { key: key.to_owned(), entries: bundle_entries(reader, file).await? })
+    }
+
+    /// Every position that the store can restore, bundles looked into.
+    pub(crate) async fn positions(&self, reader: &Reader) -> Result<Vec<Pos>, RestoreError> {
+        let mut indexes = Vec::new();
+        for bundle in self.manifest.files.iter().filter(|file| file.kind == FileKind::Bundle) {
+            indexes.push(self.bundle_index(reader, &bundle.key).await?);
+        }
+        let known = points(&self.manifest, &self.log, &indexes).map_err(PlanError::from)?;
+        Ok(known.into_iter().map(|point| point.pos).collect())
     }
 
     async fn load_log(

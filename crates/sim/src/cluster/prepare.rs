@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use rhyolite_format::segment::{Segment, SegmentEntry};
+use rhyolite_format::segment::Segment;
 use rhyolite_format::{Epoch, Pos};
 use rhyolite_logic::lease::Guards;
 use rhyolite_logic::prepare::{Approach, Content, FoundEnd, TakeEnd, approach, goes_on, take_end};
@@ -15,7 +15,6 @@ use rhyolite_writer::create::{self, CreateError};
 use rhyolite_writer::lease_keeper::LeaseHandle;
 use rhyolite_writer::log_end::{self, LogEnd};
 
-use super::catalog::{Away, Catalog};
 use super::files::{Files, Trouble};
 use super::rejoin::{empty_state_folder, rejoin};
 use crate::sim::NodeWorld;
@@ -74,11 +73,7 @@ impl Prepare {
         }
         let Some(pos) = end.pos else { return true };
         self.files.say(|| format!("takes {pos} for the end of the log"));
-        let Ok(stored) = self.stored().await else {
-            self.world.sleep(AGAIN).await;
-            return false;
-        };
-        if self.goes_on(&end, stored) {
+        if self.goes_on(&end) {
             return true;
         }
         let at = self.promote(pos).await;
@@ -129,13 +124,8 @@ impl Prepare {
         }
     }
 
-    /// The positions that the store tells.
-    async fn stored(&self) -> Result<Vec<Pos>, Away> {
-        Catalog::load(&*self.store, &self.files.cache).await?.points()
-    }
-
     /// Whether the file is left to capture as it is.
-    fn goes_on(&self, end: &LogEnd, stored: Vec<Pos>) -> bool {
+    fn goes_on(&self, end: &LogEnd) -> bool {
         if self.files.is_there() != (true, false) {
             return false;
         }
@@ -145,11 +135,9 @@ impl Prepare {
         let store = StoreEnd { lineage: end.identity.lineage, pos: end.pos, next_seq: end.next_seq };
         let start = reconcile(disk.state.as_ref(), &log, Some(&store));
         let is_same_boot = disk.state.as_ref().is_some_and(|state| state.boot_id == disk.boot);
-        let known: Vec<Pos> =
-            disk.log.iter().flat_map(|s| &s.segment.entries).map(SegmentEntry::end).chain(stored).collect();
         let content = match is_same_boot || !self.files.rules.measure_after_boot {
             true => Content::Kept,
-            false => Content::Measured { checksum: Some(disk.database().content), known: &known },
+            false => Content::Measured(Some(disk.database().content)),
         };
         !self.files.rules.joins_end || goes_on(&start, content)
     }
