@@ -30,6 +30,7 @@ fn options(store: &Arc<dyn Store>, output: &Path) -> FollowOptions {
         interval: Duration::from_millis(5),
         lock_timeout: Duration::from_millis(50),
         may_be_ahead: false,
+        is_judged: false,
         threads: 2,
         progress: Arc::new(Silent),
     }
