@@ -194,7 +194,7 @@ fn every_metric_is_documented_in_the_words_of_its_help() {
     names.insert(BUILD_INFO.to_owned());
     names.extend(State::NAMES.map(str::to_owned));
     names.extend(DiffReason::ALL.map(|r| r.name().to_owned()));
-    names.extend(["/metrics", "/status", "/healthz", "/readyz"].map(str::to_owned));
+    names.extend(["/metrics", "/status", "/events", "/healthz", "/readyz"].map(str::to_owned));
     assert_eq!(first_cells(METRICS_DOC), names);
 }
 

@@ -86,8 +86,9 @@ pub(super) struct NodeArgs {
     #[arg(long, value_name = "PATH", requires = "cluster_cert")]
     cluster_ca: Option<PathBuf>,
     /// Where the lease lies, if not in the store: consul://HOST:PORT/KEY, etcd://HOST:PORT/KEY, kubernetes://NAMESPACE/NAME; or who is the primary, for good: static://primary (this node) or static://HOST:PORT
-    #[arg(long, value_name = "URL", env = "RHYOLITE_LEASE")]
-    lease: Option<LeaseUrl>,
+    // As text: clap repeats what it cannot parse, and a password may be in it.
+    #[arg(long, value_name = "URL", env = "RHYOLITE_LEASE", hide_env_values = true)]
+    lease: Option<String>,
     /// Whether this node may become the primary (true or false; true)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     candidate: Option<bool>,
@@ -116,6 +117,8 @@ pub(super) struct NodeArgs {
 }
 
 pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
+    let lease = args.lease.as_deref().map(LeaseUrl::parse).transpose();
+    let lease = lease.map_err(|m| Failure::usage(format!("--lease: {m}")))?;
     let folder = folder(args)?;
     let (mut server, proxy) = (server(args)?, args.proxy.config(&folder.dir)?);
     server.proxy = proxy.as_ref().map(|proxy| proxy.advertise.clone());
@@ -137,8 +140,8 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
         folder,
         address: address(args)?,
         access: access(args, &server)?,
-        is_candidate: is_candidate(args)?,
-        lease: args.lease.clone(),
+        is_candidate: is_candidate(args, lease.as_ref())?,
+        lease,
         stop_timeout: config.shutdown_sync_timeout,
         parking: Policy::default(),
         flight: flight.clone(),
@@ -168,8 +171,8 @@ fn access(args: &NodeArgs, server: &ClusterConfig) -> Result<Access, Failure> {
 }
 
 /// Whether this node may become the primary. Where a person has said who it is, that decides.
-fn is_candidate(args: &NodeArgs) -> Result<bool, Failure> {
-    let Some(lease) = args.lease.as_ref().filter(|lease| lease.is_static()) else {
+fn is_candidate(args: &NodeArgs, lease: Option<&LeaseUrl>) -> Result<bool, Failure> {
+    let Some(lease) = lease.filter(|lease| lease.is_static()) else {
         return Ok(args.candidate.unwrap_or(true));
     };
     let named = lease.named_primary();

@@ -21,6 +21,8 @@ use super::http::{Service, secret, version};
 const PORT: u16 = 8500;
 /// As Consul's own programs have it.
 const TOKEN: &str = "CONSUL_HTTP_TOKEN";
+/// Stands in every answer to a read. Without it nobody has looked for the key: a load balancer has no server, or does not know the path.
+const INDEX: &str = "x-consul-index";
 
 #[derive(Debug)]
 pub(super) struct Consul {
@@ -33,8 +35,12 @@ pub(super) struct Consul {
 impl Consul {
     pub(super) fn new(lease: &LeaseUrl, environment: &Environment, limit: Duration) -> Result<Self, StoreError> {
         let token = environment.get(TOKEN).map(|token| secret(lease, &token)).transpose()?;
+        let service = Service::at(lease, PORT, limit)?;
+        if token.is_some() {
+            service.warn_of_readers("the token of CONSUL_HTTP_TOKEN");
+        }
         let headers = token.map(|token| (HeaderName::from_static("x-consul-token"), token)).into_iter().collect();
-        Ok(Self { service: Service::at(lease, PORT, limit)?, key: lease.path().to_owned(), headers })
+        Ok(Self { service, key: lease.path().to_owned(), headers })
     }
 
     /// The record, its index, and the version that both make.
@@ -44,7 +50,11 @@ impl Consul {
         let answer = self.service.send(Operation::Get, Method::GET, &path, &self.headers, None).await?;
         match answer.status {
             200 => {}
-            404 => return Ok(None),
+            404 if answer.headers.contains_key(INDEX) && answer.text.is_empty() => return Ok(None),
+            404 => {
+                let text = "it is not Consul that answers, but something in between (status 404)";
+                return Err(self.service.error(Kind::Unavailable, Operation::Get, text));
+            }
             _ => return Err(self.service.refusal(Operation::Get, &answer)),
         }
         let found = &answer.body[0];

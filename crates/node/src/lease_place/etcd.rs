@@ -55,7 +55,11 @@ impl Etcd {
             Account { user: name.to_owned(), password, token: Mutex::default() }
         });
         let key = STANDARD.encode(lease.path());
-        Ok(Self { service: Service::at(lease, PORT, limit)?, lease: lease.clone(), key, account })
+        let service = Service::at(lease, PORT, limit)?;
+        if account.is_some() {
+            service.warn_of_readers("the password of ETCDCTL_USER");
+        }
+        Ok(Self { service, lease: lease.clone(), key, account })
     }
 
     /// Sends a request as who we are. A token that is refused is forgotten: the next request gets another one.

@@ -1,18 +1,20 @@
 //! Requests to a service with a lease, and what their answers mean.
 //!
 //! A call has one time limit for everything that it does. Nothing is sent twice: a write whose answer was lost is looked for by whoever asked.
+//! No proxy is in between, whatever the environment says: it could answer from a cache, or send again.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
-use reqwest::header::{HeaderName, HeaderValue};
-use reqwest::{Certificate, Client, Identity, Method, redirect, retry};
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use reqwest::{Certificate, Client, Identity, Method, Url, redirect, retry};
 use rhyolite_format::Nonce;
 use rhyolite_store::{Operation, StoreError, StoreErrorKind as Kind, Version};
 use serde_json::Value;
 
 use super::LeaseUrl;
 
-/// What may follow a `?`.
+/// What may follow a `?`, where there is TLS.
 pub(super) const OPTIONS: [&str; 4] = ["ca-file", "cert-file", "key-file", "skip-verify"];
 /// Largest answer: a record is at most 64 KiB, and a service may put it into base64 and JSON.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
@@ -41,7 +43,7 @@ impl std::fmt::Debug for Service {
 /// Certificates and keys, as PEM.
 #[derive(Default)]
 pub(super) struct Tls {
-    /// Trusted beside those of the system.
+    /// Trusted instead of those of the system.
     pub(super) ca: Option<Vec<u8>>,
     /// What we show: certificates, then the key.
     pub(super) identity: Option<Vec<u8>>,
@@ -53,8 +55,9 @@ pub(super) struct Tls {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) status: u16,
+    pub(super) headers: HeaderMap,
     pub(super) body: Value,
-    text: String,
+    pub(super) text: String,
 }
 
 impl Service {
@@ -65,12 +68,15 @@ impl Service {
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
             .redirect(redirect::Policy::none())
             .retry(retry::never())
+            .no_proxy()
             .tls_danger_accept_invalid_certs(tls.skip_verify);
         if let Some(pem) = &tls.ca {
             let certificates = Certificate::from_pem_bundle(pem);
-            for certificate in certificates.map_err(|e| lease.invalid(format!("the CA file: {e}")))? {
-                builder = builder.add_root_certificate(certificate);
+            let certificates = certificates.map_err(|e| lease.invalid(format!("the CA file: {e}")))?;
+            if certificates.is_empty() {
+                return Err(lease.invalid("the CA file has no certificate"));
             }
+            builder = builder.tls_certs_only(certificates);
         }
         if let Some(pem) = &tls.identity {
             let identity = Identity::from_pem(pem);
@@ -82,9 +88,16 @@ impl Service {
 
     /// The service at the URL's own host, over TLS if its scheme says so.
     pub(super) fn at(lease: &LeaseUrl, port: u16, limit: Duration) -> Result<Self, StoreError> {
-        let scheme = if lease.url.scheme().ends_with("+https") { "https" } else { "http" };
+        let scheme = if lease.is_tls() { "https" } else { "http" };
         let base = format!("{scheme}://{}:{}", lease.host(), lease.url.port().unwrap_or(port));
         Self::new(lease, base, tls_of(lease)?, limit)
+    }
+
+    /// Says it when what is sent can be read on its way, and `secret` is a part of it. For once, when the place is opened.
+    pub(super) fn warn_of_readers(&self, secret: &str) {
+        if is_readable(&self.base) {
+            tracing::warn!("{}: {secret} goes over plain HTTP, where others can read it: use HTTPS", self.place);
+        }
     }
 
     /// Runs a call, within the limit.
@@ -124,7 +137,7 @@ impl Service {
             self.error(kind, operation, in_words(&e))
         };
         let mut response = builder.send().await.map_err(failed)?;
-        let status = response.status().as_u16();
+        let (status, headers) = (response.status().as_u16(), std::mem::take(response.headers_mut()));
         let mut bytes = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             bytes.extend_from_slice(&chunk);
@@ -133,7 +146,7 @@ impl Service {
             }
         }
         let body = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
-        Ok(Answer { status, body, text: String::from_utf8_lossy(&bytes).into_owned() })
+        Ok(Answer { status, headers, body, text: String::from_utf8_lossy(&bytes).into_owned() })
     }
 
     /// What a status means that the caller has no meaning of its own for.
@@ -186,6 +199,17 @@ fn unclear(operation: Operation) -> Kind {
     if operation == Operation::Swap { Kind::Ambiguous } else { Kind::Unavailable }
 }
 
+/// Whether what is sent to the service at `base` leaves this machine as it is.
+fn is_readable(base: &str) -> bool {
+    let Ok(url) = Url::parse(base) else { return false };
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).trim_end_matches('.');
+    let is_here = match host.parse::<IpAddr>() {
+        Ok(ip) => ip.to_canonical().is_loopback(),
+        Err(_) => host == "localhost" || host.ends_with(".localhost"),
+    };
+    url.scheme() == "http" && !is_here
+}
+
 /// What the options say.
 fn tls_of(lease: &LeaseUrl) -> Result<Tls, StoreError> {
     let option = |wanted: &str| lease.url.query_pairs().find(|(name, _)| name == wanted).map(|(_, value)| value);
@@ -221,4 +245,30 @@ fn in_words(error: &reqwest::Error) -> String {
         cause = e.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_leaves_this_machine_without_tls_can_be_read() {
+        for host in
+            ["10.0.0.1", "consul.example:8500", "[fd00::1]:2379", "0.0.0.0", "localhost.example", "[::ffff:10.0.0.1]"]
+        {
+            assert!(is_readable(&format!("http://{host}")), "{host}");
+            assert!(!is_readable(&format!("https://{host}")), "{host}");
+        }
+        for host in [
+            "127.0.0.1:2379",
+            "127.1.2.3",
+            "[::1]:8500",
+            "[::ffff:127.0.0.1]",
+            "localhost:1",
+            "LocalHost.",
+            "a.localhost",
+        ] {
+            assert!(!is_readable(&format!("http://{host}")), "{host}");
+        }
+    }
 }

@@ -59,6 +59,7 @@ impl Kubernetes {
             Err(e) => return Err(lease.invalid(format!("read {}: {e}", ca_path.display()))),
         };
         let service = Service::new(lease, base, Tls { ca, ..Tls::default() }, limit)?;
+        service.warn_of_readers("the token of the service account");
         let (namespace, name) = (lease.host().to_owned(), lease.path().to_owned());
         Ok(Self { service, lease: lease.clone(), namespace, name, token: account.join("token") })
     }

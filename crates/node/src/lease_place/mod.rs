@@ -17,6 +17,7 @@ mod fixed;
 mod http;
 mod kubernetes;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -64,6 +65,10 @@ impl LeaseUrl {
         if url.host_str().is_none_or(str::is_empty) {
             return Err(format!("the host is missing: a lease is {known}"));
         }
+        if url.fragment().is_some() {
+            return Err("a lease has no fragment: nothing may follow a `#`".to_owned());
+        }
+        check_path(text, &url)?;
         let kind = match url.scheme() {
             "consul" | "consul+https" => Kind::Consul,
             "etcd" | "etcd+https" => Kind::Etcd,
@@ -79,15 +84,14 @@ impl LeaseUrl {
 
     fn check(&self) -> Result<(), String> {
         let path = self.path();
-        let is_plain = |c: u8| c.is_ascii_alphanumeric() || b"-._~/".contains(&c);
-        if !path.bytes().all(is_plain) || path.split('/').any(|part| part == "." || part == "..") {
-            return Err(format!("{path:?} is no path of letters, digits and -._~"));
-        }
+        let is_label = |text: &str| text.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-');
         match self.kind {
             Kind::Consul | Kind::Etcd if path.is_empty() => {
                 return Err("the path is missing: it is the key under which the lease lies".to_owned());
             }
-            Kind::Kubernetes if path.is_empty() || path.contains('/') || self.url.port().is_some() => {
+            Kind::Kubernetes
+                if path.is_empty() || path.contains('/') || self.url.port().is_some() || !is_label(self.host()) =>
+            {
                 return Err("an object is named by kubernetes://NAMESPACE/NAME".to_owned());
             }
             Kind::StaticPrimary | Kind::StaticReplica if !path.is_empty() => {
@@ -98,12 +102,33 @@ impl LeaseUrl {
             }
             _ => {}
         }
-        let options: Vec<String> = self.url.query_pairs().map(|(name, _)| name.into_owned()).collect();
+        self.check_options()
+    }
+
+    fn check_options(&self) -> Result<(), String> {
+        let scheme = self.url.scheme();
         let takes_options = matches!(self.kind, Kind::Consul | Kind::Etcd);
-        match options.iter().find(|name| !takes_options || !http::OPTIONS.contains(&name.as_str())) {
-            Some(name) => Err(format!("unknown option {name:?} for a {}: lease", self.url.scheme())),
-            None => Ok(()),
+        let mut known = BTreeSet::new();
+        for (name, _) in self.url.query_pairs() {
+            if !takes_options || !http::OPTIONS.contains(&&*name) {
+                return Err(format!("unknown option {name:?} for a {scheme}: lease"));
+            }
+            // All of them are about TLS.
+            if !self.is_tls() {
+                return Err(format!(
+                    "option {name:?} has no effect without TLS: write {scheme}+https:// for {scheme}://"
+                ));
+            }
+            if !known.insert(name.clone()) {
+                return Err(format!("option {name:?} is there twice"));
+            }
         }
+        Ok(())
+    }
+
+    /// Whether the service at the URL's own host is spoken with over TLS.
+    fn is_tls(&self) -> bool {
+        self.url.scheme().ends_with("+https")
     }
 
     /// Without slashes at its ends.
@@ -154,6 +179,20 @@ impl LeaseUrl {
     }
 }
 
+/// Refuses a path that would not be taken as it is written: a URL may lead up by `..`, also where it is written with percent signs. What is
+/// written may be a part of a password by mistake, and is not repeated.
+fn check_path(text: &str, url: &Url) -> Result<(), String> {
+    let rest = text.trim().split_once("://").map_or("", |(_, rest)| rest);
+    let rest = rest.split(['?', '#']).next().unwrap_or_default();
+    let path = rest.find('/').map_or("", |start| &rest[start..]);
+    let is_plain = |c: u8| c.is_ascii_alphanumeric() || b"-._~/".contains(&c);
+    let is_dots = |part: &str| part == "." || part == "..";
+    if !path.bytes().all(is_plain) || path.split('/').any(is_dots) || path != url.path() {
+        return Err("the path may have letters, digits and -._~ alone, and neither . nor .. as a part".to_owned());
+    }
+    Ok(())
+}
+
 impl fmt::Display for LeaseUrl {
     /// Without the options.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -165,14 +204,6 @@ impl fmt::Display for LeaseUrl {
 impl fmt::Debug for LeaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "LeaseUrl({self})")
-    }
-}
-
-impl std::str::FromStr for LeaseUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        Self::parse(text)
     }
 }
 
@@ -205,8 +236,25 @@ mod tests {
             ("consul://h:8500", "path is missing"),
             ("etcd:///x", "host is missing"),
             ("etcd://u:secret@h/x", "into the environment"),
-            ("etcd://h/a%20b", "no path of letters"),
+            ("etcd://u:12/secret@h/x", "the path may have"),
+            ("etcd://u:12#secret@h/x", "no fragment"),
+            ("consul://h/x?token=secret", "unknown option \"token\""),
+            ("etcd://h/a%20b", "the path may have"),
+            ("etcd://h/a b", "the path may have"),
+            ("etcd://h/a/../b", "the path may have"),
+            ("etcd://h/a/./b", "the path may have"),
+            ("etcd://h/..", "the path may have"),
+            ("etcd://h/a/%2e%2E/b", "the path may have"),
+            ("etcd://h/a\tb", "the path may have"),
+            ("etcd:/\t/h/a", "the path may have"),
+            ("etcd://h/x#blue", "no fragment"),
+            ("consul+https://h/x?ca-file=/x#", "no fragment"),
             ("etcd://h/x?timeout=1", "unknown option \"timeout\""),
+            ("consul://h:8501/app?ca-file=/x", "write consul+https://"),
+            ("etcd://h/k?cert-file=/c&key-file=/k", "write etcd+https://"),
+            ("etcd://h/k?skip-verify=false", "write etcd+https://"),
+            ("etcd+https://h/k?ca-file=/x&skip-verify=true&ca-file=/y", "option \"ca-file\" is there twice"),
+            ("kubernetes://../a", "NAMESPACE/NAME"),
             ("kubernetes://ns", "NAMESPACE/NAME"),
             ("kubernetes://ns/a/b", "NAMESPACE/NAME"),
             ("kubernetes://ns/a?ca-file=/x", "unknown option"),

@@ -382,6 +382,38 @@ async fn consul_that_is_wiped_or_away() {
     is_away(|name| at_consul(port, name), "no answer within 1500 ms").await;
 }
 
+/// Answers every request with these words. Gives its port.
+fn answering(answer: &'static str) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming() {
+            let mut client = client.unwrap();
+            let _ = client.read(&mut [0; 64 << 10]);
+            let _ = client.write_all(answer.as_bytes());
+        }
+    });
+    port
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_consul_itself_says_that_there_is_no_record() {
+    for answer in [
+        "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 9\r\n\r\nnot found",
+        "HTTP/1.1 404 Not Found\r\nConnection: close\r\nX-Consul-Index: 7\r\nContent-Length: 9\r\n\r\nnot found",
+    ] {
+        let place = at_consul(answering(answer), "x");
+        let error = place.read().await.expect_err(answer);
+        assert!(error.kind == Kind::Unavailable && error.to_string().contains("not Consul that answers"), "{error:?}");
+        // That it is another version nobody has said either.
+        let error = place.swap(Some(&Version::new("7 x")), &record(1, 1)).await.expect_err(answer);
+        assert_eq!(error.kind, Kind::Unavailable, "{error:?}");
+    }
+    let answer = "HTTP/1.1 404 Not Found\r\nConnection: close\r\nX-Consul-Index: 7\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(at_consul(answering(answer), "x").read().await.unwrap(), None);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kubernetes_conforms_as_far_as_a_stand_in_can_tell() {
     let server = KubernetesServer::start();

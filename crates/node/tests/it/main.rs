@@ -18,6 +18,7 @@ mod kubernetes_server;
 mod lease;
 mod lease_places;
 mod lease_servers;
+mod lease_wire;
 #[cfg(target_os = "linux")]
 mod leases;
 mod litefs;
