@@ -605,7 +605,7 @@ fn a_killed_daemon_is_followed_by_one_that_takes_its_mount_away_and_goes_on() {
             let _ = writer.kill();
             writer.wait().unwrap();
         }
-        if !killed.stderr.contains("does not pass WAL files through") {
+        if !killed.stderr.contains("the kernel does not pass") {
             let refused = mount.start(&[]).unwrap_err();
             assert!(refused.contains("is in use: stop the processes"), "{refused}");
         }

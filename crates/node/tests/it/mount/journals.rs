@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rusqlite::Connection;
+use rustix::process::Signal;
 
 use super::{Mount, insert};
 
@@ -82,5 +83,27 @@ time.sleep(60)
         }
         assert_eq!(mount.folder.run(&["verify", &format!("./backup/{name}"), "--every-point"]).code, 0);
     }
+    mount.stop();
+}
+
+/// Whoever holds an exclusive lock asks for none any more, and writes its journal beside those who come by the next mount.
+#[test]
+fn a_journal_that_is_open_from_before_keeps_the_next_mount_away() {
+    let Some(mut mount) = Mount::new() else { return };
+    let db = mount.open("a.db", "persist");
+    db.pragma_update(None, "locking_mode", "exclusive").unwrap();
+    insert(&db, 0..5);
+    mount.wait_captured("a.db");
+    let killed = mount.signal(Signal::KILL);
+    if !killed.stderr.contains("the kernel does not pass") {
+        let refused = mount.start(&[]).unwrap_err();
+        assert!(refused.contains("a.db-journal is in use: stop the processes"), "{refused}");
+    }
+    drop(db);
+    mount.start(&[]).unwrap();
+    let db = Connection::open(mount.path("a.db")).unwrap();
+    insert(&db, 0..1);
+    mount.wait_captured("a.db");
+    db.close().unwrap();
     mount.stop();
 }
