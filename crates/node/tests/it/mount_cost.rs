@@ -60,9 +60,9 @@ fn a_transaction_stays_within_its_budget_of_operations() {
         println!(
             "{mode} {synchronous}: {write} operations per transaction, {read} per read; {before:?} {writes:?} {reads:?}"
         );
-        // A few are the daemon's own, which looks after its folders.
+        // Some are the daemon's own, which looks at the file and after its folders: the more, the slower the disk.
         assert!(
-            write <= f64::from(write_budget) + 0.5,
+            write <= f64::from(write_budget) + 1.5,
             "{mode} {synchronous}: {write} operations, {before:?} to {writes:?}"
         );
         assert!(
