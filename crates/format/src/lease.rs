@@ -24,6 +24,9 @@ pub struct LeaseRecord {
     pub epoch: Epoch,
     /// Whether the holder still has it.
     pub state: LeaseState,
+    /// Given up, and nothing of the holder or of anybody before it is still on its way to the logs: whoever takes it need not fence them. Absent when `false`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quiet: bool,
     /// Name of the holder, for people. Not empty.
     pub holder: String,
     /// Where the holder can be reached; absent when it cannot.
@@ -84,6 +87,9 @@ impl LeaseRecord {
         if self.ttl_ms == 0 {
             return error("ttl_ms is 0");
         }
+        if self.quiet && self.state == LeaseState::Held {
+            return error("quiet, and not released");
+        }
         if self.holder.is_empty() || self.holder.len() > NAME_SIZE_MAX {
             return error("holder is empty or too long");
         }
@@ -120,6 +126,19 @@ mod tests {
             let text = json::encode(&LeaseRecord { process: Some(process), ..lease.clone() });
             assert!(LeaseRecord::decode(&text).is_err());
         }
+    }
+
+    #[test]
+    fn only_what_was_given_up_is_quiet() {
+        let held = LeaseRecord { quiet: true, ..crate::samples::lease() };
+        assert!(LeaseRecord::decode(&json::encode(&held)).is_err());
+        let released = LeaseRecord { state: LeaseState::Released, ..held };
+        assert_eq!(LeaseRecord::decode(&released.encode()), Ok(released.clone()));
+        // One that does not say so is not.
+        let other = LeaseRecord { quiet: false, ..released };
+        let text = String::from_utf8(other.encode()).unwrap();
+        assert!(!text.contains("quiet"));
+        assert_eq!(LeaseRecord::decode(text.as_bytes()), Ok(other));
     }
 
     #[test]

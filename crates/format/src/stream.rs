@@ -8,6 +8,7 @@
 //! heartbeat      the server lives                        its clock, databases that are not ready
 //! transactions   one or more consecutive commits         lineage, epoch, position before and after, LTX files
 //! end            nothing more comes, and why             reason, the server's position, text
+//! leaving        the server is about to give its role up nothing
 //! ```
 //!
 //! What holds for every frame that is written or accepted here:
@@ -66,6 +67,8 @@ pub enum Frame {
     Transactions(Transactions),
     /// Nothing more comes.
     End(End),
+    /// The server, a primary, is about to give its role up: its lease is to be looked at often.
+    Leaving,
 }
 
 /// A database that is served.
@@ -138,6 +141,7 @@ const GONE: u8 = 2;
 const HEARTBEAT: u8 = 3;
 const TRANSACTIONS: u8 = 4;
 const END: u8 = 5;
+const LEAVING: u8 = 6;
 
 impl EndReason {
     const ALL: [Self; 4] = [Self::Behind, Self::Diverged, Self::WrongLineage, Self::Gone];
@@ -192,6 +196,8 @@ impl Frame {
             HEARTBEAT => Err(error(ErrorKind::Field, head::LEN)),
             TRANSACTIONS => Transactions::decode(payload).map(Self::Transactions),
             END => End::decode(payload).map(Self::End),
+            LEAVING if payload.is_empty() => Ok(Self::Leaving),
+            LEAVING => Err(error(ErrorKind::Field, head::LEN)),
             kind => Err(error(ErrorKind::Field, head::KIND).detail(format!("kind {kind}"))),
         }
     }
@@ -210,6 +216,7 @@ impl Frame {
                 finish(HEARTBEAT, begin(&record))
             }
             Self::End(end) => finish(END, end.encode()),
+            Self::Leaving => finish(LEAVING, begin(&[])),
             Self::Transactions(_) => panic!("commits are encoded with their files"),
         }
     }
@@ -436,6 +443,7 @@ mod tests {
             Frame::Database(database).encode(),
             Frame::Gone { name: "x".to_owned() }.encode(),
             Frame::Heartbeat { time: Timestamp(-1), starting: 7 }.encode(),
+            Frame::Leaving.encode(),
             encoded(&span, &files),
         ];
         all.extend(EndReason::ALL.map(|reason| end(reason, None)));

@@ -208,8 +208,8 @@ pub enum Standing {
 pub struct Origin {
     /// It was taken from somebody who had not given it up and is not known to be dead: that one's requests may still come in.
     pub seized: bool,
-    /// Whoever had it before had given it up.
-    pub was_released: bool,
+    /// Whoever had it before had given it up, and nothing of an older right can reach the logs any more.
+    pub was_quiet: bool,
     /// Grows with each time that we take it: between two of these somebody else may have had it.
     pub tenure: u64,
 }
@@ -272,6 +272,9 @@ const WRITES_REMEMBERED: usize = 16;
 /// Tries to give the lease up before it is left to run out.
 const RELEASE_TRIES_MAX: u32 = 3;
 
+/// Time between two looks while the lease is expected to change hands.
+const CLOSE_LOOK: Duration = Duration::from_millis(20);
+
 /// The machine. After each `handle_*` and at [`Lease::poll_timeout`] drain [`Lease::poll_request`].
 #[derive(Clone, Debug)]
 pub struct Lease<V> {
@@ -291,10 +294,14 @@ pub struct Lease<V> {
     vain: u32,
     /// Tries that are left, when it is to be given up.
     releasing: Option<u32>,
+    /// What it says when it is given up: that nothing is on its way any more.
+    is_quiet: bool,
     /// A write that gives it up was sent: from then on somebody else may have it at any time.
     given_up: bool,
     /// It is taken when it is free.
     competes: bool,
+    /// Until then it is looked at often.
+    close_until: Monotonic,
 }
 
 impl<V: Clone + Eq> Lease<V> {
@@ -316,8 +323,10 @@ impl<V: Clone + Eq> Lease<V> {
             acknowledged: None,
             vain: 0,
             releasing: None,
+            is_quiet: false,
             given_up: false,
             competes: true,
+            close_until: Monotonic(0),
         }
     }
 
@@ -353,6 +362,21 @@ impl<V: Clone + Eq> Lease<V> {
         }
     }
 
+    /// Looks often until then, as the lease is expected to change hands: for one that others hold, or nobody.
+    pub fn look_closely(&mut self, until: Monotonic) {
+        let is_new = until > self.close_until;
+        self.close_until = self.close_until.max(until);
+        if let (true, Doing::Resting { until }) = (is_new && !matches!(self.known, Known::Ours { .. }), &mut self.doing)
+        {
+            *until = Monotonic(0);
+        }
+    }
+
+    /// When to look again.
+    fn next_look(&self, now: Monotonic) -> Monotonic {
+        now.after(if now < self.close_until { CLOSE_LOOK.min(self.terms.look) } else { self.terms.look })
+    }
+
     /// Who wrote under this nonce is known to have ended: its lease need not run out.
     pub fn note_dead(&mut self, nonce: Nonce) {
         if !self.writes.iter().any(|write| write.nonce == nonce) {
@@ -366,9 +390,12 @@ impl<V: Clone + Eq> Lease<V> {
     }
 
     /// Gives the lease up as soon as no request is open; the right is gone when that request is sent, not when it is answered.
-    /// [`Standing::Ended`] follows, whatever the store does.
-    pub fn release(&mut self) {
-        self.releasing.get_or_insert(RELEASE_TRIES_MAX);
+    /// [`Standing::Ended`] follows, whatever the store does. `is_quiet` when nothing that was written under it, or under a right before it, can reach the
+    /// logs any more.
+    pub fn release(&mut self, is_quiet: bool) {
+        if self.releasing.is_none() {
+            (self.releasing, self.is_quiet) = (Some(RELEASE_TRIES_MAX), is_quiet);
+        }
         if let Doing::Resting { until } = &mut self.doing {
             *until = Monotonic(0);
         }
@@ -481,6 +508,7 @@ impl<V: Clone + Eq> Lease<V> {
             format: Format1,
             epoch,
             state,
+            quiet: state == LeaseState::Released && self.is_quiet,
             holder: self.terms.holder.clone(),
             address: self.terms.address.clone(),
             process: self.terms.process.clone(),
@@ -499,16 +527,16 @@ impl<V: Clone + Eq> Lease<V> {
 
     /// That of the right which a write gives.
     fn origin(&mut self) -> Origin {
-        let (seized, was_released) = match &self.known {
+        let (seized, was_quiet) = match &self.known {
             Known::Ours { origin, .. } => return *origin,
             Known::Nothing | Known::Absent { .. } => (false, false),
             Known::Theirs { record, .. } => {
                 let was_released = record.state == LeaseState::Released;
-                (!was_released && !self.is_dead(record.nonce), was_released)
+                (!was_released && !self.is_dead(record.nonce), was_released && record.quiet)
             }
         };
         self.takings += 1;
-        Origin { seized, was_released, tenure: self.takings }
+        Origin { seized, was_quiet, tenure: self.takings }
     }
 
     /// What holds now is never forgotten, however many renewals fail after it: our own lease would pass for another's.
@@ -561,7 +589,7 @@ impl<V: Clone + Eq> Lease<V> {
             }
         };
         self.known = Known::Absent { free };
-        let look = now.after(self.terms.look);
+        let look = self.next_look(now);
         self.doing = Doing::Resting { until: if self.competes { free.min(look).max(now) } else { look } };
     }
 
@@ -595,7 +623,7 @@ impl<V: Clone + Eq> Lease<V> {
                 let free = self.free_at(&record, since);
                 self.vain = 0;
                 self.known = Known::Theirs { record, version, since };
-                let look = now.after(self.terms.look);
+                let look = self.next_look(now);
                 self.doing = Doing::Resting { until: if self.competes { free.min(look).max(now) } else { look } };
             }
         }

@@ -18,7 +18,7 @@
 //!    stop when no more than that is left. That it is gone when the lease ends is the guard's work, which needs nobody's help for that.
 //! 3. **Nothing is captured before the databases were caught up** with the end of the store's log, under the same right.
 //! 4. **Capture ends after the application**, so that its last commits are captured; the lease is given up after both, and only when everything
-//!    captured is durable. Otherwise it runs out.
+//!    captured is durable. Otherwise it runs out. It says whether anything may still be on its way: only who served, and had everything made durable, knows that nothing is.
 //! 5. What comes next is decided in one place, in idle, by the lease as it stands then.
 //! 6. **A right that was lost stays lost** until idle, whatever is ours again by then: somebody else may have written in between, and what is here is older. Another taking of the lease
 //!    ([`View::Ours::tenure`]) counts as a loss.
@@ -63,6 +63,8 @@ pub struct RoleRules {
     pub lost_stays_lost: bool,
     /// The lease is given up only when everything that was captured is durable.
     pub release_when_drained: bool,
+    /// Whoever gives the lease up without that says so, and the next one fences the log.
+    pub quiet_when_drained: bool,
 }
 
 impl RoleRules {
@@ -73,6 +75,7 @@ impl RoleRules {
         application_first: true,
         lost_stays_lost: true,
         release_when_drained: true,
+        quiet_when_drained: true,
     };
 }
 
@@ -144,7 +147,10 @@ pub enum Action {
         drain: bool,
     },
     /// Give the lease up; then [`View::Ended`].
-    Release,
+    Release {
+        /// Nothing that was captured here, or by anybody before, can reach the store any more.
+        is_quiet: bool,
+    },
     /// Look at the lease again, without taking it.
     Watch,
     /// Take the lease when it is free.
@@ -349,9 +355,8 @@ impl RoleMachine {
             return;
         }
         if self.hands_on && !self.stops && self.has_right(now) {
-            // Nothing was captured under it.
-            self.stage = Stage::Releasing;
-            self.actions.push_back(Action::Release);
+            // Nothing was captured under it. What others sent before may still come: the log may not be fenced yet.
+            self.release(false);
             return;
         }
         self.hands_on = false;
@@ -388,8 +393,7 @@ impl RoleMachine {
         let leaves = self.stops || self.hands_on;
         let may_leave = is_drained || !self.terms.rules.release_when_drained;
         if leaves && may_leave && self.has_right(now) {
-            self.stage = Stage::Releasing;
-            self.actions.push_back(Action::Release);
+            self.release(true);
         } else if self.stops {
             // What is not durable is on this node only, and its lease is left to run out.
             self.end();
@@ -484,9 +488,7 @@ impl RoleMachine {
             return self.end();
         }
         if self.stops {
-            self.stage = Stage::Releasing;
-            self.actions.push_back(Action::Release);
-            return;
+            return self.release(false);
         }
         if now < self.not_before {
             return;
@@ -510,6 +512,12 @@ impl RoleMachine {
             }
             View::Vacant | View::Held { address: None } | View::Ours { .. } | View::Ended => {}
         }
+    }
+
+    fn release(&mut self, is_quiet: bool) {
+        self.stage = Stage::Releasing;
+        let is_quiet = is_quiet || !self.terms.rules.quiet_when_drained;
+        self.actions.push_back(Action::Release { is_quiet });
     }
 
     fn stop_capture(&mut self, now: Monotonic) {

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use rhyolite_format::{Epoch, Lineage, PageCount, PageSize, Pos, Timestamp};
 use rhyolite_store::Counters;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use crate::cluster::report::NodeReport;
 use crate::drill::Drill;
@@ -437,6 +437,8 @@ pub struct StatusBoard {
     pub pulse: Pulse,
     /// Who wants to know what happens.
     pub events: Arc<Events>,
+    /// Turns true when this node, a primary, is about to give its role up.
+    pub leaving: watch::Sender<bool>,
     /// What is said of the node, where this is one of a cluster.
     node: Mutex<Option<NodeReport>>,
 }
@@ -451,6 +453,7 @@ impl StatusBoard {
             unsearched: AtomicUsize::new(0),
             pulse: Pulse::default(),
             events: Arc::default(),
+            leaving: watch::Sender::default(),
             node: Mutex::default(),
         })
     }

@@ -160,7 +160,7 @@ fn release(sim: &Arc<Sim>, id: NodeId) {
     let handle = sim.node(id).handle.clone();
     if let Some(handle) = handle {
         sim.trace(|| format!("node {id} is asked to end"));
-        sim.timeline.spawn(Some(id), async move { handle.release().await });
+        sim.timeline.spawn(Some(id), async move { handle.release(false).await });
     }
 }
 

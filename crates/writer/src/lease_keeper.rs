@@ -41,9 +41,11 @@ impl Memory for Forgetful {
 #[derive(Clone, Debug, Default)]
 struct Wanted {
     epoch_min: Option<Epoch>,
-    release: bool,
+    /// Whether it is quiet then.
+    release: Option<bool>,
     /// The lease is not taken.
     only_looks: bool,
+    close_until: Option<Monotonic>,
     durable: Option<DurablePos>,
 }
 
@@ -204,6 +206,14 @@ impl LeaseHandle {
         }
     }
 
+    /// Looks often for so long, as the lease is expected to change hands.
+    pub fn look_closely(&self, time: Duration) {
+        if let Kind::Kept { wanted, .. } = &self.kind {
+            let until = self.world.now().after(time);
+            wanted.send_modify(|w| w.close_until = w.close_until.max(Some(until)));
+        }
+    }
+
     /// Lends the lease: who has the handle sees it as long as the loan passes on how things stand, and cannot give it up.
     ///
     /// # Panics
@@ -217,10 +227,11 @@ impl LeaseHandle {
         (loan, Self { kind, world: Arc::clone(&self.world) })
     }
 
-    /// Gives the lease up, and waits until that is done, or cannot be done in time.
-    pub async fn release(&self) {
+    /// Gives the lease up, and waits until that is done, or cannot be done in time. `is_quiet` when nothing that was written under it, or under a right
+    /// before it, can reach the logs any more.
+    pub async fn release(&self, is_quiet: bool) {
         let Kind::Kept { published, wanted, .. } = &self.kind else { return };
-        wanted.send_modify(|w| w.release = true);
+        wanted.send_modify(|w| w.release = w.release.or(Some(is_quiet)));
         let _ = published.clone().wait_for(|p| p.standing == Standing::Ended).await;
     }
 }
@@ -318,12 +329,15 @@ impl LeaseKeeper {
         let wanted = self.wanted.borrow_and_update().clone();
         self.lease.set_durable(wanted.durable);
         self.lease.set_competes(!wanted.only_looks);
+        if let Some(until) = wanted.close_until {
+            self.lease.look_closely(until);
+        }
         if let Some(least) = wanted.epoch_min.filter(|least| Some(*least) > self.asked) {
             self.asked = Some(least);
             self.lease.require_epoch(least);
         }
-        if wanted.release {
-            self.lease.release();
+        if let Some(is_quiet) = wanted.release {
+            self.lease.release(is_quiet);
         }
     }
 

@@ -15,6 +15,7 @@ fn lease(epoch: u64, durable: Option<u64>) -> LeaseRecord {
         format: rhyolite_format::Format1,
         epoch: model::epoch(epoch),
         state: LeaseState::Held,
+        quiet: false,
         holder: "a".to_owned(),
         address: None,
         process: None,

@@ -139,12 +139,63 @@ fn a_released_lease_is_taken_at_the_next_look() {
     let (mut a, mut place) = held();
     let mut b = Holder::new("b", 2, &[], 0);
     b.live(&mut place, 500);
-    a.lease.release();
+    a.lease.release(false);
     a.run(&mut place, 600);
     a.check(600, "ended");
     assert_eq!(a.lease.poll_timeout(), None);
     b.live(&mut place, 1_000);
     b.check(1_000, "ours 2 until 13000");
+}
+
+#[test]
+fn only_a_lease_that_was_given_up_quietly_needs_no_fence() {
+    for is_quiet in [false, true] {
+        let (mut a, mut place) = held();
+        let mut b = Holder::new("b", 2, &[], 0);
+        b.live(&mut place, 500);
+        a.lease.release(is_quiet);
+        // What was said first counts.
+        a.lease.release(!is_quiet);
+        a.run(&mut place, 600);
+        assert_eq!(place.held.as_ref().unwrap().0.quiet, is_quiet);
+        b.live(&mut place, 1_000);
+        let Standing::Ours { origin, .. } = b.lease.standing() else { panic!("it was free") };
+        assert_eq!((origin.was_quiet, origin.seized), (is_quiet, false));
+        assert!(!place.held.as_ref().unwrap().0.quiet, "nobody who has it says so");
+    }
+    let (mut a, mut place) = held();
+    a.pause(u64::MAX);
+    let mut b = Holder::new("b", 2, &[], 0);
+    b.live(&mut place, 20_000);
+    let Standing::Ours { origin, .. } = b.lease.standing() else { panic!("it has run out") };
+    assert!(!origin.was_quiet && origin.seized);
+}
+
+#[test]
+fn who_expects_a_change_looks_closely_for_a_while() {
+    let (mut a, mut place) = held();
+    let mut b = Holder::new("b", 2, &[], 0);
+    b.live(&mut place, 500);
+    b.lease.look_closely(Monotonic(2_500));
+    a.lease.release(true);
+    b.run(&mut place, 510);
+    a.run(&mut place, 511);
+    b.live(&mut place, 531);
+    b.check(531, "ours 2 until 12530");
+    // Whoever has it renews it as always, and looks as always when the while is over.
+    let versions = place.versions;
+    b.lease.look_closely(Monotonic(3_000));
+    b.live(&mut place, 4_500);
+    assert_eq!(place.versions, versions);
+    let mut c = Holder::new("c", 3, &[], 5_000);
+    c.lease.look_closely(Monotonic(5_100));
+    c.run(&mut place, 5_000);
+    assert_eq!(c.lease.poll_timeout(), Some(Monotonic(5_020)));
+    c.live(&mut place, 5_110);
+    assert_eq!(c.lease.poll_timeout(), Some(Monotonic(6_100)));
+    // The same moment again is no reason to look.
+    c.lease.look_closely(Monotonic(5_100));
+    assert_eq!(c.lease.poll_timeout(), Some(Monotonic(6_100)));
 }
 
 #[test]
@@ -252,7 +303,7 @@ fn an_epoch_may_be_asked_for() {
     a.lease.require_epoch(Epoch::new(3).unwrap());
     a.run(&mut place, 200);
     a.check(200, "ours 7 until 12100");
-    a.lease.release();
+    a.lease.release(false);
     a.run(&mut place, 300);
     let mut b = Holder::new("b", 2, &[], 300);
     b.run(&mut place, 400);
@@ -270,7 +321,7 @@ fn a_lease_that_was_deleted_does_not_make_epochs_go_back() {
 #[test]
 fn the_right_is_gone_when_giving_it_up_is_sent() {
     let (mut a, mut place) = held();
-    a.lease.release();
+    a.lease.release(false);
     let (id, expected, record) = write_of(a.poll(100));
     a.check(100, "ours 1 run out");
     // The answer is lost, and the reading comes before the write: it is still not a's.
@@ -287,7 +338,7 @@ fn the_right_is_gone_when_giving_it_up_is_sent() {
 #[test]
 fn giving_up_ends_even_when_the_store_does_not_answer() {
     let (mut a, _) = held();
-    a.lease.release();
+    a.lease.release(false);
     let mut now = 100;
     while let Some(at) = a.lease.poll_timeout() {
         now = now.max(at.0);
@@ -361,7 +412,7 @@ fn one_that_does_not_compete_only_looks_and_takes_it_as_soon_as_it_does() {
     assert!(place.held.is_none(), "there is none, and it makes none");
     let mut holder = Holder::new("holder", 2, &[], 10_000);
     holder.live(&mut place, 10_500);
-    holder.lease.release();
+    holder.lease.release(false);
     holder.live(&mut place, 11_000);
     watcher.live(&mut place, 40_000);
     assert_eq!(place.held.as_ref().map(|(record, _)| record.state), Some(LeaseState::Released));

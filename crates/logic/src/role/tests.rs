@@ -118,7 +118,7 @@ fn a_stop_drains_and_gives_the_lease_up() {
     machine.handle_application_stopped(Monotonic(200));
     assert_eq!(drain(&mut machine, 200), [Action::StopCapture { drain: true }]);
     machine.handle_capture_stopped(true, Monotonic(300));
-    assert_eq!(drain(&mut machine, 300), [Action::Release]);
+    assert_eq!(drain(&mut machine, 300), [Action::Release { is_quiet: true }]);
     machine.handle_lease(View::Ended);
     assert_eq!(drain(&mut machine, 310), [Action::End]);
     assert_eq!(machine.role(), Role::Stopped);
@@ -144,7 +144,7 @@ fn who_hands_on_does_not_take_the_lease_again_for_a_while() {
     machine.handle_application_stopped(Monotonic(200));
     drain(&mut machine, 200);
     machine.handle_capture_stopped(true, Monotonic(300));
-    assert_eq!(drain(&mut machine, 300), [Action::Release]);
+    assert_eq!(drain(&mut machine, 300), [Action::Release { is_quiet: true }]);
     machine.handle_lease(View::Ended);
     assert_eq!(drain(&mut machine, 310), [Action::Watch]);
     assert_eq!(machine.poll_timeout(), Some(Monotonic(10_310)));
@@ -160,7 +160,7 @@ fn the_end_of_the_application_is_the_end_of_the_node() {
     machine.handle_application_ended(Monotonic(50));
     assert_eq!(drain(&mut machine, 50), [Action::StopCapture { drain: true }]);
     machine.handle_capture_stopped(true, Monotonic(60));
-    assert_eq!(drain(&mut machine, 60), [Action::Release]);
+    assert_eq!(drain(&mut machine, 60), [Action::Release { is_quiet: true }]);
 }
 
 #[test]
@@ -215,7 +215,7 @@ impl Driver {
                 assert!(!self.application, "capture ends before the application");
                 self.stopping_capture = true;
             }
-            Action::Release => assert!(!self.application && !self.capturing, "gives up what it uses"),
+            Action::Release { .. } => assert!(!self.application && !self.capturing, "gives up what it uses"),
             Action::Watch | Action::Compete => {}
             Action::End => self.ended = true,
         }
@@ -327,7 +327,7 @@ fn who_cannot_prepare_lets_others_try() {
     assert_eq!(drain(&mut machine, 119_999), []);
     assert_eq!(drain(&mut machine, 120_000), [Action::CancelPrepare]);
     machine.handle_prepared(false, Monotonic(120_001));
-    assert_eq!(drain(&mut machine, 120_001), [Action::Release]);
+    assert_eq!(drain(&mut machine, 120_001), [Action::Release { is_quiet: false }]);
     machine.handle_lease(View::Ended);
     assert_eq!(drain(&mut machine, 120_002), [Action::Watch]);
     assert_eq!(drain(&mut machine, 130_002), [Action::Compete], "and tries again itself");
@@ -336,7 +336,7 @@ fn who_cannot_prepare_lets_others_try() {
     assert!(machine.hand_on(), "it can be told to");
     assert_eq!(drain(&mut machine, 130_004), [Action::CancelPrepare]);
     machine.handle_prepared(true, Monotonic(130_005));
-    assert_eq!(drain(&mut machine, 130_005), [Action::Release]);
+    assert_eq!(drain(&mut machine, 130_005), [Action::Release { is_quiet: false }]);
 }
 
 #[test]

@@ -209,6 +209,7 @@ impl Said {
                 Ok(())
             }
             Event::Connected => self.say(&Line::Connected { node: &node }, || format!("connected to {node}")),
+            Event::Leaving => Ok(()),
             Event::Lost(reason) => {
                 let line = Line::Lost { node: &node, reason: &reason };
                 self.say(&line, || format!("connection to {node} lost: {reason}"))

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 
 use rhyolite_format::Txid;
 use rhyolite_format::stream::Frame;
+use rhyolite_writer::lease_keeper::LeaseHandle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinHandle};
 
+use super::CHANGE;
 use super::report::ReplicaReport;
 use crate::follow::ReplicaJournal;
 use crate::follow::node::{Event, NodeError, NodeOptions, Reached, follow_node};
@@ -40,6 +42,8 @@ pub(super) struct Following {
     events: mpsc::Receiver<Event>,
     asking: AbortHandle,
     asked: Asked,
+    /// Whose lease the primary has.
+    lease: LeaseHandle,
     replicas: BTreeMap<String, Replica>,
 }
 
@@ -63,7 +67,7 @@ impl Following {
         address: Address,
         access: Access,
         into: PathBuf,
-        (trails, events): (Arc<Trails>, Arc<Events>),
+        (trails, events, lease): (Arc<Trails>, Arc<Events>, LeaseHandle),
     ) -> Self {
         let options = NodeOptions {
             address: address.clone(),
@@ -84,7 +88,7 @@ impl Following {
         let task = tokio::spawn(follow_node(options, sender, stopped));
         let asked = Asked::default();
         let asking = tokio::spawn(keep_asking(address, access, Arc::clone(&asked))).abort_handle();
-        Self { stop, task, events, asking, asked, replicas: BTreeMap::new() }
+        Self { stop, task, events, asking, asked, lease, replicas: BTreeMap::new() }
     }
 
     /// Tells it to stop; the task ends when nothing is applied any more.
@@ -110,7 +114,7 @@ impl Following {
         match event {
             Event::Connected => tracing::info!("connected to the primary"),
             // The follower logs it.
-            Event::Lost(_) => {}
+            Event::Lost(_) | Event::Leaving => self.lease.look_closely(CHANGE),
             Event::Following(name, path, reached) => {
                 let replica = Replica { path, reached: Some(reached), error: None, whole_at: Instant::now() };
                 self.replicas.insert(name, replica);
@@ -159,7 +163,7 @@ async fn ask(address: &Address, access: &Access) -> Result<HashMap<String, Txid>
         match frame {
             Frame::Database(database) => drop(positions.insert(database.name, database.pos.txid)),
             Frame::Heartbeat { .. } => break,
-            Frame::Gone { .. } | Frame::Transactions(_) | Frame::End(_) => {}
+            Frame::Gone { .. } | Frame::Transactions(_) | Frame::End(_) | Frame::Leaving => {}
         }
     }
     link.close();

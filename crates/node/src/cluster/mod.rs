@@ -61,6 +61,8 @@ const PRIMARY_FILE: &str = ".primary";
 const STATIC_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 /// Longest time between two looks at how things stand.
 const LOOK: Duration = Duration::from_millis(500);
+/// How long a lease that is expected to change hands is looked at often.
+const CHANGE: Duration = Duration::from_secs(2);
 /// How long requests that the application has are waited for before it is told to stop.
 const FLIGHT_MAX: Duration = Duration::from_millis(500);
 /// Requests to capture that wait.
@@ -223,7 +225,7 @@ fn place(config: &NodeConfig, terms: &Terms) -> Result<Arc<dyn LeasePlace>, Fail
 impl Node {
     async fn run(mut self) -> Result<u8, Failure> {
         loop {
-            let changes = self.lease.changes();
+            let mut changes = self.lease.changes();
             self.take_standing().await;
             while let Some(action) = self.machine.poll_action(RealWorld.now()) {
                 if action == Action::End {
@@ -232,6 +234,8 @@ impl Node {
                     return self.failure.or(not_durable).map_or(Ok(self.code), Err);
                 }
                 self.act(action).await?;
+                // It may be another lease by now.
+                changes = self.lease.changes();
                 self.take_standing().await;
             }
             self.report();
@@ -326,14 +330,15 @@ impl Node {
                     capture.stop.send_replace(true);
                 }
             }
-            Action::Release => {
+            Action::Release { is_quiet } => {
                 let lease = self.lease.clone();
                 // The end of the lease is seen as its standing.
-                tokio::spawn(async move { lease.release().await });
+                tokio::spawn(async move { lease.release(is_quiet).await });
             }
             Action::Watch => {
                 let (place, terms) = (Arc::clone(&self.place), self.terms.clone());
                 self.lease = lease::keep(place, &self.config.folder.template, terms, false);
+                self.lease.look_closely(CHANGE);
             }
             Action::Compete => self.lease.set_competes(true),
             Action::End => unreachable!("taken by the caller"),
@@ -350,7 +355,7 @@ impl Node {
                 self.undrained = None;
                 self.name_primary(Some(address));
                 let (access, into) = (self.config.access.clone(), self.config.folder.dir.clone());
-                let parts = (Arc::clone(&self.trails), Arc::clone(&self.board.events));
+                let parts = (Arc::clone(&self.trails), Arc::clone(&self.board.events), self.lease.clone());
                 self.following = Some(Following::begin(parsed, access, into, parts));
             }
             Err(text) => {
@@ -366,9 +371,9 @@ impl Node {
         let prepare = Prepare {
             folder: self.config.folder.clone(),
             lease: self.lease.clone(),
-            // That the one before has given it up is certain only where its log lies: another place may be older than it says.
+            // That nothing is on its way any more is certain only where the log lies: another place may be older than it says.
             must_fence: self.config.lease.is_some()
-                || !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_released),
+                || !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_quiet),
             trails: Arc::clone(&self.trails),
             cancelled,
         };
@@ -378,6 +383,7 @@ impl Node {
     async fn serve(&mut self) {
         tracing::info!("role: primary");
         self.undrained = None;
+        self.board.leaving.send_replace(false);
         self.board.set_unsearched(1);
         let (loan, lent) = self.lease.lend();
         let (stop, stopped) = watch::channel(false);
@@ -407,6 +413,7 @@ impl Node {
                 Why::Stop => "the process ends",
             }
         );
+        self.board.leaving.send_replace(true);
         if self.application.as_ref().is_none_or(|application| !application.runs()) {
             return self.machine.handle_application_stopped(RealWorld.now());
         }

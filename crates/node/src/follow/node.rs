@@ -72,6 +72,8 @@ pub enum Event {
     Connected,
     /// There is none, for this reason; it is tried again.
     Lost(String),
+    /// The node is about to give its role up.
+    Leaving,
     /// A database is followed into this file from here on. The receiver says how far it is.
     Following(String, PathBuf, watch::Receiver<Option<Reached>>),
     /// A database is not followed any more.
@@ -247,6 +249,7 @@ impl Node {
                         self.tell(Event::Connected).await;
                     }
                 }
+                Frame::Leaving => self.tell(Event::Leaving).await,
                 Frame::Gone { name } => tracing::debug!(database = %name, "is not served any more"),
                 Frame::Transactions(_) | Frame::End(_) => return Session::Lost("frames of another stream".to_owned()),
             }

@@ -77,6 +77,7 @@ impl LeasePlace for Named {
             format: Format1,
             epoch: Epoch::FIRST,
             state: LeaseState::Held,
+            quiet: false,
             holder: self.address.clone(),
             address: Some(self.address.clone()),
             process: None,

@@ -25,7 +25,7 @@ use rhyolite_logic::stream::{Standing, judge};
 use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use tokio::task::JoinSet;
 
 use super::feed::{Follower, Origin, Served};
@@ -268,6 +268,7 @@ impl Server {
 
     async fn send_databases(&self, sink: &mut Sink) -> Result<std::convert::Infallible, Closed> {
         let mut told: HashMap<String, Origin> = HashMap::new();
+        let (mut leaving, mut is_told) = (self.board.leaving.subscribe(), false);
         loop {
             let mut gone: HashSet<String> = told.keys().cloned().collect();
             let mut starting = self.board.unsearched();
@@ -292,6 +293,10 @@ impl Server {
             sink.send(Frame::Heartbeat { time: time::now(), starting }.encode()).await?;
             tokio::select! {
                 () = sink.closed() => return Err(Closed),
+                () = is_true(&mut leaving), if !is_told => {
+                    is_told = true;
+                    sink.send(Frame::Leaving.encode()).await?;
+                }
                 () = tokio::time::sleep(HEARTBEAT) => {}
             }
         }
@@ -626,4 +631,9 @@ impl Sink {
     async fn closed(&mut self) {
         let _ = poll_fn(|cx| self.0.poll_reset(cx)).await;
     }
+}
+
+/// Ends when it is true. The sender is there as long as the server.
+async fn is_true(told: &mut watch::Receiver<bool>) {
+    let _ = told.wait_for(|told| *told).await;
 }

@@ -142,6 +142,7 @@ impl Sample {
             format: Format1,
             epoch,
             state: LeaseState::Held,
+            quiet: false,
             holder: "a daemon".to_owned(),
             address: None,
             process: None,

@@ -284,6 +284,7 @@ fn databases_that_wait_for_their_lease_keep_no_other_from_being_opened() {
         format: Format1,
         epoch: Epoch::FIRST,
         state: LeaseState::Held,
+        quiet: false,
         holder: "another".to_owned(),
         address: None,
         process: None,

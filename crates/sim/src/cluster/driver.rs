@@ -259,9 +259,9 @@ impl Driver {
                     capture.stop.send_replace(true);
                 }
             }
-            Action::Release => {
+            Action::Release { is_quiet } => {
                 let lease = self.lease.clone();
-                self.sim.timeline.spawn(Some(self.node), async move { lease.release().await });
+                self.sim.timeline.spawn(Some(self.node), async move { lease.release(is_quiet).await });
             }
             Action::Watch => {
                 self.lease = keep_lease(&self.sim, self.node, (&self.world, &self.store), &self.terms, false);
@@ -298,7 +298,7 @@ impl Driver {
             world: Arc::clone(&self.world),
             store: Arc::clone(&self.store),
             lease: self.lease.clone(),
-            must_fence: !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_released),
+            must_fence: !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_quiet),
         };
         let events = self.to_self.clone();
         self.sim.timeline.spawn(Some(self.node), async move {

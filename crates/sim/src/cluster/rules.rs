@@ -63,7 +63,7 @@ impl ClusterRules {
 pub type Switch = fn(&mut ClusterRules) -> &mut bool;
 
 /// Name and switch of each rule.
-pub const RULES: [(&str, Switch); 20] = [
+pub const RULES: [(&str, Switch); 21] = [
     ("request_ids", |r| &mut r.lease.request_ids),
     ("right_since_sent", |r| &mut r.lease.right_since_sent),
     ("wait_for_expiry", |r| &mut r.lease.wait_for_expiry),
@@ -74,6 +74,7 @@ pub const RULES: [(&str, Switch); 20] = [
     ("application_first", |r| &mut r.role.application_first),
     ("lost_stays_lost", |r| &mut r.role.lost_stays_lost),
     ("release_when_drained", |r| &mut r.role.release_when_drained),
+    ("quiet_when_drained", |r| &mut r.role.quiet_when_drained),
     ("guard_deadline", |r| &mut r.node.guard_deadline),
     ("guard_outlives", |r| &mut r.node.guard_outlives),
     ("prepare_fence", |r| &mut r.node.prepare_fence),

@@ -6,7 +6,7 @@
 //! 1. The application commits only on a machine that the lease in the store names, from before its write was done until another's was. After a machine
 //!    stood still as a whole it may commit for a moment; that is in no history.
 //! 2. It commits only on contents that have the durable end that there was when it began. So nobody serves that is stale or empty.
-//! 3. What becomes durable has everything that was durable.
+//! 3. What becomes durable has everything that was durable. (2 and 3 but for a first snapshot, as long as nothing was acknowledged.)
 //! 4. A file is rewritten only to a content that has its own, or when its content is durable, or kept as a lost branch; and never under an application.
 //! 5. At the end, a while after the last fault, somebody has committed, and every file is at the durable end.
 
@@ -100,6 +100,7 @@ impl Truth {
 pub fn commit(sim: &Arc<Sim>, node: NodeId, before: Checksum, after: Checksum) {
     let now = sim.timeline.now();
     let stood = sim.cluster().machine(node).stood;
+    let is_promised = sim.model().acknowledged > 0;
     let mut truth = sim.cluster().truth();
     truth.made.insert(after.get(), Some(before));
     let mut wrong = None;
@@ -112,7 +113,8 @@ pub fn commit(sim: &Arc<Sim>, node: NodeId, before: Checksum, after: Checksum) {
         }
         wrong = Some(format!("application {node} commits, and the lease is {:?}'s", truth.granted));
     }
-    let floor = truth.served_from.get(&node).copied().flatten();
+    // Where there is no manifest there is nothing to be fenced: a first snapshot may come in while somebody begins who has not seen it. Nobody was told that it is durable.
+    let floor = truth.served_from.get(&node).copied().flatten().filter(|f| is_promised || f.txid > Txid::FIRST);
     if let Some(floor) = floor.filter(|floor| !truth.has(before, floor.checksum)) {
         wrong =
             wrong.or(Some(format!("application {node} commits on {before}, which lacks what was durable: {floor}")));
@@ -136,15 +138,19 @@ pub fn store_changed(sim: &Arc<Sim>, key: &str) {
         sim.cluster().truth().granted = node;
         return;
     }
-    let end = sim.model().end();
+    let (end, is_first_promise) = {
+        let model = sim.model();
+        (model.end(), model.acknowledged == 0)
+    };
     let mut truth = sim.cluster().truth();
     let before = std::mem::replace(&mut truth.durable, end);
     let (Some(before), Some(end)) = (before, end) else { return };
     if before == end || truth.has(end.checksum, before.checksum) {
         return;
     }
-    // The snapshot of a first primary came in when nobody waited for it any more, and another has begun with a database of its own.
-    if before.txid == Txid::FIRST && truth.graft(end.checksum, before.checksum) {
+    // The snapshot of a first primary came in when nobody waited for it any more, and another has begun with a database of its own, or with the same that has lost power since: where there is no
+    // manifest there is nothing to be fenced.
+    if before.txid == Txid::FIRST && (truth.graft(end.checksum, before.checksum) || is_first_promise) {
         return;
     }
     drop(truth);

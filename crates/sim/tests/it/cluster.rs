@@ -67,6 +67,13 @@ fn application_first() {
 }
 
 #[test]
+fn quiet_when_drained() {
+    // A former primary's segment comes late, and whoever had the lease between gave it up without having fenced the log.
+    check("quiet_when_drained", 2_009_088..=2_009_088, &["which lacks what was durable"]);
+    check("quiet_when_drained", 2_009_912..=2_009_912, &["which lacks what was durable"]);
+}
+
+#[test]
 fn guard_deadline() {
     check("guard_deadline", 1..=100, &[NO_RIGHT]);
 }
@@ -85,4 +92,36 @@ fn measure_after_boot() {
 #[test]
 fn keep_branch() {
     check("keep_branch", 1..=100, &["which is in no history and kept nowhere"]);
+}
+
+// Found by long runs: one seed each.
+
+#[test]
+fn prepare_fence() {
+    check("prepare_fence", 244..=244, &["which lacks what was durable"]);
+}
+
+#[test]
+fn release_when_drained() {
+    check("release_when_drained", 636..=636, &["which lacks what was durable"]);
+}
+
+#[test]
+fn unfollow_first() {
+    check("unfollow_first", 2_013..=2_013, &["which is in no history and kept nowhere"]);
+}
+
+#[test]
+fn passed() {
+    check("passed", 1_158..=1_158, &["which lacks what was durable"]);
+}
+
+#[test]
+fn joins_end() {
+    check("joins_end", 6..=6, &["which lacks what was durable"]);
+}
+
+#[test]
+fn stream_position() {
+    check("stream_position", 4..=4, &["which nobody has made"]);
 }
