@@ -11,7 +11,7 @@ use crate::types::{Epoch, Lineage, Nonce, Pos, Timestamp};
 
 /// The most bytes that `lease.json` may have.
 pub const SIZE_MAX: usize = 64 << 10;
-/// The most bytes that `holder` or `address` may have.
+/// The most bytes that `holder`, `address` or `successor` may have.
 pub const NAME_SIZE_MAX: usize = 1024;
 
 /// Who may write, and since when.
@@ -27,6 +27,9 @@ pub struct LeaseRecord {
     /// Given up, and nothing of the holder or of anybody before it is still on its way to the logs: whoever takes it need not fence them. Absent when `false`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub quiet: bool,
+    /// Given up for the node with this `address`: the others leave it to that one for half of `ttl_ms`. Absent when it is for anybody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<String>,
     /// Name of the holder, for people. Not empty.
     pub holder: String,
     /// Where the holder can be reached; absent when it cannot.
@@ -90,6 +93,12 @@ impl LeaseRecord {
         if self.quiet && self.state == LeaseState::Held {
             return error("quiet, and not released");
         }
+        if self.successor.is_some() && self.state == LeaseState::Held {
+            return error("a successor, and not released");
+        }
+        if self.successor.as_ref().is_some_and(|s| s.is_empty() || s.len() > NAME_SIZE_MAX) {
+            return error("successor is empty or too long");
+        }
         if self.holder.is_empty() || self.holder.len() > NAME_SIZE_MAX {
             return error("holder is empty or too long");
         }
@@ -132,6 +141,13 @@ mod tests {
     fn only_what_was_given_up_is_quiet() {
         let held = LeaseRecord { quiet: true, ..crate::samples::lease() };
         assert!(LeaseRecord::decode(&json::encode(&held)).is_err());
+        for successor in ["b", ""] {
+            let named = LeaseRecord { successor: Some(successor.to_owned()), ..crate::samples::lease() };
+            assert!(LeaseRecord::decode(&json::encode(&named)).is_err(), "{successor:?}");
+            let state = LeaseState::Released;
+            let named = LeaseRecord { state, ..named };
+            assert_eq!(LeaseRecord::decode(&json::encode(&named)).is_ok(), !successor.is_empty());
+        }
         let released = LeaseRecord { state: LeaseState::Released, ..held };
         assert_eq!(LeaseRecord::decode(&released.encode()), Ok(released.clone()));
         // One that does not say so is not.

@@ -126,6 +126,7 @@ pub(crate) fn lease() -> LeaseRecord {
         epoch: epoch(2),
         state: LeaseState::Held,
         quiet: false,
+        successor: None,
         holder: "host-a".to_owned(),
         address: Some("http://10.0.0.1:7391".to_owned()),
         process: Some("5f8e2f6a-0000-4000-8000-000000000001 pid:[4026531836] 77 4242".to_owned()),

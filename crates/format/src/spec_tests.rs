@@ -112,7 +112,8 @@ fn tables_of_json_formats() {
     let examples = crate::samples::manifest();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     check_members(IDENTITY, "identity", &text(crate::samples::identity().encode()));
-    let released = lease::LeaseRecord { state: lease::LeaseState::Released, quiet: true, ..crate::samples::lease() };
+    let (state, successor) = (lease::LeaseState::Released, Some("10.0.0.2:7391".to_owned()));
+    let released = lease::LeaseRecord { state, quiet: true, successor, ..crate::samples::lease() };
     check_members(LEASE, "lease", &text(released.encode()));
     check_members(PROBE, "probe", &text(crate::samples::probe().encode()));
     check_members(LOST, "lost", &text(crate::samples::lost().encode()));

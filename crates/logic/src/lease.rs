@@ -275,6 +275,15 @@ const RELEASE_TRIES_MAX: u32 = 3;
 /// Time between two looks while the lease is expected to change hands.
 const CLOSE_LOOK: Duration = Duration::from_millis(20);
 
+/// What is said with a lease that is given up.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastWill {
+    /// Nothing that was written under it, or under a right before it, can reach the logs any more.
+    pub is_quiet: bool,
+    /// The address of the node for which it is given up; the others leave it to that one for a while.
+    pub successor: Option<String>,
+}
+
 /// The machine. After each `handle_*` and at [`Lease::poll_timeout`] drain [`Lease::poll_request`].
 #[derive(Clone, Debug)]
 pub struct Lease<V> {
@@ -294,8 +303,8 @@ pub struct Lease<V> {
     vain: u32,
     /// Tries that are left, when it is to be given up.
     releasing: Option<u32>,
-    /// What it says when it is given up: that nothing is on its way any more.
-    is_quiet: bool,
+    /// What is said when it is given up.
+    last_will: LastWill,
     /// A write that gives it up was sent: from then on somebody else may have it at any time.
     given_up: bool,
     /// It is taken when it is free.
@@ -323,7 +332,7 @@ impl<V: Clone + Eq> Lease<V> {
             acknowledged: None,
             vain: 0,
             releasing: None,
-            is_quiet: false,
+            last_will: LastWill::default(),
             given_up: false,
             competes: true,
             close_until: Monotonic(0),
@@ -390,11 +399,10 @@ impl<V: Clone + Eq> Lease<V> {
     }
 
     /// Gives the lease up as soon as no request is open; the right is gone when that request is sent, not when it is answered.
-    /// [`Standing::Ended`] follows, whatever the store does. `is_quiet` when nothing that was written under it, or under a right before it, can reach the
-    /// logs any more.
-    pub fn release(&mut self, is_quiet: bool) {
+    /// [`Standing::Ended`] follows, whatever the store does.
+    pub fn release(&mut self, last_will: LastWill) {
         if self.releasing.is_none() {
-            (self.releasing, self.is_quiet) = (Some(RELEASE_TRIES_MAX), is_quiet);
+            (self.releasing, self.last_will) = (Some(RELEASE_TRIES_MAX), last_will);
         }
         if let Doing::Resting { until } = &mut self.doing {
             *until = Monotonic(0);
@@ -475,7 +483,12 @@ impl<V: Clone + Eq> Lease<V> {
 
     /// When a lease of somebody else may be taken.
     fn free_at(&self, record: &LeaseRecord, since: Monotonic) -> Monotonic {
-        if record.state == LeaseState::Released || self.is_dead(record.nonce) || !self.guards.wait_for_expiry {
+        if record.state == LeaseState::Released {
+            let is_for_another = record.successor.is_some() && record.successor != self.terms.address;
+            let pause = if is_for_another { Duration::from_millis(record.ttl_ms) / 2 } else { Duration::ZERO };
+            return since.after(pause);
+        }
+        if self.is_dead(record.nonce) || !self.guards.wait_for_expiry {
             return since;
         }
         since.after(Duration::from_millis(record.ttl_ms)).after(self.terms.margin)
@@ -508,7 +521,8 @@ impl<V: Clone + Eq> Lease<V> {
             format: Format1,
             epoch,
             state,
-            quiet: state == LeaseState::Released && self.is_quiet,
+            quiet: state == LeaseState::Released && self.last_will.is_quiet,
+            successor: self.last_will.successor.clone().filter(|_| state == LeaseState::Released),
             holder: self.terms.holder.clone(),
             address: self.terms.address.clone(),
             process: self.terms.process.clone(),

@@ -40,7 +40,7 @@ const PREPARE_AGAIN: Duration = Duration::from_secs(1);
 pub struct RoleTerms {
     /// The application gets so much time to stop before the lease ends.
     pub grace: Duration,
-    /// For so long a lease that was handed on is not taken again.
+    /// For so long a lease that was handed on is not taken again, unless it is given up for us.
     pub abstain: Duration,
     /// For so long databases are prepared before the lease is given up.
     pub prepare: Duration,
@@ -65,6 +65,8 @@ pub struct RoleRules {
     pub release_when_drained: bool,
     /// Whoever gives the lease up without that says so, and the next one fences the log.
     pub quiet_when_drained: bool,
+    /// Whoever goes on after capture that ended without that fences the log.
+    pub fence_what_is_owed: bool,
 }
 
 impl RoleRules {
@@ -76,6 +78,7 @@ impl RoleRules {
         lost_stays_lost: true,
         release_when_drained: true,
         quiet_when_drained: true,
+        fence_what_is_owed: true,
     };
 }
 
@@ -91,6 +94,8 @@ impl RoleTerms {
 pub enum View {
     /// Nobody knows, or nobody has it.
     Vacant,
+    /// Nobody has it, and it was given up for us.
+    Offered,
     /// Somebody else has it, and may say where it can be reached.
     Held {
         /// Where the holder serves followers.
@@ -117,8 +122,12 @@ impl View {
             Standing::Unknown => Self::Vacant,
             Standing::Theirs { record, .. } => {
                 let is_own = record.address.as_deref() == Some(address);
-                let is_free = record.state == LeaseState::Released || is_own;
-                if is_free { Self::Vacant } else { Self::Held { address: record.address } }
+                match record.state {
+                    LeaseState::Released if record.successor.as_deref() == Some(address) => Self::Offered,
+                    LeaseState::Released => Self::Vacant,
+                    LeaseState::Held if is_own => Self::Vacant,
+                    LeaseState::Held => Self::Held { address: record.address },
+                }
             }
             Standing::Ours { epoch, until, origin } => Self::Ours { epoch, until, tenure: origin.tenure },
             Standing::Ended => Self::Ended,
@@ -134,7 +143,10 @@ pub enum Action {
     /// Stop following; then [`RoleMachine::handle_unfollowed`].
     Unfollow,
     /// Catch the databases up with the store; then [`RoleMachine::handle_prepared`].
-    Prepare,
+    Prepare {
+        /// What was captured here under the same right may still be on its way to the store.
+        owes: bool,
+    },
     /// Give that up; then [`RoleMachine::handle_prepared`] all the same.
     CancelPrepare,
     /// Capture, serve followers, run the application.
@@ -431,7 +443,7 @@ impl RoleMachine {
     }
 
     fn step(&mut self, now: Monotonic) {
-        if self.abstains.is_some_and(|until| until <= now) {
+        if self.abstains.is_some_and(|until| until <= now || self.view == View::Offered) {
             self.abstains = None;
             self.actions.push_back(Action::Compete);
             return;
@@ -499,7 +511,8 @@ impl RoleMachine {
                 self.prepared_by = now.after(self.terms.prepare);
                 self.stage = Stage::Preparing { is_cancelled: false };
                 if self.terms.rules.prepare_first {
-                    self.actions.push_back(Action::Prepare);
+                    let owes = self.owes && self.terms.rules.fence_what_is_owed;
+                    self.actions.push_back(Action::Prepare { owes });
                 } else {
                     self.handle_prepared(true, now);
                 }
@@ -510,7 +523,7 @@ impl RoleMachine {
                 self.actions.push_back(Action::Follow(address.clone()));
                 self.stage = Stage::Following { address: address.clone() };
             }
-            View::Vacant | View::Held { address: None } | View::Ours { .. } | View::Ended => {}
+            View::Vacant | View::Offered | View::Held { address: None } | View::Ours { .. } | View::Ended => {}
         }
     }
 

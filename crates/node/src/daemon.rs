@@ -132,7 +132,9 @@ async fn listen(
     if let Some(ClusterConfig { listen, token, tls, proxy }) = cluster {
         let tls = tls.map(Acceptor::new).transpose()?;
         let listener = http::bind(listen).await?;
-        tokio::spawn(server::serve(listener, Server::new(Arc::clone(&controller.board), token, tls, About { proxy })));
+        let handoffs = controller.node.as_ref().map(|node| node.handoffs.clone());
+        let server = Server::new(Arc::clone(&controller.board), token, tls, About { proxy }, handoffs);
+        tokio::spawn(server::serve(listener, server));
     }
     if let Some(socket) = socket {
         let listener = control::bind(socket)?;
@@ -226,7 +228,7 @@ mod tests {
         let minute = Duration::from_secs(60);
         let board = StatusBoard::new();
         let (commands, _) = tokio::sync::mpsc::channel(1);
-        let controller = Controller { board: Arc::clone(&board), commands, reload: None, handoffs: None };
+        let controller = Controller { board: Arc::clone(&board), commands, reload: None, node: None };
         (
             Daemon {
                 board,

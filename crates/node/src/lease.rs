@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rhyolite_format::Nonce;
 use rhyolite_format::lease::{LeaseRecord, decode_nonces, encode_nonces};
-use rhyolite_logic::lease::{Guards, Standing, Terms};
+use rhyolite_logic::lease::{Guards, LastWill, Standing, Terms};
 use rhyolite_store::{Counted, Counters, StoreError};
 use rhyolite_writer::lease_keeper::{LeaseHandle, Memory, lease};
 use rhyolite_writer::lease_place::{InStore, LeasePlace};
@@ -129,7 +129,7 @@ impl LeasePool {
         let store = config.store.clone();
         async move {
             let Some(handle) = last else { return };
-            if tokio::time::timeout(within, handle.release(false)).await.is_err() {
+            if tokio::time::timeout(within, handle.release(LastWill::default())).await.is_err() {
                 tracing::warn!("the lease of {store} could not be given up in time: it runs out by itself");
             }
         }
@@ -155,7 +155,7 @@ impl LeasePool {
         let Leases { shared, leaving } = std::mem::take(&mut *self.lock());
         let mut releases = tokio::task::JoinSet::new();
         for handle in shared.into_values().map(|shared| shared.handle).chain(leaving) {
-            releases.spawn(async move { handle.release(false).await });
+            releases.spawn(async move { handle.release(LastWill::default()).await });
         }
         let all = async { while releases.join_next().await.is_some() {} };
         if tokio::time::timeout(within, all).await.is_err() {

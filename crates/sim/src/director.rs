@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use rhyolite_logic::lease::LastWill;
+
 use crate::cluster;
 use crate::executor::NodeId;
 use crate::node;
@@ -160,7 +162,7 @@ fn release(sim: &Arc<Sim>, id: NodeId) {
     let handle = sim.node(id).handle.clone();
     if let Some(handle) = handle {
         sim.trace(|| format!("node {id} is asked to end"));
-        sim.timeline.spawn(Some(id), async move { handle.release(false).await });
+        sim.timeline.spawn(Some(id), async move { handle.release(LastWill::default()).await });
     }
 }
 

@@ -11,7 +11,7 @@ use futures_util::future::{BoxFuture, Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use rhyolite_format::lease::{DurablePos, LeaseRecord};
 use rhyolite_format::{Epoch, Nonce};
-use rhyolite_logic::lease::{Guards, Lease, Monotonic, Origin, Request, RequestId, Standing, Terms, Written};
+use rhyolite_logic::lease::{Guards, LastWill, Lease, Monotonic, Origin, Request, RequestId, Standing, Terms, Written};
 use rhyolite_store::{StoreError, StoreErrorKind, Version};
 use tokio::sync::watch;
 
@@ -41,8 +41,7 @@ impl Memory for Forgetful {
 #[derive(Clone, Debug, Default)]
 struct Wanted {
     epoch_min: Option<Epoch>,
-    /// Whether it is quiet then.
-    release: Option<bool>,
+    release: Option<LastWill>,
     /// The lease is not taken.
     only_looks: bool,
     close_until: Option<Monotonic>,
@@ -227,11 +226,10 @@ impl LeaseHandle {
         (loan, Self { kind, world: Arc::clone(&self.world) })
     }
 
-    /// Gives the lease up, and waits until that is done, or cannot be done in time. `is_quiet` when nothing that was written under it, or under a right
-    /// before it, can reach the logs any more.
-    pub async fn release(&self, is_quiet: bool) {
+    /// Gives the lease up, and waits until that is done, or cannot be done in time.
+    pub async fn release(&self, last_will: LastWill) {
         let Kind::Kept { published, wanted, .. } = &self.kind else { return };
-        wanted.send_modify(|w| w.release = w.release.or(Some(is_quiet)));
+        wanted.send_modify(|w| w.release = w.release.take().or(Some(last_will)));
         let _ = published.clone().wait_for(|p| p.standing == Standing::Ended).await;
     }
 }
@@ -336,8 +334,8 @@ impl LeaseKeeper {
             self.asked = Some(least);
             self.lease.require_epoch(least);
         }
-        if let Some(is_quiet) = wanted.release {
-            self.lease.release(is_quiet);
+        if let Some(last_will) = wanted.release {
+            self.lease.release(last_will);
         }
     }
 

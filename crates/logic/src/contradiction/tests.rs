@@ -16,6 +16,7 @@ fn lease(epoch: u64, durable: Option<u64>) -> LeaseRecord {
         epoch: model::epoch(epoch),
         state: LeaseState::Held,
         quiet: false,
+        successor: None,
         holder: "a".to_owned(),
         address: None,
         process: None,

@@ -139,7 +139,7 @@ fn a_released_lease_is_taken_at_the_next_look() {
     let (mut a, mut place) = held();
     let mut b = Holder::new("b", 2, &[], 0);
     b.live(&mut place, 500);
-    a.lease.release(false);
+    a.lease.release(LastWill::default());
     a.run(&mut place, 600);
     a.check(600, "ended");
     assert_eq!(a.lease.poll_timeout(), None);
@@ -153,9 +153,9 @@ fn only_a_lease_that_was_given_up_quietly_needs_no_fence() {
         let (mut a, mut place) = held();
         let mut b = Holder::new("b", 2, &[], 0);
         b.live(&mut place, 500);
-        a.lease.release(is_quiet);
+        a.lease.release(LastWill { is_quiet, successor: None });
         // What was said first counts.
-        a.lease.release(!is_quiet);
+        a.lease.release(LastWill { is_quiet: !is_quiet, successor: None });
         a.run(&mut place, 600);
         assert_eq!(place.held.as_ref().unwrap().0.quiet, is_quiet);
         b.live(&mut place, 1_000);
@@ -172,12 +172,37 @@ fn only_a_lease_that_was_given_up_quietly_needs_no_fence() {
 }
 
 #[test]
+fn a_lease_that_is_given_up_for_one_is_left_to_that_one_for_a_while() {
+    for comes in [true, false] {
+        let (mut a, mut place) = held();
+        let mut others = ["b", "c"].map(|name| {
+            let mut other = Holder::new(name, name.as_bytes()[0], &[], 0);
+            other.lease.terms.address = Some(name.to_owned());
+            other
+        });
+        others.iter_mut().for_each(|other| other.live(&mut place, 500));
+        a.lease.release(LastWill { is_quiet: true, successor: Some("c".to_owned()) });
+        a.run(&mut place, 600);
+        let [b, c] = &mut others;
+        b.live(&mut place, 6_999);
+        b.check(6_999, "a has 1 until 7000");
+        if comes {
+            c.live(&mut place, 6_999);
+            assert!(matches!(c.lease.standing(), Standing::Ours { .. }));
+            assert_eq!(place.held.as_ref().unwrap().0.successor, None);
+        }
+        b.live(&mut place, 7_000);
+        assert_eq!(matches!(b.lease.standing(), Standing::Ours { .. }), !comes);
+    }
+}
+
+#[test]
 fn who_expects_a_change_looks_closely_for_a_while() {
     let (mut a, mut place) = held();
     let mut b = Holder::new("b", 2, &[], 0);
     b.live(&mut place, 500);
     b.lease.look_closely(Monotonic(2_500));
-    a.lease.release(true);
+    a.lease.release(LastWill { is_quiet: true, successor: None });
     b.run(&mut place, 510);
     a.run(&mut place, 511);
     b.live(&mut place, 531);
@@ -303,7 +328,7 @@ fn an_epoch_may_be_asked_for() {
     a.lease.require_epoch(Epoch::new(3).unwrap());
     a.run(&mut place, 200);
     a.check(200, "ours 7 until 12100");
-    a.lease.release(false);
+    a.lease.release(LastWill::default());
     a.run(&mut place, 300);
     let mut b = Holder::new("b", 2, &[], 300);
     b.run(&mut place, 400);
@@ -321,7 +346,7 @@ fn a_lease_that_was_deleted_does_not_make_epochs_go_back() {
 #[test]
 fn the_right_is_gone_when_giving_it_up_is_sent() {
     let (mut a, mut place) = held();
-    a.lease.release(false);
+    a.lease.release(LastWill::default());
     let (id, expected, record) = write_of(a.poll(100));
     a.check(100, "ours 1 run out");
     // The answer is lost, and the reading comes before the write: it is still not a's.
@@ -338,7 +363,7 @@ fn the_right_is_gone_when_giving_it_up_is_sent() {
 #[test]
 fn giving_up_ends_even_when_the_store_does_not_answer() {
     let (mut a, _) = held();
-    a.lease.release(false);
+    a.lease.release(LastWill::default());
     let mut now = 100;
     while let Some(at) = a.lease.poll_timeout() {
         now = now.max(at.0);
@@ -412,7 +437,7 @@ fn one_that_does_not_compete_only_looks_and_takes_it_as_soon_as_it_does() {
     assert!(place.held.is_none(), "there is none, and it makes none");
     let mut holder = Holder::new("holder", 2, &[], 10_000);
     holder.live(&mut place, 10_500);
-    holder.lease.release(false);
+    holder.lease.release(LastWill::default());
     holder.live(&mut place, 11_000);
     watcher.live(&mut place, 40_000);
     assert_eq!(place.held.as_ref().map(|(record, _)| record.state), Some(LeaseState::Released));

@@ -24,7 +24,7 @@ fn drain(machine: &mut RoleMachine, now: u64) -> Vec<Action> {
 fn primary() -> RoleMachine {
     let mut machine = machine();
     machine.handle_lease(ours(10_000));
-    assert_eq!(drain(&mut machine, 0), [Action::Prepare]);
+    assert_eq!(drain(&mut machine, 0), [Action::Prepare { owes: false }]);
     machine.handle_prepared(true, Monotonic(10));
     assert_eq!(drain(&mut machine, 10), [Action::Serve]);
     machine
@@ -38,7 +38,7 @@ fn a_lease_that_has_run_out_is_waited_for_without_asking_again_and_again() {
     assert_eq!(drain(&mut machine, 12_000), []);
     assert_eq!(machine.poll_timeout(), None);
     machine.handle_lease(ours(25_000));
-    assert_eq!(drain(&mut machine, 15_000), [Action::Prepare]);
+    assert_eq!(drain(&mut machine, 15_000), [Action::Prepare { owes: false }]);
     assert_eq!(machine.poll_timeout(), Some(Monotonic(23_000)));
 }
 
@@ -53,7 +53,7 @@ fn a_replica_becomes_the_primary_after_it_has_stopped_following() {
     assert_eq!(drain(&mut machine, 10_000), [Action::Unfollow]);
     assert_eq!(drain(&mut machine, 10_001), [], "it waits until nothing is applied");
     machine.handle_unfollowed();
-    assert_eq!(drain(&mut machine, 10_002), [Action::Prepare]);
+    assert_eq!(drain(&mut machine, 10_002), [Action::Prepare { owes: false }]);
     machine.handle_prepared(true, Monotonic(10_100));
     assert_eq!(drain(&mut machine, 10_100), [Action::Serve]);
     assert_eq!(machine.role(), Role::Primary);
@@ -107,7 +107,7 @@ fn a_lease_that_came_back_is_prepared_for_again() {
     machine.handle_application_stopped(Monotonic(8_500));
     assert_eq!(drain(&mut machine, 8_500), [Action::StopCapture { drain: true }]);
     machine.handle_capture_stopped(true, Monotonic(8_600));
-    assert_eq!(drain(&mut machine, 8_600), [Action::Prepare]);
+    assert_eq!(drain(&mut machine, 8_600), [Action::Prepare { owes: false }]);
 }
 
 #[test]
@@ -152,6 +152,23 @@ fn who_hands_on_does_not_take_the_lease_again_for_a_while() {
     assert_eq!(drain(&mut machine, 400), [Action::Follow("b".to_owned())]);
     assert_eq!(drain(&mut machine, 10_310), [Action::Compete]);
     assert_eq!(machine.poll_timeout(), None);
+}
+
+#[test]
+fn who_abstains_takes_what_is_given_up_for_it() {
+    for offered in [true, false] {
+        let mut machine = primary();
+        assert!(machine.hand_on());
+        drain(&mut machine, 100);
+        machine.handle_application_stopped(Monotonic(200));
+        drain(&mut machine, 200);
+        machine.handle_capture_stopped(true, Monotonic(300));
+        drain(&mut machine, 300);
+        machine.handle_lease(View::Ended);
+        assert_eq!(drain(&mut machine, 310), [Action::Watch]);
+        machine.handle_lease(if offered { View::Offered } else { View::Vacant });
+        assert_eq!(drain(&mut machine, 400), if offered { vec![Action::Compete] } else { vec![] });
+    }
 }
 
 #[test]
@@ -200,7 +217,7 @@ impl Driver {
                 self.following = true;
             }
             Action::Unfollow => self.unfollowing = self.following,
-            Action::Prepare => {
+            Action::Prepare { .. } => {
                 assert!(!self.following && !self.preparing && !self.capturing, "prepares beside something else");
                 self.preparing = true;
             }
@@ -307,7 +324,7 @@ fn a_right_that_was_lost_is_not_taken_up_where_it_was_left() {
         assert_eq!(drain(&mut machine, 21), [Action::StopCapture { drain: false }], "nothing of it may be written");
         machine.handle_capture_stopped(false, Monotonic(22));
         assert!(!machine.has_lost());
-        assert_eq!(drain(&mut machine, 22), [Action::Prepare], "it begins anew");
+        assert_eq!(drain(&mut machine, 22), [Action::Prepare { owes: true }], "it begins anew");
         machine.handle_lease(View::Ours { epoch: Epoch::FIRST, until: Monotonic(90_000), tenure: 3 });
         assert_eq!(drain(&mut machine, 23), [Action::CancelPrepare]);
     }
@@ -322,7 +339,7 @@ fn a_right_that_was_lost_is_not_taken_up_where_it_was_left() {
 fn who_cannot_prepare_lets_others_try() {
     let mut machine = machine();
     machine.handle_lease(ours(900_000));
-    assert_eq!(drain(&mut machine, 0), [Action::Prepare]);
+    assert_eq!(drain(&mut machine, 0), [Action::Prepare { owes: false }]);
     assert_eq!(machine.poll_timeout(), Some(Monotonic(120_000)));
     assert_eq!(drain(&mut machine, 119_999), []);
     assert_eq!(drain(&mut machine, 120_000), [Action::CancelPrepare]);
@@ -332,7 +349,7 @@ fn who_cannot_prepare_lets_others_try() {
     assert_eq!(drain(&mut machine, 120_002), [Action::Watch]);
     assert_eq!(drain(&mut machine, 130_002), [Action::Compete], "and tries again itself");
     machine.handle_lease(ours(900_000));
-    assert_eq!(drain(&mut machine, 130_003), [Action::Prepare]);
+    assert_eq!(drain(&mut machine, 130_003), [Action::Prepare { owes: false }]);
     assert!(machine.hand_on(), "it can be told to");
     assert_eq!(drain(&mut machine, 130_004), [Action::CancelPrepare]);
     machine.handle_prepared(true, Monotonic(130_005));

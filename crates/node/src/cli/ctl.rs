@@ -20,6 +20,8 @@ use crate::time;
 
 /// Time beyond that of the request after which the process is taken for dead.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long it may take until a node is the primary.
+pub(super) const PROMOTE_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum CtlCommand {
@@ -30,6 +32,7 @@ pub(super) enum CtlCommand {
     Reload(ReloadArgs),
     Node(NodeStateArgs),
     Handoff(HandoffArgs),
+    Promote(PromoteArgs),
 }
 
 /// Where the process is, and how it answers.
@@ -106,8 +109,26 @@ pub(super) struct NodeStateArgs {
 ///
 /// Its application is stopped, what is left is uploaded, and the lease is given up; for the time of a lease this node does not take it again.
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  rhyolite ctl handoff --socket ./a.sock")]
+#[command(
+    after_help = "Examples:\n  rhyolite ctl handoff --socket ./a.sock\n  rhyolite ctl handoff --socket ./a.sock --to 127.0.0.1:20202"
+)]
 pub(super) struct HandoffArgs {
+    /// Address of the node that is to have it, as its `ctl node` says; the others leave it to that one for half of the lease's time
+    #[arg(long, value_name = "ADDRESS")]
+    to: Option<String>,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+/// Let this node become the primary, which loses nothing: the present one hands its role on to it.
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Exit statuses: 0 this node is the primary; 1 it is not, in time or ever.\n\nExample:\n  rhyolite ctl promote --socket ./b.sock"
+)]
+pub(super) struct PromoteArgs {
+    /// How long it may take (30s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    timeout: Option<Duration>,
     #[command(flatten)]
     socket: SocketArgs,
 }
@@ -150,7 +171,17 @@ pub(super) struct WaitArgs {
 }
 
 impl SocketArgs {
-    fn ask<T: DeserializeOwned>(&self, method: &str, path: &str, wanted: &Wanted) -> Result<T, Failure> {
+    /// A socket, for who prints nothing.
+    pub(super) fn at(socket: Option<PathBuf>) -> Self {
+        Self { socket, json: false }
+    }
+
+    /// Has the node become the primary.
+    pub(super) fn promote(&self, limit: Duration) -> Result<(), Failure> {
+        self.ask("POST", "/promote", &Wanted { timeout_ms: timeout_ms(Some(limit)), ..Wanted::default() })
+    }
+
+    pub(super) fn ask<T: DeserializeOwned>(&self, method: &str, path: &str, wanted: &Wanted) -> Result<T, Failure> {
         let socket = self.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
         let patience = PATIENCE + wanted.timeout_ms.map_or(PATIENCE, Duration::from_millis);
         client::ask(socket, method, path, wanted, patience).map_err(|error| match error {
@@ -216,8 +247,12 @@ pub(super) fn run(command: CtlCommand) -> Result<(), Failure> {
             args.socket.print(&report, node)
         }
         CtlCommand::Handoff(args) => {
-            args.socket.ask::<()>("POST", "/handoff", &Wanted::default())?;
+            args.socket.ask::<()>("POST", "/handoff", &Wanted { to: args.to, ..Wanted::default() })?;
             args.socket.print(&(), |()| vec!["the role is handed on".to_owned()])
+        }
+        CtlCommand::Promote(args) => {
+            args.socket.promote(args.timeout.unwrap_or(PROMOTE_TIMEOUT))?;
+            args.socket.print(&(), |()| vec!["this node is the primary".to_owned()])
         }
     }
 }

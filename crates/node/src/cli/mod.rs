@@ -42,6 +42,7 @@ mod prune;
 mod replicate;
 mod restore;
 mod restore_all;
+mod run;
 mod status;
 mod store;
 mod verify;
@@ -68,6 +69,7 @@ enum Command {
     #[cfg(target_os = "linux")]
     Mount(Box<mount::MountArgs>),
     Node(Box<node::NodeArgs>),
+    Run(run::RunArgs),
     /// Look at what a cluster has gone on without
     #[command(subcommand)]
     Branch(branch::BranchCommand),
@@ -146,6 +148,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         #[cfg(target_os = "linux")]
         Command::Mount(args) => return mount::run(&args),
         Command::Node(args) => return node::run(&args),
+        Command::Run(args) => run::run(&args)?,
         Command::Branch(command) => branch::run(command)?,
         Command::Restore(args) => restore::run(&args)?,
         Command::Follow(args) => follow::run(&args)?,

@@ -16,6 +16,7 @@ use super::cluster::token;
 use super::exit::Failure;
 use super::proxy::ProxyArgs;
 use super::replicate::{COMMANDS_MAX, Signals, UPLOAD_MARGIN, block_on, check_inputs};
+use crate::cluster::promote::NodeControl;
 use crate::cluster::{self, Guard, NodeConfig};
 use crate::config::cluster::{ClusterConfig, TlsFiles};
 use crate::config::folder::FolderConfig;
@@ -221,8 +222,8 @@ fn run_daemon(
             tokio::spawn(proxy.serve(listener));
         }
         let flight = node.flight.clone();
-        let controller =
-            Controller { board: board.clone(), commands: sender, reload: None, handoffs: Some(handoff_sender) };
+        let control = NodeControl { handoffs: handoff_sender, access: node.access.clone() };
+        let controller = Controller { board: board.clone(), commands: sender, reload: None, node: Some(control) };
         let stop_timeout = config.shutdown_sync_timeout;
         let daemon = Daemon {
             board: board.clone(),

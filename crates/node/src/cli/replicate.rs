@@ -156,7 +156,7 @@ pub(super) fn run_daemon(
         let stop_timeout = config.shutdown_sync_timeout;
         let upload_timeout = stop_timeout + UPLOAD_MARGIN;
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
-        let controller = Controller { board: board.clone(), commands: sender, reload, handoffs: None };
+        let controller = Controller { board: board.clone(), commands: sender, reload, node: None };
         let socket = config.socket;
         let serves = config.cluster.is_some();
         let daemon = Daemon {

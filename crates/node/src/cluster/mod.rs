@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use rhyolite_format::lease::LeaseState;
 use rhyolite_format::{Timestamp, keys};
-use rhyolite_logic::lease::{Monotonic, Standing, Terms};
+use rhyolite_logic::lease::{LastWill, Monotonic, Standing, Terms};
 use rhyolite_logic::park;
 use rhyolite_logic::role::{Action, Role, RoleMachine, RoleTerms, View, Why};
 use rhyolite_store::Environment;
@@ -51,6 +51,7 @@ mod application;
 mod following;
 pub mod guard;
 mod prepare;
+pub mod promote;
 pub mod report;
 
 pub use application::Guard;
@@ -91,8 +92,14 @@ pub struct NodeConfig {
     pub trails: Arc<Trails>,
 }
 
-/// A request to hand the role on; answered with what is wrong with that, if anything.
-pub type Handoff = oneshot::Sender<Result<(), String>>;
+/// A request to hand the role on.
+#[derive(Debug)]
+pub struct Handoff {
+    /// The address of the node that is to have it; anybody when there is none.
+    pub to: Option<String>,
+    /// Answered with what is wrong with that, if anything.
+    pub reply: oneshot::Sender<Result<(), String>>,
+}
 
 /// What is captured.
 struct Capture {
@@ -141,6 +148,8 @@ struct Node {
     /// Until when the guard knows that we have the right.
     told_until: Monotonic,
     application: Option<Application>,
+    /// Who is to have the lease after us.
+    successor: Option<String>,
     /// When the application is killed that was told to stop.
     kill_at: Option<tokio::time::Instant>,
     following: Option<Following>,
@@ -187,6 +196,7 @@ pub async fn run(
         undrained: None,
         told_until: Monotonic(0),
         application,
+        successor: None,
         kill_at: None,
         following: None,
         preparing: None,
@@ -314,7 +324,7 @@ impl Node {
                     following.stop();
                 }
             }
-            Action::Prepare => self.prepare(),
+            Action::Prepare { owes } => self.prepare(owes),
             Action::CancelPrepare => {
                 if let Some(preparing) = &self.preparing {
                     preparing.cancel.send_replace(true);
@@ -331,9 +341,9 @@ impl Node {
                 }
             }
             Action::Release { is_quiet } => {
-                let lease = self.lease.clone();
+                let (lease, last_will) = (self.lease.clone(), LastWill { is_quiet, successor: self.successor.take() });
                 // The end of the lease is seen as its standing.
-                tokio::spawn(async move { lease.release(is_quiet).await });
+                tokio::spawn(async move { lease.release(last_will).await });
             }
             Action::Watch => {
                 let (place, terms) = (Arc::clone(&self.place), self.terms.clone());
@@ -365,14 +375,15 @@ impl Node {
         }
     }
 
-    fn prepare(&mut self) {
+    fn prepare(&mut self, owes: bool) {
         tracing::info!("role: promoting, the lease is ours");
         let (cancel, cancelled) = watch::channel(false);
         let prepare = Prepare {
             folder: self.config.folder.clone(),
             lease: self.lease.clone(),
             // That nothing is on its way any more is certain only where the log lies: another place may be older than it says.
-            must_fence: self.config.lease.is_some()
+            must_fence: owes
+                || self.config.lease.is_some()
                 || !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_quiet),
             trails: Arc::clone(&self.trails),
             cancelled,
@@ -383,6 +394,7 @@ impl Node {
     async fn serve(&mut self) {
         tracing::info!("role: primary");
         self.undrained = None;
+        self.successor = None;
         self.board.leaving.send_replace(false);
         self.board.set_unsearched(1);
         let (loan, lent) = self.lease.lend();
@@ -443,7 +455,7 @@ impl Node {
             Event::Captured(errors) => return self.note_captured(&errors),
             Event::Command(command) => self.pass_on(command).await,
             // Whoever has asked may be gone.
-            Event::Handoff(reply) => drop(reply.send(self.hand_on())),
+            Event::Handoff(Handoff { to, reply }) => drop(reply.send(self.hand_on(to))),
             Event::KillDue => {
                 self.kill_at = None;
                 if let Some(application) = &mut self.application {
@@ -455,12 +467,19 @@ impl Node {
         Ok(())
     }
 
-    fn hand_on(&mut self) -> Result<(), String> {
+    fn hand_on(&mut self, to: Option<String>) -> Result<(), String> {
         if let Some(lease) = self.config.lease.as_ref().filter(|lease| lease.is_static()) {
             return Err(format!("who is the primary was decided by --lease {lease}: nobody else can take it over"));
         }
+        if to.as_ref() == Some(&self.config.address) {
+            return Err("this node itself is to have it, and has it".to_owned());
+        }
         let role = self.machine.role().name();
-        self.machine.hand_on().then_some(()).ok_or_else(|| format!("this node is {role}, and not primary"))
+        if !self.machine.hand_on() {
+            return Err(format!("this node is {role}, and not primary"));
+        }
+        self.successor = to;
+        Ok(())
     }
 
     fn note_told(&mut self, told: Told) {

@@ -10,7 +10,8 @@
 //! | `POST /wait` | `path`, `txid`, `timeout_ms` | the same |
 //! | `POST /reload` | | what has changed |
 //! | `GET /node` | | a node of a cluster: its role, the lease, its replicas |
-//! | `POST /handoff` | | the primary hands its role on; answered when it has begun to |
+//! | `POST /handoff` | `to` | the primary hands its role on, to the node of this address; answered when it has begun to |
+//! | `POST /promote` | `timeout_ms` | this node becomes the primary; answered when it is |
 //! | `GET /metrics`, `/status`, `/healthz`, `/readyz` | | as over TCP |
 //!
 //! A request that cannot be obeyed is answered by 400 (404 for a database that is not here, 504 for one that took too long) and
@@ -33,6 +34,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::cluster::Handoff;
+use crate::cluster::promote::{NodeControl, promote as promoted};
 use crate::cluster::report::NodeReport;
 use crate::config::{Config, ConfigError, DatabaseConfig, SocketConfig, settings};
 use crate::observe::http;
@@ -64,8 +66,8 @@ pub struct Controller {
     pub commands: mpsc::Sender<Command>,
     /// Where the configuration comes from; `None` when it was written on the command line.
     pub reload: Option<Reload>,
-    /// A node of a cluster, which can hand its role on.
-    pub handoffs: Option<mpsc::Sender<Handoff>>,
+    /// A node of a cluster, whose role can be changed.
+    pub node: Option<NodeControl>,
 }
 
 impl std::fmt::Debug for Controller {
@@ -128,6 +130,9 @@ pub struct Wanted {
     /// For how long.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout_ms: Option<u64>,
+    /// The address of a node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<String>,
 }
 
 /// How far a database is.
@@ -201,6 +206,7 @@ pub async fn serve(listener: UnixListener, controller: Controller) {
         .route("/reload", post(reload))
         .route("/node", get(node))
         .route("/handoff", post(handoff))
+        .route("/promote", post(promote))
         .with_state(controller.clone())
         .merge(http::routes(controller.board));
     if let Err(error) = axum::serve(listener, app).await {
@@ -330,13 +336,21 @@ async fn node(Shared(controller): Shared<Controller>) -> Result<Json<NodeReport>
     controller.board.node().map(Json).ok_or_else(no_node)
 }
 
-async fn handoff(Shared(controller): Shared<Controller>) -> Result<Json<()>, Refused> {
+async fn handoff(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>) -> Result<Json<()>, Refused> {
     let gone = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the process is about to end");
-    let handoffs = controller.handoffs.ok_or_else(no_node)?;
+    let node = controller.node.ok_or_else(no_node)?;
     let (reply, answer) = oneshot::channel();
-    handoffs.send(reply).await.map_err(|_| gone())?;
+    node.handoffs.send(Handoff { to: wanted.to, reply }).await.map_err(|_| gone())?;
     let taken = answer.await.map_err(|_| gone())?;
     taken.map_err(|text| refuse(StatusCode::BAD_REQUEST, text))?;
+    Ok(Json(()))
+}
+
+async fn promote(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>) -> Result<Json<()>, Refused> {
+    let node = controller.node.ok_or_else(no_node)?;
+    let limit = wanted.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
+    let done = promoted(&node, &controller.board, limit).await;
+    done.map_err(|text| refuse(StatusCode::CONFLICT, text))?;
     Ok(Json(()))
 }
 

@@ -78,6 +78,7 @@ impl LeasePlace for Named {
             epoch: Epoch::FIRST,
             state: LeaseState::Held,
             quiet: false,
+            successor: None,
             holder: self.address.clone(),
             address: Some(self.address.clone()),
             process: None,

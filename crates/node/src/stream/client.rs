@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::RecvStream;
 use h2::client::SendRequest;
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use rhyolite_format::DecodeError;
 use rhyolite_format::stream::Frame;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -189,7 +189,19 @@ impl Link {
     }
 
     async fn get(&self, path: &str) -> Result<Response<RecvStream>, LinkError> {
-        let mut request = Request::get(format!("{}{path}", self.shared.address));
+        self.ask(Method::GET, path).await
+    }
+
+    /// Asks for something to be done, of which nothing is answered.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub async fn post(&self, path: &str) -> Result<(), LinkError> {
+        self.ask(Method::POST, path).await.map(drop)
+    }
+
+    async fn ask(&self, method: Method, path: &str) -> Result<Response<RecvStream>, LinkError> {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.shared.address));
         if let Some(token) = &self.shared.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.secret()));
         }

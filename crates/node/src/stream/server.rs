@@ -25,7 +25,7 @@ use rhyolite_logic::stream::{Standing, judge};
 use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::feed::{Follower, Origin, Served};
@@ -34,6 +34,7 @@ use super::query::Query;
 use super::tls::Acceptor;
 use super::{HEARTBEAT, PART_BYTES_MAX, SILENCE_MAX, WHOLE_BYTES_MAX};
 use crate::capture::restart::LOG_FOLDER;
+use crate::cluster::Handoff;
 use crate::config::cluster::Token;
 use crate::proxy::About;
 use crate::status::{DatabaseStatus, StatusBoard};
@@ -68,6 +69,8 @@ const LIST_BYTES_ASSUMED: u64 = 1 << 20;
 /// How many objects one listing may ask for.
 const LIST_MAX: usize = 1000;
 
+/// Has the primary hand its role on.
+const HANDOFF: &str = "/v1/handoff";
 /// Names the size of the whole object.
 pub(super) const SIZE_HEADER: &str = "rhyolite-size";
 /// Names which writing of the object it is.
@@ -86,6 +89,8 @@ pub struct Server {
     tls: Option<Acceptor>,
     /// What the node says of itself.
     about: About,
+    /// A node of a cluster, which can hand its role on.
+    handoffs: Option<mpsc::Sender<Handoff>>,
     /// For requests.
     requests: Arc<Semaphore>,
     /// For KiB that were read.
@@ -192,10 +197,12 @@ async fn silence(mut pings: PingPong) -> String {
 /// The answer to one request. A follower that is gone needs none.
 async fn answer(server: Arc<Server>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
     let query = Query::parse(request.uri().query().unwrap_or_default());
-    if request.method() != Method::GET {
-        return refuse(respond, StatusCode::BAD_REQUEST, None, "only GET is known");
+    let path = request.uri().path();
+    let method = if path == HANDOFF { Method::POST } else { Method::GET };
+    if request.method() != method {
+        return refuse(respond, StatusCode::BAD_REQUEST, None, &format!("only {method} is known"));
     }
-    match request.uri().path() {
+    match path {
         "/v1/databases" => {
             if let Some(mut sink) = Sink::begin(respond, response(StatusCode::OK)) {
                 let Err(Closed) = server.send_databases(&mut sink).await;
@@ -204,6 +211,10 @@ async fn answer(server: Arc<Server>, request: Request<RecvStream>, respond: Send
         "/v1/log" => server.log(&query, respond).await,
         "/v1/object" => server.object(&query, respond).await,
         "/v1/list" => server.list(&query, respond).await,
+        HANDOFF => match server.hand_on(query.find("to")).await {
+            Ok(()) => send_whole(respond, response(StatusCode::OK), Bytes::new()).await,
+            Err(text) => refuse(respond, StatusCode::CONFLICT, None, &text),
+        },
         "/v1/node" => {
             let about = serde_json::to_vec(&server.about).expect("strings become JSON");
             send_whole(respond, response(StatusCode::OK), Bytes::from(about)).await;
@@ -232,9 +243,24 @@ fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, kind: Option<Sto
 
 impl Server {
     /// Serves these databases to everybody who knows the token, if there is one, and has the certificate that TLS may ask for.
-    pub fn new(board: Arc<StatusBoard>, token: Option<Token>, tls: Option<Acceptor>, about: About) -> Self {
+    pub fn new(
+        board: Arc<StatusBoard>,
+        token: Option<Token>,
+        tls: Option<Acceptor>,
+        about: About,
+        handoffs: Option<mpsc::Sender<Handoff>>,
+    ) -> Self {
         let (requests, logs) = (Arc::new(Semaphore::new(REQUESTS_MAX)), Semaphore::new(LOGS_READ_MAX));
-        Self { board, token, tls, about, requests, read: Semaphore::new(READ_KIB_MAX as usize), logs }
+        Self { board, token, tls, about, handoffs, requests, read: Semaphore::new(READ_KIB_MAX as usize), logs }
+    }
+
+    /// Has this node hand its role on.
+    async fn hand_on(&self, to: Option<&str>) -> Result<(), String> {
+        let handoffs = self.handoffs.as_ref().ok_or("this process is no node of a cluster")?;
+        let gone = || "the process is about to end".to_owned();
+        let (reply, answer) = oneshot::channel();
+        handoffs.send(Handoff { to: to.map(str::to_owned), reply }).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
     }
 
     /// Room for so many bytes that are read; it is given back when they are sent.

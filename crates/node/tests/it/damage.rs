@@ -143,6 +143,7 @@ impl Sample {
             epoch,
             state: LeaseState::Held,
             quiet: false,
+            successor: None,
             holder: "a daemon".to_owned(),
             address: None,
             process: None,

@@ -30,6 +30,7 @@ fn record(nonce: u8, epoch: u64) -> LeaseRecord {
         epoch: Epoch::new(epoch).unwrap(),
         state: LeaseState::Held,
         quiet: false,
+        successor: None,
         holder: format!("host-{nonce} (process 77)"),
         address: Some("https://10.0.0.1:20201".to_owned()),
         process: None,
@@ -78,8 +79,13 @@ async fn swapped_on_the_version_that_was_read(open: &impl Fn(&str) -> Place) {
 async fn what_is_written_is_read(open: &impl Fn(&str) -> Place) {
     let place = open("written");
     let odd = LeaseRecord { holder: "Ω \"host\" \\ <&> 🙂".to_owned(), address: None, ..record(1, 1 << 50) };
-    let released =
-        LeaseRecord { state: LeaseState::Released, quiet: true, ttl_ms: u64::from(u32::MAX), ..record(2, 3) };
+    let released = LeaseRecord {
+        state: LeaseState::Released,
+        quiet: true,
+        successor: Some("b:1".to_owned()),
+        ttl_ms: u64::from(u32::MAX),
+        ..record(2, 3)
+    };
     let long = LeaseRecord { holder: "x".repeat(1024), process: Some("boot pid 1 2".to_owned()), ..record(3, 4) };
     let mut version = None;
     for record in [odd, released, long] {

@@ -36,6 +36,7 @@ mod pins;
 mod plan;
 mod probe;
 mod program;
+mod promote;
 mod proxy;
 mod prune;
 mod readme;

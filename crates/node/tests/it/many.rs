@@ -285,6 +285,7 @@ fn databases_that_wait_for_their_lease_keep_no_other_from_being_opened() {
         epoch: Epoch::FIRST,
         state: LeaseState::Held,
         quiet: false,
+        successor: None,
         holder: "another".to_owned(),
         address: None,
         process: None,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Either, select};
 use rhyolite_format::Epoch;
-use rhyolite_logic::lease::{Monotonic, Standing, Terms};
+use rhyolite_logic::lease::{LastWill, Monotonic, Standing, Terms};
 use rhyolite_logic::role::{Action, Role, RoleMachine, RoleTerms, View, Why};
 use rhyolite_store::Store;
 use rhyolite_writer::World;
@@ -247,7 +247,7 @@ impl Driver {
         match action {
             Action::Follow(address) => self.follow(&address),
             Action::Unfollow => drop(self.following.as_ref().map(|stop| stop.send_replace(true))),
-            Action::Prepare => self.prepare(),
+            Action::Prepare { owes } => self.prepare(owes),
             Action::CancelPrepare => drop(self.preparing.as_ref().map(|cancel| cancel.send_replace(true))),
             Action::Serve => self.serve(),
             Action::StopApplication(why) => self.stop_application(why),
@@ -260,8 +260,8 @@ impl Driver {
                 }
             }
             Action::Release { is_quiet } => {
-                let lease = self.lease.clone();
-                self.sim.timeline.spawn(Some(self.node), async move { lease.release(is_quiet).await });
+                let (lease, last_will) = (self.lease.clone(), LastWill { is_quiet, successor: None });
+                self.sim.timeline.spawn(Some(self.node), async move { lease.release(last_will).await });
             }
             Action::Watch => {
                 self.lease = keep_lease(&self.sim, self.node, (&self.world, &self.store), &self.terms, false);
@@ -291,14 +291,14 @@ impl Driver {
         self.following = Some(stop);
     }
 
-    fn prepare(&mut self) {
+    fn prepare(&mut self, owes: bool) {
         let (cancel, mut cancelled) = watch::channel(false);
         let prepare = Prepare {
             files: self.files.clone(),
             world: Arc::clone(&self.world),
             store: Arc::clone(&self.store),
             lease: self.lease.clone(),
-            must_fence: !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_quiet),
+            must_fence: owes || !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_quiet),
         };
         let events = self.to_self.clone();
         self.sim.timeline.spawn(Some(self.node), async move {

@@ -63,7 +63,7 @@ impl ClusterRules {
 pub type Switch = fn(&mut ClusterRules) -> &mut bool;
 
 /// Name and switch of each rule.
-pub const RULES: [(&str, Switch); 21] = [
+pub const RULES: [(&str, Switch); 22] = [
     ("request_ids", |r| &mut r.lease.request_ids),
     ("right_since_sent", |r| &mut r.lease.right_since_sent),
     ("wait_for_expiry", |r| &mut r.lease.wait_for_expiry),
@@ -75,6 +75,7 @@ pub const RULES: [(&str, Switch); 21] = [
     ("lost_stays_lost", |r| &mut r.role.lost_stays_lost),
     ("release_when_drained", |r| &mut r.role.release_when_drained),
     ("quiet_when_drained", |r| &mut r.role.quiet_when_drained),
+    ("fence_what_is_owed", |r| &mut r.role.fence_what_is_owed),
     ("guard_deadline", |r| &mut r.node.guard_deadline),
     ("guard_outlives", |r| &mut r.node.guard_outlives),
     ("prepare_fence", |r| &mut r.node.prepare_fence),

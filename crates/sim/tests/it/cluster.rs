@@ -74,6 +74,12 @@ fn quiet_when_drained() {
 }
 
 #[test]
+fn fence_what_is_owed() {
+    // A primary that could not drain goes on under the same right, and its own segment comes late.
+    check("fence_what_is_owed", 3_092_228..=3_092_228, &["which lacks what was durable"]);
+}
+
+#[test]
 fn guard_deadline() {
     check("guard_deadline", 1..=100, &[NO_RIGHT]);
 }

@@ -1,0 +1,77 @@
+//! Makes this node the primary because somebody asks for it: whoever is the primary hands its role on, to this one.
+
+use std::fmt;
+use std::time::Duration;
+
+use rhyolite_logic::role::Role;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::Handoff;
+use crate::status::StatusBoard;
+use crate::stream::client::{Access, Address, Link};
+use crate::stream::query::Query;
+
+/// Time between two looks at the role.
+const LOOK: Duration = Duration::from_millis(20);
+/// Pause before a primary is asked again that did not hand its role on.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How long an answer may take.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// What others need to change the role of this node.
+#[derive(Clone)]
+pub struct NodeControl {
+    /// Takes requests to hand the role on.
+    pub handoffs: mpsc::Sender<Handoff>,
+    /// What nodes show each other.
+    pub access: Access,
+}
+
+impl fmt::Debug for NodeControl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodeControl").finish_non_exhaustive()
+    }
+}
+
+/// Ends when this node is the primary.
+///
+/// # Errors
+/// It must not become it, or has not within `limit`: one line.
+pub async fn promote(control: &NodeControl, board: &StatusBoard, limit: Duration) -> Result<(), String> {
+    let deadline = Instant::now() + limit;
+    let (mut why, mut ask_at) = ("nobody holds the lease".to_owned(), Instant::now());
+    loop {
+        let node = board.node().ok_or("this process is no node of a cluster")?;
+        if node.is(Role::Primary) {
+            return Ok(());
+        }
+        if !node.candidate {
+            return Err("this node is no candidate: it never becomes the primary (--candidate)".to_owned());
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("this node is {} after {limit:?}: {why}", node.role));
+        }
+        let holder = node.holder.filter(|holder| !holder.is_self).and_then(|holder| holder.address);
+        if let Some(holder) = holder.filter(|_| Instant::now() >= ask_at) {
+            why = match tokio::time::timeout_at(deadline, ask(&holder, &node.address, &control.access)).await {
+                Ok(Ok(())) => format!("{holder} hands its role on"),
+                Ok(Err(text)) => format!("{holder}: {text}"),
+                Err(_) => format!("{holder} does not answer"),
+            };
+            ask_at = Instant::now() + AGAIN;
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Asks the primary at `holder` to hand its role on to `own`.
+async fn ask(holder: &str, own: &str, access: &Access) -> Result<(), String> {
+    let url = if holder.contains("://") { holder.to_owned() } else { format!("http://{holder}") };
+    let address: Address = url.parse()?;
+    let link = Link::connect(&address, access, ANSWER_MAX).await.map_err(|e| e.to_string())?;
+    let path = Query::default().with("to", own).of("/v1/handoff");
+    let asked = tokio::time::timeout(ANSWER_MAX, link.post(&path)).await;
+    link.close();
+    asked.map_err(|_| "it does not answer".to_owned())?.map_err(|e| e.to_string())
+}

@@ -1,0 +1,111 @@
+//! A role that goes to the node that was asked for, and commands that run with it.
+
+use std::time::Instant;
+
+use rusqlite::Connection;
+
+use crate::cluster::{Cluster, rows};
+
+/// Three nodes, of which `a` is the primary.
+fn three() -> Cluster {
+    let mut cluster = Cluster::new();
+    for name in ["a", "b", "c"] {
+        cluster.start(name);
+        if name == "a" {
+            cluster.wait_writing("a");
+        } else {
+            cluster.wait_role(name, "replica");
+        }
+    }
+    cluster
+}
+
+#[test]
+fn the_role_goes_to_whom_it_is_handed() {
+    let mut cluster = three();
+    let mut primary = "a";
+    // By chance each of them would win half of the time.
+    for next in ["c", "a", "b", "c", "b"] {
+        let (socket, to) = (format!("{primary}.sock"), cluster.addresses[next].clone());
+        let own = cluster.addresses[primary].clone();
+        let refused = cluster.folder.run(&["ctl", "handoff", "--socket", &socket, "--to", &own]);
+        assert_eq!((refused.code, refused.stderr.contains("and has it")), (1, true), "{refused:?}");
+        let noted = cluster.last_noted(primary);
+        let handed = cluster.folder.run(&["ctl", "handoff", "--socket", &socket, "--to", &to]);
+        assert_eq!(handed.code, 0, "{handed:?}");
+        cluster.wait_role(next, "primary");
+        cluster.wait_writing(next);
+        assert!((1..=noted).all(|n| rows(&cluster.database(next)).contains(&n)), "a commit from before is missing");
+        cluster.wait_role(primary, "replica");
+        primary = next;
+    }
+    // One that is not there is waited for, and not for ever.
+    let nobody = "127.0.0.1:9";
+    let handed = cluster.folder.run(&["ctl", "handoff", "--socket", "b.sock", "--to", nobody]);
+    assert_eq!(handed.code, 0, "{handed:?}");
+    crate::program::wait_for("somebody else to take it", || {
+        ["a", "c"].iter().any(|name| cluster.node(name)["role"] == "primary")
+    });
+    for name in ["a", "b", "c"] {
+        cluster.stop(name);
+    }
+    cluster.check_store();
+}
+
+#[test]
+fn a_command_runs_on_the_node_that_becomes_the_primary_for_it() {
+    let mut cluster = three();
+    cluster.start_with("d", &["--candidate=false"]);
+    cluster.wait_role("d", "replica");
+    for name in ["c", "b", "b"] {
+        let (socket, db) = (format!("{name}.sock"), cluster.database(name));
+        let began = Instant::now();
+        let script = format!(
+            "import sqlite3, sys; c = sqlite3.connect({db:?}, timeout=20); c.execute('CREATE TABLE IF NOT EXISTS of_{name}(x)'); c.commit(); print('done'); sys.exit(7)"
+        );
+        let ran = cluster.folder.run(&["run", "--promote", "--socket", &socket, "--", "python3", "-c", &script]);
+        assert_eq!((ran.code, ran.stdout.as_str()), (7, "done\n"), "{ran:?}");
+        assert_eq!(cluster.node(name)["role"], "primary", "after {:?}", began.elapsed());
+        cluster.wait_writing(name);
+    }
+    let promoted = cluster.folder.run(&["ctl", "promote", "--socket", "a.sock", "--timeout", "20s"]);
+    assert_eq!((promoted.code, promoted.stdout.as_str()), (0, "this node is the primary\n"), "{promoted:?}");
+    // What the commands have made is in the history.
+    cluster.wait_writing("a");
+    let db = Connection::open(cluster.database("a")).unwrap();
+    let made = "SELECT count(*) FROM sqlite_master WHERE name IN ('of_b', 'of_c')";
+    assert_eq!(db.query_row(made, [], |row| row.get(0)), Ok(2));
+    drop(db);
+    // Never on one that is no candidate.
+    let refused = cluster.folder.run(&["run", "--promote", "--socket", "d.sock", "--", "echo", "no"]);
+    assert_eq!((refused.code, refused.stdout.as_str()), (1, ""), "{refused:?}");
+    assert!(refused.stderr.contains("no candidate"), "{refused:?}");
+    let skipped = cluster.folder.run(&["run", "--promote", "--if-candidate", "--socket", "d.sock", "--", "echo", "no"]);
+    assert_eq!((skipped.code, skipped.stdout.as_str()), (0, ""), "{skipped:?}");
+    assert!(skipped.stderr.contains("not run"), "{skipped:?}");
+    assert_eq!(cluster.node("a")["role"], "primary", "nothing has changed");
+    let missing = cluster.folder.run(&["run", "--socket", "a.sock", "--", "./no-such-command"]);
+    assert_eq!((missing.code, missing.stderr.contains("cannot run ./no-such-command")), (1, true), "{missing:?}");
+    let nowhere = cluster.folder.run(&["run", "--socket", "none.sock", "--", "echo", "no"]);
+    assert_eq!((nowhere.code, nowhere.stdout.as_str()), (1, ""), "{nowhere:?}");
+    for name in ["d", "c", "b", "a"] {
+        cluster.stop(name);
+    }
+    cluster.check_store();
+}
+
+#[test]
+fn who_does_not_become_the_primary_in_time_says_why() {
+    let mut cluster = Cluster::new();
+    cluster.start("a");
+    cluster.wait_writing("a");
+    cluster.start("b");
+    cluster.wait_role("b", "replica");
+    cluster.freeze("a");
+    let late = cluster.folder.run(&["ctl", "promote", "--socket", "b.sock", "--timeout", "300ms"]);
+    assert_eq!(late.code, 1, "{late:?}");
+    assert!(late.stderr.contains("this node is replica after 300ms"), "{late:?}");
+    cluster.signal("a", rustix::process::Signal::CONT);
+    cluster.stop("b");
+    cluster.stop("a");
+}
