@@ -31,13 +31,13 @@ pub enum TakeEnd {
     Raise(Epoch),
     /// Our own fence, of a try before: nothing of an older right comes after it.
     Ours,
-    /// Nobody adds to it: whoever could have gave its right up, or nothing was ever written.
+    /// Nobody adds to it: whoever could have gave its right up, quietly, or nothing was ever written.
     Quiet,
     /// What an older right still sends must come too late: fence it under this epoch. Where the name is taken, look again.
     Fence(Epoch),
 }
 
-/// How to take the end of a log under `right`. `must_fence`: whoever had the right before did not give it up.
+/// How to take the end of a log under `right`. `must_fence`: what was sent under an older right may still come in.
 pub fn take_end(found: FoundEnd, right: Option<Epoch>, must_fence: bool) -> TakeEnd {
     match (right, found.epoch) {
         (None, _) => TakeEnd::Wait,

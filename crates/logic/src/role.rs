@@ -251,8 +251,10 @@ pub struct RoleMachine {
     is_lost: bool,
     /// Preparing is given up then.
     prepared_by: Monotonic,
-    /// Something was captured that is not durable yet.
+    /// Something that was captured may still be on its way.
     owes: bool,
+    /// The taking of the lease under which databases were served last.
+    served: Option<u64>,
     /// When it was asked last what is to be done: what was due then is done.
     polled: Option<Monotonic>,
 }
@@ -273,6 +275,7 @@ impl RoleMachine {
             is_lost: false,
             prepared_by: Monotonic(0),
             owes: false,
+            served: None,
             polled: None,
         }
     }
@@ -363,6 +366,7 @@ impl RoleMachine {
         if is_done && !is_cancelled && !self.stops && self.has_time(now) {
             self.stage = Stage::Serving;
             self.owes = false;
+            self.served = self.tenure;
             self.actions.push_back(Action::Serve);
             return;
         }
@@ -398,14 +402,14 @@ impl RoleMachine {
         }
     }
 
-    /// Capture has ended; `is_drained` when everything that it had is durable.
-    pub fn handle_capture_stopped(&mut self, is_drained: bool, now: Monotonic) {
+    /// Capture has ended; `is_drained` when everything that it had is durable, `is_settled` when nothing that was sent can reach the store any more.
+    pub fn handle_capture_stopped(&mut self, is_drained: bool, is_settled: bool, now: Monotonic) {
         assert!(matches!(self.stage, Stage::StoppingCapture { .. }), "told to end capture");
-        self.owes = !is_drained;
+        self.owes = !is_settled;
         let leaves = self.stops || self.hands_on;
         let may_leave = is_drained || !self.terms.rules.release_when_drained;
         if leaves && may_leave && self.has_right(now) {
-            self.release(true);
+            self.release(is_settled);
         } else if self.stops {
             // What is not durable is on this node only, and its lease is left to run out.
             self.end();
@@ -511,7 +515,8 @@ impl RoleMachine {
                 self.prepared_by = now.after(self.terms.prepare);
                 self.stage = Stage::Preparing { is_cancelled: false };
                 if self.terms.rules.prepare_first {
-                    let owes = self.owes && self.terms.rules.fence_what_is_owed;
+                    let was_served = self.served == self.tenure;
+                    let owes = (self.owes || was_served) && self.terms.rules.fence_what_is_owed;
                     self.actions.push_back(Action::Prepare { owes });
                 } else {
                     self.handle_prepared(true, now);

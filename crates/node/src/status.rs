@@ -349,6 +349,8 @@ pub struct DatabaseStatus {
     pub feed: Feed,
     /// Who wants to know of its transactions.
     pub events: Arc<Events>,
+    /// That of the board.
+    pub unsettled: Arc<AtomicBool>,
     figures: Mutex<Figures>,
     /// Set by every change, cleared by whoever writes the status file.
     dirty: AtomicBool,
@@ -437,6 +439,8 @@ pub struct StatusBoard {
     pub pulse: Pulse,
     /// Who wants to know what happens.
     pub events: Arc<Events>,
+    /// Something that was sent to a store since it was last set to false may still arrive there, whatever is durable by now.
+    pub unsettled: Arc<AtomicBool>,
     /// Turns true when this node, a primary, is about to give its role up.
     pub leaving: watch::Sender<bool>,
     /// What is said of the node, where this is one of a cluster.
@@ -453,6 +457,7 @@ impl StatusBoard {
             unsearched: AtomicUsize::new(0),
             pulse: Pulse::default(),
             events: Arc::default(),
+            unsettled: Arc::default(),
             leaving: watch::Sender::default(),
             node: Mutex::default(),
         })
@@ -474,6 +479,7 @@ impl StatusBoard {
             requests: Arc::default(),
             feed: Feed::default(),
             events: Arc::clone(&self.events),
+            unsettled: Arc::clone(&self.unsettled),
             figures: Mutex::default(),
             dirty: AtomicBool::new(false),
             changed: Arc::downgrade(&self.changes),

@@ -83,7 +83,7 @@ fn the_application_is_told_before_the_lease_ends() {
     machine.handle_application_stopped(Monotonic(12_000));
     assert_eq!(drain(&mut machine, 12_000), [Action::StopCapture { drain: true }]);
     assert_eq!(drain(&mut machine, 13_000), [Action::StopCapture { drain: false }], "the right is over");
-    machine.handle_capture_stopped(false, Monotonic(13_010));
+    machine.handle_capture_stopped(false, false, Monotonic(13_010));
     machine.handle_lease(held("b"));
     assert_eq!(drain(&mut machine, 13_010), [Action::Follow("b".to_owned())]);
 }
@@ -95,7 +95,7 @@ fn one_that_was_frozen_finds_its_application_ended_and_follows() {
     assert_eq!(drain(&mut machine, 60_000), [Action::StopCapture { drain: false }]);
     machine.handle_lease(held("b"));
     assert_eq!(drain(&mut machine, 60_001), []);
-    machine.handle_capture_stopped(false, Monotonic(60_002));
+    machine.handle_capture_stopped(false, false, Monotonic(60_002));
     assert_eq!(drain(&mut machine, 60_002), [Action::Follow("b".to_owned())]);
 }
 
@@ -106,8 +106,8 @@ fn a_lease_that_came_back_is_prepared_for_again() {
     machine.handle_lease(ours(18_000));
     machine.handle_application_stopped(Monotonic(8_500));
     assert_eq!(drain(&mut machine, 8_500), [Action::StopCapture { drain: true }]);
-    machine.handle_capture_stopped(true, Monotonic(8_600));
-    assert_eq!(drain(&mut machine, 8_600), [Action::Prepare { owes: false }]);
+    machine.handle_capture_stopped(true, true, Monotonic(8_600));
+    assert_eq!(drain(&mut machine, 8_600), [Action::Prepare { owes: true }]);
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_stop_drains_and_gives_the_lease_up() {
     assert_eq!(drain(&mut machine, 100), [Action::StopApplication(Why::Stop)]);
     machine.handle_application_stopped(Monotonic(200));
     assert_eq!(drain(&mut machine, 200), [Action::StopCapture { drain: true }]);
-    machine.handle_capture_stopped(true, Monotonic(300));
+    machine.handle_capture_stopped(true, true, Monotonic(300));
     assert_eq!(drain(&mut machine, 300), [Action::Release { is_quiet: true }]);
     machine.handle_lease(View::Ended);
     assert_eq!(drain(&mut machine, 310), [Action::End]);
@@ -131,7 +131,7 @@ fn what_is_not_durable_keeps_the_lease_from_being_given_up() {
     drain(&mut machine, 100);
     machine.handle_application_stopped(Monotonic(200));
     drain(&mut machine, 200);
-    machine.handle_capture_stopped(false, Monotonic(300));
+    machine.handle_capture_stopped(false, false, Monotonic(300));
     assert_eq!(drain(&mut machine, 300), [Action::End]);
 }
 
@@ -143,7 +143,7 @@ fn who_hands_on_does_not_take_the_lease_again_for_a_while() {
     assert!(!machine.hand_on(), "it is no primary any more");
     machine.handle_application_stopped(Monotonic(200));
     drain(&mut machine, 200);
-    machine.handle_capture_stopped(true, Monotonic(300));
+    machine.handle_capture_stopped(true, true, Monotonic(300));
     assert_eq!(drain(&mut machine, 300), [Action::Release { is_quiet: true }]);
     machine.handle_lease(View::Ended);
     assert_eq!(drain(&mut machine, 310), [Action::Watch]);
@@ -162,7 +162,7 @@ fn who_abstains_takes_what_is_given_up_for_it() {
         drain(&mut machine, 100);
         machine.handle_application_stopped(Monotonic(200));
         drain(&mut machine, 200);
-        machine.handle_capture_stopped(true, Monotonic(300));
+        machine.handle_capture_stopped(true, true, Monotonic(300));
         drain(&mut machine, 300);
         machine.handle_lease(View::Ended);
         assert_eq!(drain(&mut machine, 310), [Action::Watch]);
@@ -172,11 +172,28 @@ fn who_abstains_takes_what_is_given_up_for_it() {
 }
 
 #[test]
+fn who_is_not_sure_that_nothing_comes_any_more_says_so() {
+    let mut machine = primary();
+    machine.stop();
+    drain(&mut machine, 100);
+    machine.handle_application_stopped(Monotonic(200));
+    drain(&mut machine, 200);
+    machine.handle_capture_stopped(true, false, Monotonic(300));
+    assert_eq!(drain(&mut machine, 300), [Action::Release { is_quiet: false }]);
+    // Under a right under which databases were served before they are fenced, whatever is known.
+    let mut machine = primary();
+    machine.handle_application_expired(Monotonic(50));
+    drain(&mut machine, 50);
+    machine.handle_capture_stopped(true, true, Monotonic(60));
+    assert_eq!(drain(&mut machine, 2_000), [Action::Prepare { owes: true }]);
+}
+
+#[test]
 fn the_end_of_the_application_is_the_end_of_the_node() {
     let mut machine = primary();
     machine.handle_application_ended(Monotonic(50));
     assert_eq!(drain(&mut machine, 50), [Action::StopCapture { drain: true }]);
-    machine.handle_capture_stopped(true, Monotonic(60));
+    machine.handle_capture_stopped(true, true, Monotonic(60));
     assert_eq!(drain(&mut machine, 60), [Action::Release { is_quiet: true }]);
 }
 
@@ -256,7 +273,7 @@ impl Driver {
             }
             3 if self.stopping_capture => {
                 (self.capturing, self.stopping_capture) = (false, false);
-                machine.handle_capture_stopped(chance & 64 == 0, at);
+                machine.handle_capture_stopped(chance & 64 == 0, chance & 64 == 0, at);
             }
             _ => {}
         }
@@ -322,7 +339,7 @@ fn a_right_that_was_lost_is_not_taken_up_where_it_was_left() {
         assert_eq!(drain(&mut machine, 20), [Action::StopApplication(Why::Lapsing)]);
         machine.handle_application_stopped(Monotonic(21));
         assert_eq!(drain(&mut machine, 21), [Action::StopCapture { drain: false }], "nothing of it may be written");
-        machine.handle_capture_stopped(false, Monotonic(22));
+        machine.handle_capture_stopped(false, false, Monotonic(22));
         assert!(!machine.has_lost());
         assert_eq!(drain(&mut machine, 22), [Action::Prepare { owes: true }], "it begins anew");
         machine.handle_lease(View::Ours { epoch: Epoch::FIRST, until: Monotonic(90_000), tenure: 3 });
@@ -363,7 +380,7 @@ fn a_lease_is_not_given_up_over_what_is_not_durable() {
     drain(&mut machine, 20);
     machine.handle_application_stopped(Monotonic(21));
     drain(&mut machine, 21);
-    machine.handle_capture_stopped(false, Monotonic(22));
+    machine.handle_capture_stopped(false, false, Monotonic(22));
     machine.stop();
     assert_eq!(drain(&mut machine, 23), [Action::End], "its requests may still come in");
 }

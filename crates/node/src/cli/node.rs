@@ -222,7 +222,8 @@ fn run_daemon(
             tokio::spawn(proxy.serve(listener));
         }
         let flight = node.flight.clone();
-        let control = NodeControl { handoffs: handoff_sender, access: node.access.clone() };
+        let patience = node.folder.template.lease.ttl / 2;
+        let control = NodeControl { handoffs: handoff_sender, access: node.access.clone(), patience };
         let controller = Controller { board: board.clone(), commands: sender, reload: None, node: Some(control) };
         let stop_timeout = config.shutdown_sync_timeout;
         let daemon = Daemon {

@@ -44,6 +44,8 @@ pub(super) struct Following {
     asked: Asked,
     /// Whose lease the primary has.
     lease: LeaseHandle,
+    /// When it was last begun to look at it often.
+    looked: Option<Instant>,
     replicas: BTreeMap<String, Replica>,
 }
 
@@ -88,7 +90,7 @@ impl Following {
         let task = tokio::spawn(follow_node(options, sender, stopped));
         let asked = Asked::default();
         let asking = tokio::spawn(keep_asking(address, access, Arc::clone(&asked))).abort_handle();
-        Self { stop, task, events, asking, asked, lease, replicas: BTreeMap::new() }
+        Self { stop, task, events, asking, asked, lease, looked: None, replicas: BTreeMap::new() }
     }
 
     /// Tells it to stop; the task ends when nothing is applied any more.
@@ -114,7 +116,12 @@ impl Following {
         match event {
             Event::Connected => tracing::info!("connected to the primary"),
             // The follower logs it.
-            Event::Lost(_) | Event::Leaving => self.lease.look_closely(CHANGE),
+            Event::Lost(_) => {}
+            Event::Leaving if self.looked.is_none_or(|looked| looked.elapsed() > CHANGE) => {
+                self.looked = Some(Instant::now());
+                self.lease.look_closely(CHANGE);
+            }
+            Event::Leaving => {}
             Event::Following(name, path, reached) => {
                 let replica = Replica { path, reached: Some(reached), error: None, whole_at: Instant::now() };
                 self.replicas.insert(name, replica);

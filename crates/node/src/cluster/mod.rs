@@ -13,9 +13,10 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rhyolite_format::lease::LeaseState;
+use rhyolite_format::lease::{LeaseState, NAME_SIZE_MAX};
 use rhyolite_format::{Timestamp, keys};
 use rhyolite_logic::lease::{LastWill, Monotonic, Standing, Terms};
 use rhyolite_logic::park;
@@ -98,8 +99,11 @@ pub struct Handoff {
     /// The address of the node that is to have it; anybody when there is none.
     pub to: Option<String>,
     /// Answered with what is wrong with that, if anything.
-    pub reply: oneshot::Sender<Result<(), String>>,
+    pub reply: HandoffReply,
 }
+
+/// Takes what is wrong with a request to hand the role on, if anything.
+pub type HandoffReply = oneshot::Sender<Result<(), String>>;
 
 /// What is captured.
 struct Capture {
@@ -150,6 +154,8 @@ struct Node {
     application: Option<Application>,
     /// Who is to have the lease after us.
     successor: Option<String>,
+    /// Who asked for a handoff, and the answer: given when everybody can see what has become of it.
+    reply: Option<(HandoffReply, Result<(), String>)>,
     /// When the application is killed that was told to stop.
     kill_at: Option<tokio::time::Instant>,
     following: Option<Following>,
@@ -197,6 +203,7 @@ pub async fn run(
         told_until: Monotonic(0),
         application,
         successor: None,
+        reply: None,
         kill_at: None,
         following: None,
         preparing: None,
@@ -249,6 +256,10 @@ impl Node {
                 self.take_standing().await;
             }
             self.report();
+            if let Some((reply, answer)) = self.reply.take() {
+                // Whoever has asked may be gone.
+                let _ = reply.send(answer);
+            }
             let event = self.next(async {
                 match changes {
                     Some(changes) => changes.await,
@@ -333,6 +344,7 @@ impl Node {
             Action::Serve => self.serve().await,
             Action::StopApplication(why) => self.stop_application(why).await,
             Action::StopCapture { drain } => {
+                self.board.leaving.send_replace(drain);
                 if let Some(capture) = &mut self.capture {
                     if !drain {
                         capture.loan = None;
@@ -361,6 +373,7 @@ impl Node {
         match url.parse::<Address>() {
             Ok(parsed) => {
                 tracing::info!("role: replica of {address}");
+                self.board.leaving.send_replace(false);
                 self.trails.doubt_all();
                 self.undrained = None;
                 self.name_primary(Some(address));
@@ -377,6 +390,8 @@ impl Node {
 
     fn prepare(&mut self, owes: bool) {
         tracing::info!("role: promoting, the lease is ours");
+        self.successor = None;
+        self.board.leaving.send_replace(false);
         let (cancel, cancelled) = watch::channel(false);
         let prepare = Prepare {
             folder: self.config.folder.clone(),
@@ -394,8 +409,8 @@ impl Node {
     async fn serve(&mut self) {
         tracing::info!("role: primary");
         self.undrained = None;
-        self.successor = None;
         self.board.leaving.send_replace(false);
+        self.board.unsettled.store(false, Ordering::Release);
         self.board.set_unsearched(1);
         let (loan, lent) = self.lease.lend();
         let (stop, stopped) = watch::channel(false);
@@ -425,7 +440,6 @@ impl Node {
                 Why::Stop => "the process ends",
             }
         );
-        self.board.leaving.send_replace(true);
         if self.application.as_ref().is_none_or(|application| !application.runs()) {
             return self.machine.handle_application_stopped(RealWorld.now());
         }
@@ -454,8 +468,7 @@ impl Node {
             }
             Event::Captured(errors) => return self.note_captured(&errors),
             Event::Command(command) => self.pass_on(command).await,
-            // Whoever has asked may be gone.
-            Event::Handoff(Handoff { to, reply }) => drop(reply.send(self.hand_on(to))),
+            Event::Handoff(Handoff { to, reply }) => self.reply = Some((reply, self.hand_on(to))),
             Event::KillDue => {
                 self.kill_at = None;
                 if let Some(application) = &mut self.application {
@@ -471,12 +484,15 @@ impl Node {
         if let Some(lease) = self.config.lease.as_ref().filter(|lease| lease.is_static()) {
             return Err(format!("who is the primary was decided by --lease {lease}: nobody else can take it over"));
         }
+        let to = to.as_deref().map(known_address).transpose()?;
+        let role = self.machine.role();
         if to.as_ref() == Some(&self.config.address) {
-            return Err("this node itself is to have it, and has it".to_owned());
+            return Err(format!("this node itself is to have it, and is {}", role.name()));
         }
-        let role = self.machine.role().name();
-        if !self.machine.hand_on() {
-            return Err(format!("this node is {role}, and not primary"));
+        // Two that ask for it by turns would keep each other from ever having it.
+        let is_early = to.is_some() && role != Role::Primary;
+        if is_early || !self.machine.hand_on() {
+            return Err(format!("this node is {}, and not primary", role.name()));
         }
         self.successor = to;
         Ok(())
@@ -547,7 +563,8 @@ impl Node {
             tracing::warn!("stopped before everything was durable: {text}");
         }
         self.undrained = (!is_drained).then_some(text);
-        self.machine.handle_capture_stopped(is_drained, RealWorld.now());
+        let is_settled = is_drained && !self.board.unsettled.load(Ordering::Acquire);
+        self.machine.handle_capture_stopped(is_drained, is_settled, RealWorld.now());
         Ok(())
     }
 
@@ -621,6 +638,16 @@ impl Node {
             replicas: self.following.as_mut().map(Following::report).unwrap_or_default(),
         });
     }
+}
+
+/// The address of another node as that one writes it in the lease.
+fn known_address(text: &str) -> Result<String, String> {
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let address = url.parse::<Address>()?.to_string();
+    if address.len() > NAME_SIZE_MAX {
+        return Err(format!("an address of {} bytes", address.len()));
+    }
+    Ok(address.strip_prefix("http://").map_or(address.clone(), str::to_owned))
 }
 
 async fn told(application: &mut Option<Application>) -> Told {

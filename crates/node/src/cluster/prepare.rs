@@ -1,7 +1,7 @@
 //! Catches a new primary up with the store: every database that the store holds, also those that are not here yet.
 //!
 //! For each database, in this order:
-//! 1. The log is fenced under the new right, unless whoever had the right before gave it up: what the former primary still sends comes too late, and the
+//! 1. The log is fenced under the new right, unless whoever had the right before gave it up quietly: what the former primary still sends comes too late, and the
 //!    end that is found after that is the end.
 //! 2. A database that this node captured itself, and whose local log goes on from just that end, is left to capture, unless the system has started anew and
 //!    the file is not at the end of that log: a power cut takes from a file what is durable in the store.
@@ -56,7 +56,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 pub(super) struct Prepare {
     pub(super) folder: FolderConfig,
     pub(super) lease: LeaseHandle,
-    /// Whoever had the right before did not give it up.
+    /// What was sent under an older right may still come in.
     pub(super) must_fence: bool,
     pub(super) trails: Arc<Trails>,
     /// Turns true when it is to be given up.

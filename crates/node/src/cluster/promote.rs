@@ -26,6 +26,8 @@ pub struct NodeControl {
     pub handoffs: mpsc::Sender<Handoff>,
     /// What nodes show each other.
     pub access: Access,
+    /// How long a change of roles is given before it is asked for again.
+    pub patience: Duration,
 }
 
 impl fmt::Debug for NodeControl {
@@ -54,12 +56,15 @@ pub async fn promote(control: &NodeControl, board: &StatusBoard, limit: Duration
         }
         let holder = node.holder.filter(|holder| !holder.is_self).and_then(|holder| holder.address);
         if let Some(holder) = holder.filter(|_| Instant::now() >= ask_at) {
-            why = match tokio::time::timeout_at(deadline, ask(&holder, &node.address, &control.access)).await {
+            let answer = tokio::time::timeout_at(deadline, ask(&holder, &node.address, &control.access)).await;
+            let is_heard = matches!(answer, Ok(Ok(())));
+            why = match answer {
                 Ok(Ok(())) => format!("{holder} hands its role on"),
                 Ok(Err(text)) => format!("{holder}: {text}"),
                 Err(_) => format!("{holder} does not answer"),
             };
-            ask_at = Instant::now() + AGAIN;
+            // Who has heard us needs time, and so has the next one, if another was faster.
+            ask_at = Instant::now() + if is_heard { control.patience } else { AGAIN };
         }
         tokio::time::sleep(LOOK).await;
     }

@@ -336,11 +336,12 @@ async fn node(Shared(controller): Shared<Controller>) -> Result<Json<NodeReport>
     controller.board.node().map(Json).ok_or_else(no_node)
 }
 
-async fn handoff(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>) -> Result<Json<()>, Refused> {
+async fn handoff(Shared(controller): Shared<Controller>, wanted: Option<Json<Wanted>>) -> Result<Json<()>, Refused> {
+    let to = wanted.and_then(|Json(wanted)| wanted.to);
     let gone = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the process is about to end");
     let node = controller.node.ok_or_else(no_node)?;
     let (reply, answer) = oneshot::channel();
-    node.handoffs.send(Handoff { to: wanted.to, reply }).await.map_err(|_| gone())?;
+    node.handoffs.send(Handoff { to, reply }).await.map_err(|_| gone())?;
     let taken = answer.await.map_err(|_| gone())?;
     taken.map_err(|text| refuse(StatusCode::BAD_REQUEST, text))?;
     Ok(Json(()))

@@ -63,8 +63,15 @@ struct History {
 pub(super) async fn rejoin(options: &FollowOptions, meta_path: &Path, reason: &str) -> Result<bool, RestoreError> {
     let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
     let catalog = Catalog::load(&reader, None, OnDamage::Refuse).await?;
-    let known = points(&catalog.manifest, &catalog.log, &[]).map_err(PlanError::from)?;
-    let history = History { lineage: catalog.identity.lineage, points: known.iter().map(|point| point.pos).collect() };
+    // Also those within bundles: a file may have been left at any commit.
+    let known = match catalog.positions(&reader).await {
+        Err(error @ RestoreError::Damaged { .. }) => {
+            tracing::warn!("what bundles hold is not all known, and may be kept as a lost branch: {error}");
+            points(&catalog.manifest, &catalog.log, &[]).map_err(PlanError::from)?.iter().map(|p| p.pos).collect()
+        }
+        known => known?,
+    };
+    let history = History { lineage: catalog.identity.lineage, points: known };
     let (output, meta, why) = (options.output.clone(), meta_path.to_owned(), reason.to_owned());
     let timeout = options.lock_timeout;
     let taken = blocking(move || take_in(&output, &meta, &history, &why, timeout)).await?;

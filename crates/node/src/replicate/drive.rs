@@ -104,14 +104,19 @@ impl Replication {
         if uploaded == Some(UploadEnd::FenceFirst) {
             self.past().require_fence();
         }
-        match uploaded {
+        let is_fenced_first = uploaded == Some(UploadEnd::FenceFirst);
+        let ended = match uploaded {
             _ if matches!(outcome, Some(Ended::Parked(_))) => Ok(outcome.expect("just matched")),
             Some(UploadEnd::Conflict(text)) => Err(ReplicateError::Conflict(text)),
             Some(UploadEnd::BeginAgain(_) | UploadEnd::FenceFirst) => Ok(Ended::BeginAgain),
             _ if outcome == Some(Ended::BeginAgain) => Ok(Ended::BeginAgain),
             Some(UploadEnd::Done) if outcome == Some(Ended::Stopped) && self.is_all_durable() => Ok(Ended::Stopped),
             Some(UploadEnd::Done) | None => Err(self.not_durable()),
+        };
+        if spoilt.is_some() || is_fenced_first || ended.is_err() {
+            self.status.unsettled.store(true, Ordering::Release);
         }
+        ended
     }
 
     /// Runs capture on a thread of its own.

@@ -25,7 +25,7 @@ use rhyolite_logic::stream::{Standing, judge};
 use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::feed::{Follower, Origin, Served};
@@ -259,7 +259,8 @@ impl Server {
         let handoffs = self.handoffs.as_ref().ok_or("this process is no node of a cluster")?;
         let gone = || "the process is about to end".to_owned();
         let (reply, answer) = oneshot::channel();
-        handoffs.send(Handoff { to: to.map(str::to_owned), reply }).await.map_err(|_| gone())?;
+        // Whoever asks without end keeps others from asking for a moment, and no longer.
+        handoffs.try_send(Handoff { to: to.map(str::to_owned), reply }).map_err(|_| "others ask for the same")?;
         answer.await.map_err(|_| gone())?
     }
 
@@ -317,12 +318,15 @@ impl Server {
             }
             let starting = u32::try_from(starting).unwrap_or(u32::MAX);
             sink.send(Frame::Heartbeat { time: time::now(), starting }.encode()).await?;
+            let is_leaving = *leaving.borrow_and_update();
+            if is_leaving && !is_told {
+                sink.send(Frame::Leaving.encode()).await?;
+            }
+            is_told = is_leaving;
             tokio::select! {
                 () = sink.closed() => return Err(Closed),
-                () = is_true(&mut leaving), if !is_told => {
-                    is_told = true;
-                    sink.send(Frame::Leaving.encode()).await?;
-                }
+                // The sender is there as long as the server.
+                _ = leaving.changed() => {}
                 () = tokio::time::sleep(HEARTBEAT) => {}
             }
         }
@@ -657,9 +661,4 @@ impl Sink {
     async fn closed(&mut self) {
         let _ = poll_fn(|cx| self.0.poll_reset(cx)).await;
     }
-}
-
-/// Ends when it is true. The sender is there as long as the server.
-async fn is_true(told: &mut watch::Receiver<bool>) {
-    let _ = told.wait_for(|told| *told).await;
 }

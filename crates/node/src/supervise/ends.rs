@@ -3,6 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rhyolite_format::state::parked::DatabaseMark;
@@ -70,6 +71,9 @@ impl Supervisor {
         self.note_awake();
         let task = ended.as_ref().map_or_else(JoinError::id, |(task, _)| *task);
         let id = self.lives.remove(&task).expect("every life is noted when it begins");
+        if ended.is_err() {
+            self.board.unsettled.store(true, Ordering::Release);
+        }
         let Some(member) = self.members.get_mut(&id) else { return };
         let restart = member.restart.take();
         let (ended, has_panicked) = match ended {

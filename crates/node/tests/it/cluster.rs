@@ -500,6 +500,40 @@ fn a_replica_that_was_ahead_and_away_for_long_is_not_rewritten_before_its_conten
 }
 
 #[test]
+fn what_lies_within_a_bundle_is_no_lost_branch() {
+    let mut cluster = Cluster::new();
+    let write = |cluster: &Cluster, name: &str, numbers: std::ops::Range<i64>| {
+        let db = Connection::open(cluster.database(name)).unwrap();
+        db.busy_timeout(Duration::from_secs(20)).unwrap();
+        db.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).unwrap();
+        db.execute_batch("CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, n INTEGER UNIQUE)").unwrap();
+        for number in numbers {
+            db.execute("INSERT INTO t(n) VALUES (?1)", [number]).unwrap();
+        }
+        let (db, socket) = (format!("{name}/app.db"), format!("{name}.sock"));
+        let sync = ["sync", &db, "--wait", "--timeout", "20s", "--socket", &socket];
+        wait_for("the rows to be durable", || cluster.folder.run(&sync).code == 0);
+    };
+    cluster.start_with("a", &[]);
+    cluster.wait_role("a", "primary");
+    (0..5).for_each(|round| write(&cluster, "a", round * 4..round * 4 + 4));
+    cluster.kill("a");
+    // All that it had is in the store, and it has not noted that.
+    std::fs::remove_dir_all(cluster.folder.path("a/.app.db-rhyolite")).unwrap();
+    cluster.start_with("b", &[]);
+    cluster.wait_role("b", "primary");
+    (5..15).for_each(|round| write(&cluster, "b", round * 4..round * 4 + 4));
+    let compact = ["compact", "store/app.db", "--bundle-interval", "1s", "--json"];
+    wait_for("a bundle", || cluster.folder.run(&compact).stdout.contains(r#""bundles":1"#));
+    cluster.start_with("a", &[]);
+    cluster.wait_role("a", "replica");
+    cluster.wait_row("a", 59);
+    assert_eq!(cluster.branches("a"), Vec::<Value>::new());
+    cluster.stop_well("a");
+    cluster.stop_well("b");
+}
+
+#[test]
 fn a_replica_keeps_commits_that_were_never_uploaded() {
     let mut cluster = Cluster::new();
     cluster.start("a");

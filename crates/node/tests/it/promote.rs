@@ -29,7 +29,7 @@ fn the_role_goes_to_whom_it_is_handed() {
         let (socket, to) = (format!("{primary}.sock"), cluster.addresses[next].clone());
         let own = cluster.addresses[primary].clone();
         let refused = cluster.folder.run(&["ctl", "handoff", "--socket", &socket, "--to", &own]);
-        assert_eq!((refused.code, refused.stderr.contains("and has it")), (1, true), "{refused:?}");
+        assert_eq!((refused.code, refused.stderr.contains("and is primary")), (1, true), "{refused:?}");
         let noted = cluster.last_noted(primary);
         let handed = cluster.folder.run(&["ctl", "handoff", "--socket", &socket, "--to", &to]);
         assert_eq!(handed.code, 0, "{handed:?}");
@@ -40,12 +40,14 @@ fn the_role_goes_to_whom_it_is_handed() {
         primary = next;
     }
     // One that is not there is waited for, and not for ever.
+    let began = Instant::now();
     let nobody = "127.0.0.1:9";
     let handed = cluster.folder.run(&["ctl", "handoff", "--socket", "b.sock", "--to", nobody]);
     assert_eq!(handed.code, 0, "{handed:?}");
     crate::program::wait_for("somebody else to take it", || {
         ["a", "c"].iter().any(|name| cluster.node(name)["role"] == "primary")
     });
+    assert!(began.elapsed() > std::time::Duration::from_secs(1), "half of the lease's time is left to it");
     for name in ["a", "b", "c"] {
         cluster.stop(name);
     }
@@ -89,6 +91,41 @@ fn a_command_runs_on_the_node_that_becomes_the_primary_for_it() {
     let nowhere = cluster.folder.run(&["run", "--socket", "none.sock", "--", "echo", "no"]);
     assert_eq!((nowhere.code, nowhere.stdout.as_str()), (1, ""), "{nowhere:?}");
     for name in ["d", "c", "b", "a"] {
+        cluster.stop(name);
+    }
+    cluster.check_store();
+}
+
+#[test]
+fn an_address_that_makes_no_sense_is_refused() {
+    let mut cluster = Cluster::new();
+    cluster.start("a");
+    cluster.wait_writing("a");
+    let own = format!("http://{}/", cluster.addresses["a"]);
+    for to in ["", "b", "b:x", "ftp://b:1", &"b".repeat(2000), &format!("{}:1", "b".repeat(2000)), &own] {
+        let refused = cluster.folder.run(&["ctl", "handoff", "--socket", "a.sock", "--to", to]);
+        assert_eq!(refused.code, 1, "{to}: {refused:?}");
+    }
+    cluster.wait_writing("a");
+    assert_eq!(cluster.node("a")["role"], "primary");
+    cluster.stop_primary("a");
+}
+
+#[test]
+fn two_that_want_the_role_have_it_one_after_the_other() {
+    let mut cluster = three();
+    std::thread::scope(|scope| {
+        let folder = &cluster.folder;
+        let ask = |socket: &'static str| {
+            scope.spawn(move || folder.run(&["run", "--promote", "--socket", socket, "--", "echo", "done"]))
+        };
+        for asked in [ask("b.sock"), ask("c.sock")].map(|asked| asked.join().unwrap()) {
+            assert_eq!((asked.code, asked.stdout.as_str()), (0, "done\n"), "{asked:?}");
+        }
+    });
+    let primary = ["a", "b", "c"].into_iter().find(|name| cluster.node(name)["role"] == "primary");
+    cluster.wait_writing(primary.expect("somebody has it"));
+    for name in ["a", "b", "c"] {
         cluster.stop(name);
     }
     cluster.check_store();

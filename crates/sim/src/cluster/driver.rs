@@ -362,7 +362,7 @@ impl Driver {
                     return false;
                 }
                 self.files.say(|| format!("captures no more, {}", if is_drained { "drained" } else { "undrained" }));
-                self.machine.handle_capture_stopped(is_drained, now);
+                self.machine.handle_capture_stopped(is_drained, is_drained, now);
             }
         }
         true
