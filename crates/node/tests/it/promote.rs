@@ -5,6 +5,7 @@ use std::time::Instant;
 use rusqlite::Connection;
 
 use crate::cluster::{Cluster, rows};
+use crate::program::wait_for;
 
 /// Three nodes, of which `a` is the primary.
 fn three() -> Cluster {
@@ -44,9 +45,7 @@ fn the_role_goes_to_whom_it_is_handed() {
     let nobody = "127.0.0.1:9";
     let handed = cluster.folder.run(&["ctl", "handoff", "--socket", "b.sock", "--to", nobody]);
     assert_eq!(handed.code, 0, "{handed:?}");
-    crate::program::wait_for("somebody else to take it", || {
-        ["a", "c"].iter().any(|name| cluster.node(name)["role"] == "primary")
-    });
+    wait_for("somebody else to take it", || ["a", "c"].iter().any(|name| cluster.node(name)["role"] == "primary"));
     assert!(began.elapsed() > std::time::Duration::from_secs(1), "half of the lease's time is left to it");
     for name in ["a", "b", "c"] {
         cluster.stop(name);
@@ -109,6 +108,45 @@ fn an_address_that_makes_no_sense_is_refused() {
     cluster.wait_writing("a");
     assert_eq!(cluster.node("a")["role"], "primary");
     cluster.stop_primary("a");
+}
+
+/// What a removed database had is on its way for as long as nobody knows what became of it.
+#[test]
+fn a_lease_is_given_up_quietly_only_when_everything_was_answered() {
+    for is_lost in [false, true] {
+        let mut cluster = Cluster::new();
+        cluster.lease_ttl = Some("--lease-ttl=60s");
+        cluster.start_with("a", &["--shutdown-sync-timeout", "1s"]);
+        cluster.wait_role("a", "primary");
+        for name in ["app.db", "other.db"] {
+            let db = Connection::open(cluster.folder.path("a").join(name)).unwrap();
+            db.execute_batch("PRAGMA journal_mode = wal; CREATE TABLE t(x)").unwrap();
+        }
+        let sync = |name: &str| {
+            let path = format!("a/{name}");
+            cluster.folder.run(&["sync", &path, "--wait", "--timeout", "5s", "--socket", "a.sock"]).code == 0
+        };
+        wait_for("both to be durable", || sync("app.db") && sync("other.db"));
+        if is_lost {
+            cluster.lead("a", "nowhere");
+        }
+        let path = cluster.folder.path("a/other.db");
+        let db = Connection::open(&path).unwrap();
+        db.execute("INSERT INTO t VALUES (1)", []).unwrap();
+        drop(db);
+        std::thread::sleep(std::time::Duration::from_millis(500));
+        std::fs::remove_file(&path).unwrap();
+        let list = || cluster.folder.run(&["ctl", "list", "--socket", "a.sock"]).stdout;
+        wait_for("it to be gone", || !list().contains("other.db"));
+        cluster.lead("a", "store");
+        wait_for("the other to be durable", || sync("app.db"));
+        let handed = cluster.folder.run(&["ctl", "handoff", "--socket", "a.sock"]);
+        assert_eq!(handed.code, 0, "{handed:?}");
+        let lease = || std::fs::read_to_string(cluster.folder.path("store/lease.json")).unwrap();
+        wait_for("the lease to be given up", || lease().contains("released"));
+        assert_eq!(lease().contains("quiet"), !is_lost, "{}", lease());
+        cluster.stop("a");
+    }
 }
 
 #[test]
