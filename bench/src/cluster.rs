@@ -166,6 +166,8 @@ fn handoff_rows(world: &World<'_>, handoffs: u64) -> Outcome<Vec<Row>> {
     let (mut pauses_us, mut failed, mut writes) = (Vec::new(), 0, 0);
     for _ in 0..handoffs {
         world.wait_ready()?;
+        // Whoever has handed the role on does not take it again for that long, and is the only other node here.
+        thread::sleep(Duration::from_secs(TTL_SECONDS));
         let (primary, _) = world.roles()?;
         let ends = AtomicBool::new(false);
         let found = thread::scope(|scope| {
