@@ -253,6 +253,8 @@ pub struct RoleMachine {
     prepared_by: Monotonic,
     /// Something that was captured may still be on its way.
     owes: bool,
+    /// Something that was captured is not durable yet.
+    is_undrained: bool,
     /// The taking of the lease under which databases were served last.
     served: Option<u64>,
     /// When it was asked last what is to be done: what was due then is done.
@@ -275,6 +277,7 @@ impl RoleMachine {
             is_lost: false,
             prepared_by: Monotonic(0),
             owes: false,
+            is_undrained: false,
             served: None,
             polled: None,
         }
@@ -365,7 +368,7 @@ impl RoleMachine {
         let Stage::Preparing { is_cancelled } = self.stage else { panic!("told to prepare") };
         if is_done && !is_cancelled && !self.stops && self.has_time(now) {
             self.stage = Stage::Serving;
-            self.owes = false;
+            (self.owes, self.is_undrained) = (false, false);
             self.served = self.tenure;
             self.actions.push_back(Action::Serve);
             return;
@@ -405,7 +408,7 @@ impl RoleMachine {
     /// Capture has ended; `is_drained` when everything that it had is durable, `is_settled` when nothing that was sent can reach the store any more.
     pub fn handle_capture_stopped(&mut self, is_drained: bool, is_settled: bool, now: Monotonic) {
         assert!(matches!(self.stage, Stage::StoppingCapture { .. }), "told to end capture");
-        self.owes = !is_settled;
+        (self.owes, self.is_undrained) = (!is_settled, !is_drained);
         let leaves = self.stops || self.hands_on;
         let may_leave = is_drained || !self.terms.rules.release_when_drained;
         if leaves && may_leave && self.has_right(now) {
@@ -499,7 +502,7 @@ impl RoleMachine {
 
     /// What a node does that does nothing.
     fn decide(&mut self, now: Monotonic) {
-        if self.stops && self.owes {
+        if self.stops && self.is_undrained {
             // What is not durable is on this node only, and may still be on its way: the lease is left to run out.
             return self.end();
         }
@@ -524,7 +527,7 @@ impl RoleMachine {
             }
             View::Held { address: Some(address) } => {
                 // Another has the right, and what is not in its history is kept when it is followed.
-                self.owes = false;
+                (self.owes, self.is_undrained) = (false, false);
                 self.actions.push_back(Action::Follow(address.clone()));
                 self.stage = Stage::Following { address: address.clone() };
             }
@@ -549,6 +552,8 @@ impl RoleMachine {
             return self.end();
         }
         self.hands_on = false;
+        // The numbers of takings begin anew with the next look at the lease.
+        self.served = None;
         self.rest();
         self.view = View::Vacant;
         self.actions.push_back(Action::Watch);

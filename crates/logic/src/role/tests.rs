@@ -180,6 +180,25 @@ fn who_is_not_sure_that_nothing_comes_any_more_says_so() {
     drain(&mut machine, 200);
     machine.handle_capture_stopped(true, false, Monotonic(300));
     assert_eq!(drain(&mut machine, 300), [Action::Release { is_quiet: false }]);
+    // It is given up as well when the end comes later, for everything is durable.
+    let mut machine = primary();
+    machine.handle_application_expired(Monotonic(50));
+    drain(&mut machine, 50);
+    machine.handle_capture_stopped(true, false, Monotonic(60));
+    machine.stop();
+    assert_eq!(drain(&mut machine, 70), [Action::Release { is_quiet: false }]);
+    // Another taking that has the same number, as whoever looks anew counts anew, is another right.
+    let mut machine = primary();
+    assert!(machine.hand_on());
+    drain(&mut machine, 100);
+    machine.handle_application_stopped(Monotonic(200));
+    drain(&mut machine, 200);
+    machine.handle_capture_stopped(true, true, Monotonic(300));
+    drain(&mut machine, 300);
+    machine.handle_lease(View::Ended);
+    drain(&mut machine, 310);
+    machine.handle_lease(ours(90_000));
+    assert_eq!(drain(&mut machine, 20_000), [Action::Compete, Action::Prepare { owes: false }]);
     // Under a right under which databases were served before they are fenced, whatever is known.
     let mut machine = primary();
     machine.handle_application_expired(Monotonic(50));

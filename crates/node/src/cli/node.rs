@@ -200,7 +200,9 @@ fn address(args: &NodeArgs) -> Result<String, Failure> {
             "{place} is no address for others: say by --advertise where they reach this node"
         )));
     }
-    Ok(if args.cluster_cert.is_some() { format!("https://{place}") } else { place })
+    let address = if args.cluster_cert.is_some() { format!("https://{place}") } else { place };
+    // One form only: others compare it.
+    cluster::known_address(&address).map_err(|m| Failure::usage(format!("--advertise: {m}")))
 }
 
 fn run_daemon(

@@ -484,6 +484,11 @@ impl Node {
         if let Some(lease) = self.config.lease.as_ref().filter(|lease| lease.is_static()) {
             return Err(format!("who is the primary was decided by --lease {lease}: nobody else can take it over"));
         }
+        let own = &self.config.address;
+        let to = to.map(|to| match own.strip_prefix("https://") {
+            Some(_) if !to.contains("://") => format!("https://{to}"),
+            _ => to,
+        });
         let to = to.as_deref().map(known_address).transpose()?;
         let role = self.machine.role();
         if to.as_ref() == Some(&self.config.address) {
@@ -640,8 +645,11 @@ impl Node {
     }
 }
 
-/// The address of another node as that one writes it in the lease.
-fn known_address(text: &str) -> Result<String, String> {
+/// The address of a node as that one writes it in the lease: HOST:PORT, or with TLS `https://HOST:PORT`.
+///
+/// # Errors
+/// It makes no sense: one line.
+pub fn known_address(text: &str) -> Result<String, String> {
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let address = url.parse::<Address>()?.to_string();
     if address.len() > NAME_SIZE_MAX {

@@ -42,6 +42,7 @@ impl fmt::Debug for NodeControl {
 /// It must not become it, or has not within `limit`: one line.
 pub async fn promote(control: &NodeControl, board: &StatusBoard, limit: Duration) -> Result<(), String> {
     let deadline = Instant::now() + limit;
+    let patience = control.patience.min(limit / 4);
     let (mut why, mut ask_at) = ("nobody holds the lease".to_owned(), Instant::now());
     loop {
         let node = board.node().ok_or("this process is no node of a cluster")?;
@@ -64,7 +65,7 @@ pub async fn promote(control: &NodeControl, board: &StatusBoard, limit: Duration
                 Err(_) => format!("{holder} does not answer"),
             };
             // Who has heard us needs time, and so has the next one, if another was faster.
-            ask_at = Instant::now() + if is_heard { control.patience } else { AGAIN };
+            ask_at = Instant::now() + if is_heard { patience } else { AGAIN };
         }
         tokio::time::sleep(LOOK).await;
     }

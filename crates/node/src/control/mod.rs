@@ -336,8 +336,11 @@ async fn node(Shared(controller): Shared<Controller>) -> Result<Json<NodeReport>
     controller.board.node().map(Json).ok_or_else(no_node)
 }
 
-async fn handoff(Shared(controller): Shared<Controller>, wanted: Option<Json<Wanted>>) -> Result<Json<()>, Refused> {
-    let to = wanted.and_then(|Json(wanted)| wanted.to);
+async fn handoff(Shared(controller): Shared<Controller>, body: bytes::Bytes) -> Result<Json<()>, Refused> {
+    let bad = |e: serde_json::Error| refuse(StatusCode::BAD_REQUEST, e.to_string());
+    // Nothing is as good as an empty object here.
+    let wanted = if body.is_empty() { Wanted::default() } else { serde_json::from_slice(&body).map_err(bad)? };
+    let to = wanted.to;
     let gone = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the process is about to end");
     let node = controller.node.ok_or_else(no_node)?;
     let (reply, answer) = oneshot::channel();

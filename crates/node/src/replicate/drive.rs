@@ -88,13 +88,13 @@ impl Replication {
         if let Err(panic) = spawned.join() {
             std::panic::resume_unwind(panic);
         }
-        self.end(spoilt, uploaded, outcome)
+        self.end((epoch.is_some(), spoilt), uploaded, outcome)
     }
 
     /// How a life has ended, by how uploader and capture thread have. Under an epoch that is `spoilt` an object may yet get its name.
     fn end(
         &mut self,
-        spoilt: Option<Epoch>,
+        (has_right, spoilt): (bool, Option<Epoch>),
         uploaded: Option<UploadEnd>,
         outcome: Option<Ended>,
     ) -> Result<Ended, ReplicateError> {
@@ -104,7 +104,6 @@ impl Replication {
         if uploaded == Some(UploadEnd::FenceFirst) {
             self.past().require_fence();
         }
-        let is_fenced_first = uploaded == Some(UploadEnd::FenceFirst);
         let ended = match uploaded {
             _ if matches!(outcome, Some(Ended::Parked(_))) => Ok(outcome.expect("just matched")),
             Some(UploadEnd::Conflict(text)) => Err(ReplicateError::Conflict(text)),
@@ -113,7 +112,9 @@ impl Replication {
             Some(UploadEnd::Done) if outcome == Some(Ended::Stopped) && self.is_all_durable() => Ok(Ended::Stopped),
             Some(UploadEnd::Done) | None => Err(self.not_durable()),
         };
-        if spoilt.is_some() || is_fenced_first || ended.is_err() {
+        // Whoever was cut off, or begins anew, may have a segment on its way.
+        let is_clean = matches!(ended, Ok(Ended::Stopped | Ended::Parked(_)));
+        if spoilt.is_some() || (has_right && !is_clean) {
             self.status.unsettled.store(true, Ordering::Release);
         }
         ended

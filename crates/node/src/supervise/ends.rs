@@ -71,7 +71,7 @@ impl Supervisor {
         self.note_awake();
         let task = ended.as_ref().map_or_else(JoinError::id, |(task, _)| *task);
         let id = self.lives.remove(&task).expect("every life is noted when it begins");
-        if ended.is_err() {
+        if !matches!(ended, Ok((_, Ok(_)))) {
             self.board.unsettled.store(true, Ordering::Release);
         }
         let Some(member) = self.members.get_mut(&id) else { return };

@@ -101,7 +101,7 @@ fn an_address_that_makes_no_sense_is_refused() {
     cluster.start("a");
     cluster.wait_writing("a");
     let own = format!("http://{}/", cluster.addresses["a"]);
-    for to in ["", "b", "b:x", "ftp://b:1", &"b".repeat(2000), &format!("{}:1", "b".repeat(2000)), &own] {
+    for to in ["", "b", "b:x", "ftp://b:1", "https://", &"b".repeat(2000), &format!("{}:1", "b".repeat(2000)), &own] {
         let refused = cluster.folder.run(&["ctl", "handoff", "--socket", "a.sock", "--to", to]);
         assert_eq!(refused.code, 1, "{to}: {refused:?}");
     }
