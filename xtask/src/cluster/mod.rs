@@ -68,9 +68,16 @@ pub struct Cluster {
     readers: Mutex<Vec<Process>>,
 }
 
+/// An address that nobody listens at, and that this process has not given to anybody else before.
 fn free_address() -> Outcome<SocketAddr> {
-    let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
-    listener.local_addr().context("find a free port")
+    static GIVEN: Mutex<BTreeSet<SocketAddr>> = Mutex::new(BTreeSet::new());
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").context("find a free port")?;
+        let address = listener.local_addr().context("find a free port")?;
+        if GIVEN.lock().expect("nobody panics with it").insert(address) {
+            return Ok(address);
+        }
+    }
 }
 
 impl Cluster {
