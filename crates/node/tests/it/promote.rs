@@ -113,7 +113,7 @@ fn an_address_that_makes_no_sense_is_refused() {
 /// What a removed database had is on its way for as long as nobody knows what became of it.
 #[test]
 fn a_lease_is_given_up_quietly_only_when_everything_was_answered() {
-    for is_lost in [false, true] {
+    for (is_lost, with_state) in [(false, false), (true, false), (true, true)] {
         let mut cluster = Cluster::new();
         cluster.lease_ttl = Some("--lease-ttl=60s");
         cluster.start_with("a", &["--shutdown-sync-timeout", "1s"]);
@@ -136,6 +136,10 @@ fn a_lease_is_given_up_quietly_only_when_everything_was_answered() {
         drop(db);
         std::thread::sleep(std::time::Duration::from_millis(500));
         std::fs::remove_file(&path).unwrap();
+        if with_state {
+            // Then it begins anew instead, and finds no database.
+            std::fs::remove_dir_all(cluster.folder.path("a/.other.db-rhyolite")).unwrap();
+        }
         let list = || cluster.folder.run(&["ctl", "list", "--socket", "a.sock"]).stdout;
         wait_for("it to be gone", || !list().contains("other.db"));
         cluster.lead("a", "store");
