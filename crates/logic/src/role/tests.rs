@@ -154,18 +154,24 @@ fn who_hands_on_does_not_take_the_lease_again_for_a_while() {
     assert_eq!(machine.poll_timeout(), None);
 }
 
+/// A primary that has handed its role on, and looks at the lease.
+fn handed_on() -> RoleMachine {
+    let mut machine = primary();
+    assert!(machine.hand_on());
+    drain(&mut machine, 100);
+    machine.handle_application_stopped(Monotonic(200));
+    drain(&mut machine, 200);
+    machine.handle_capture_stopped(true, true, Monotonic(300));
+    drain(&mut machine, 300);
+    machine.handle_lease(View::Ended);
+    assert_eq!(drain(&mut machine, 310), [Action::Watch]);
+    machine
+}
+
 #[test]
 fn who_abstains_takes_what_is_given_up_for_it() {
     for offered in [true, false] {
-        let mut machine = primary();
-        assert!(machine.hand_on());
-        drain(&mut machine, 100);
-        machine.handle_application_stopped(Monotonic(200));
-        drain(&mut machine, 200);
-        machine.handle_capture_stopped(true, true, Monotonic(300));
-        drain(&mut machine, 300);
-        machine.handle_lease(View::Ended);
-        assert_eq!(drain(&mut machine, 310), [Action::Watch]);
+        let mut machine = handed_on();
         machine.handle_lease(if offered { View::Offered } else { View::Vacant });
         assert_eq!(drain(&mut machine, 400), if offered { vec![Action::Compete] } else { vec![] });
     }
@@ -188,15 +194,7 @@ fn who_is_not_sure_that_nothing_comes_any_more_says_so() {
     machine.stop();
     assert_eq!(drain(&mut machine, 70), [Action::Release { is_quiet: false }]);
     // Another taking that has the same number, as whoever looks anew counts anew, is another right.
-    let mut machine = primary();
-    assert!(machine.hand_on());
-    drain(&mut machine, 100);
-    machine.handle_application_stopped(Monotonic(200));
-    drain(&mut machine, 200);
-    machine.handle_capture_stopped(true, true, Monotonic(300));
-    drain(&mut machine, 300);
-    machine.handle_lease(View::Ended);
-    drain(&mut machine, 310);
+    let mut machine = handed_on();
     machine.handle_lease(ours(90_000));
     assert_eq!(drain(&mut machine, 20_000), [Action::Compete, Action::Prepare { owes: false }]);
     // Under a right under which databases were served before they are fenced, whatever is known.
