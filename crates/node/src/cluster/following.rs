@@ -170,7 +170,7 @@ async fn ask(address: &Address, access: &Access) -> Result<HashMap<String, Txid>
         match frame {
             Frame::Database(database) => drop(positions.insert(database.name, database.pos.txid)),
             Frame::Heartbeat { .. } => break,
-            Frame::Gone { .. } | Frame::Transactions(_) | Frame::End(_) | Frame::Leaving => {}
+            Frame::Gone { .. } | Frame::Transactions(_) | Frame::End(_) | Frame::Leaving | Frame::Reached(_) => {}
         }
     }
     link.close();
