@@ -132,8 +132,9 @@ async fn listen(
     if let Some(ClusterConfig { listen, token, tls, proxy }) = cluster {
         let tls = tls.map(Acceptor::new).transpose()?;
         let listener = http::bind(listen).await?;
+        let replicas = controller.node.as_ref().map(|node| node.folder.clone());
         let handoffs = controller.node.as_ref().map(|node| node.handoffs.clone());
-        let server = Server::new(Arc::clone(&controller.board), token, tls, About { proxy }, handoffs);
+        let server = Server::new(Arc::clone(&controller.board), token, tls, About { proxy }, handoffs, replicas);
         tokio::spawn(server::serve(listener, server));
     }
     if let Some(socket) = socket {

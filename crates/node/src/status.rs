@@ -25,6 +25,7 @@ use crate::observe::events::Events;
 use crate::pulse::Pulse;
 use crate::stream::feed::Feed;
 use crate::time;
+use crate::witness_board::WitnessBoard;
 
 /// What a database is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -374,7 +375,13 @@ impl DatabaseStatus {
 
     /// Changes the figures under the lock. Keep it short: no I/O inside.
     pub fn update(&self, change: impl FnOnce(&mut Figures)) {
-        change(&mut self.lock());
+        {
+            let mut figures = self.lock();
+            change(&mut figures);
+            if let (Some(lineage), Some(pos)) = (figures.lineage, figures.local) {
+                self.feed.note_local(lineage, pos);
+            }
+        }
         if !self.dirty.swap(true, Ordering::AcqRel)
             && let (Some(changes), Some(own)) = (self.changed.upgrade(), self.own.upgrade())
         {
@@ -445,6 +452,8 @@ pub struct StatusBoard {
     pub leaving: watch::Sender<bool>,
     /// What is said of the node, where this is one of a cluster.
     node: Mutex<Option<NodeReport>>,
+    /// Who has what is captured here, where this is a primary.
+    pub witnesses: WitnessBoard,
 }
 
 impl StatusBoard {
@@ -460,6 +469,7 @@ impl StatusBoard {
             unsettled: Arc::default(),
             leaving: watch::Sender::default(),
             node: Mutex::default(),
+            witnesses: WitnessBoard::default(),
         })
     }
 

@@ -6,17 +6,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use rhyolite_logic::park::Policy;
 use rhyolite_logic::pick::Pattern;
 use rustix::fs::{FlockOperation, flock};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::cluster::token;
 use super::exit::Failure;
 use super::proxy::ProxyArgs;
 use super::replicate::{COMMANDS_MAX, Signals, UPLOAD_MARGIN, block_on, check_inputs};
 use crate::cluster::promote::NodeControl;
+use crate::cluster::witness::Durability;
 use crate::cluster::{self, Guard, NodeConfig};
 use crate::config::cluster::{ClusterConfig, TlsFiles};
 use crate::config::folder::FolderConfig;
@@ -93,6 +94,13 @@ pub(super) struct NodeArgs {
     /// Whether this node may become the primary (true or false; true)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     candidate: Option<bool>,
+    /// On how many disks a commit is before `rhyolite wait --level` calls it safe, and survives the loss of the primary: `local`, this one, and the store when it gets there; `replica`, that of one other
+    /// node; `quorum`, those of a majority of --nodes (local)
+    #[arg(long, value_name = "LEVEL")]
+    durability: Option<DurabilityArg>,
+    /// How many nodes the cluster has, for `--durability quorum`
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(2..=33))]
+    nodes: Option<u32>,
     /// Run this command while this node is the primary; when it ends by itself, the node stops with its exit status
     #[arg(long, value_name = "COMMAND")]
     exec: Option<String>,
@@ -147,6 +155,8 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
         parking: Policy::default(),
         flight: flight.clone(),
         trails,
+        durability: durability(args)?,
+        forgets: watch::Sender::new(false),
     };
     config.cluster = Some(server);
     let ended = run_daemon(config, node, guard, signals, proxy.map(|proxy| (proxy, flight)));
@@ -169,6 +179,31 @@ fn access(args: &NodeArgs, server: &ClusterConfig) -> Result<Access, Failure> {
     // That the files can be read is seen before anything is begun.
     tls::client_config(&tls).map_err(Failure::failed)?;
     Ok(Access { token: server.token.clone(), tls })
+}
+
+/// The values of `--durability`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum DurabilityArg {
+    /// This disk, and the store when it gets there
+    Local,
+    /// The disk of one other node
+    Replica,
+    /// The disks of a majority of the nodes
+    Quorum,
+}
+
+fn durability(args: &NodeArgs) -> Result<Durability, Failure> {
+    match (args.durability.unwrap_or(DurabilityArg::Local), args.nodes) {
+        (DurabilityArg::Local, None) => Ok(Durability::Local),
+        (DurabilityArg::Replica, None) => Ok(Durability::Replica),
+        (DurabilityArg::Quorum, Some(nodes)) => Ok(Durability::Quorum { nodes }),
+        (DurabilityArg::Quorum, None) => {
+            Err(Failure::usage("--durability quorum needs --nodes: how many nodes the cluster has"))
+        }
+        (_, Some(_)) => {
+            Err(Failure::usage("--nodes says how many nodes a quorum is of: give --durability quorum, too"))
+        }
+    }
 }
 
 /// Whether this node may become the primary. Where a person has said who it is, that decides.
@@ -225,7 +260,9 @@ fn run_daemon(
         }
         let flight = node.flight.clone();
         let patience = node.folder.template.lease.ttl / 2;
-        let control = NodeControl { handoffs: handoff_sender, access: node.access.clone(), patience };
+        let (folder, access) = (node.folder.clone(), node.access.clone());
+        let (durability, forgets) = (node.durability, node.forgets.clone());
+        let control = NodeControl { handoffs: handoff_sender, folder, access, patience, durability, forgets };
         let controller = Controller { board: board.clone(), commands: sender, reload: None, node: Some(control) };
         let stop_timeout = config.shutdown_sync_timeout;
         let daemon = Daemon {

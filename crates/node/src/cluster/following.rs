@@ -67,6 +67,7 @@ impl Following {
     /// Begins to follow. Must be called in a runtime.
     pub(super) fn begin(
         address: Address,
+        own_address: String,
         access: Access,
         into: PathBuf,
         (trails, events, lease): (Arc<Trails>, Arc<Events>, LeaseHandle),
@@ -83,6 +84,7 @@ impl Following {
             silence_max: SILENCE_MAX,
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             trails: Some(trails),
+            own_address,
             events,
         };
         let (sender, events) = mpsc::channel(EVENTS_MAX);

@@ -14,8 +14,10 @@ mod live;
 mod lock;
 pub mod lost;
 pub mod node;
+pub(crate) mod peer;
 pub(crate) mod promote;
 mod rejoin;
+pub(crate) mod replica;
 pub mod trails;
 mod wal;
 

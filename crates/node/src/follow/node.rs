@@ -61,6 +61,8 @@ pub struct NodeOptions {
     /// This is a node of a cluster: files that are not what the history has are brought back to it, their state folders lie beside them, and what they
     /// pass is noted here.
     pub trails: Option<Arc<Trails>>,
+    /// Where others reach it then.
+    pub own_address: String,
     /// Who wants to know what files of a node come to.
     pub events: Arc<Events>,
 }
@@ -251,7 +253,9 @@ impl Node {
                 }
                 Frame::Leaving => self.tell(Event::Leaving).await,
                 Frame::Gone { name } => tracing::debug!(database = %name, "is not served any more"),
-                Frame::Transactions(_) | Frame::End(_) => return Session::Lost("frames of another stream".to_owned()),
+                Frame::Transactions(_) | Frame::End(_) | Frame::Reached(_) => {
+                    return Session::Lost("frames of another stream".to_owned());
+                }
             }
         }
     }
@@ -306,7 +310,8 @@ impl Node {
         let (reached, receiver) = watch::channel(None);
         let member = self.options.trails.as_ref().map(|trails| {
             let (meta_path, trails) = (default_meta_path(&output), Arc::clone(trails));
-            Member { meta_path, trails, events: Arc::clone(&self.options.events) }
+            let (events, address) = (Arc::clone(&self.options.events), self.options.own_address.clone());
+            Member { meta_path, trails, events, address }
         });
         let live = Live {
             member,
