@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 
 use crate::cli::exit::{Failure, Status};
 use crate::config::folder::FolderConfig;
+use crate::follow::replica;
 use crate::follow::trails::Trails;
 use crate::lease;
 use crate::lease_place::LeaseUrl;
@@ -197,6 +198,9 @@ pub async fn run(
     let application = guard.map(Application::new).transpose();
     let application = application.map_err(|e| Failure::failed(format!("cannot talk to the guard: {e}")))?;
     let place = place(&config, &terms)?;
+    let folder = config.folder.dir.clone();
+    let recovered = tokio::task::spawn_blocking(move || replica::recover(&folder, 0)).await;
+    recovered.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
     let lease = lease::keep(Arc::clone(&place), &config.folder.template, terms.clone(), config.is_candidate);
     let trails = Arc::clone(&config.trails);
     let node = Node {

@@ -658,8 +658,8 @@ pub(super) fn wait<T>(
     }
 }
 
-/// Lets SQLite roll back a hot journal that a crash has left.
-fn roll_back(path: &Path) -> Result<(), RestoreError> {
+/// Lets SQLite roll back a hot journal that a crash has left. Nobody else may be applying anything to the file.
+pub(super) fn roll_back(path: &Path) -> Result<(), RestoreError> {
     if !journal_path(path).exists() {
         return Ok(());
     }

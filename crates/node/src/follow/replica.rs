@@ -13,7 +13,7 @@ use std::time::SystemTime;
 use rhyolite_format::follow::{FollowEnd, FollowState};
 use rhyolite_format::{Checksum, Lineage, PageNumber, Pos};
 
-use super::apply::{journal_path, pos_path, released, state_path, still_released};
+use super::apply::{journal_path, pos_path, released, roll_back, state_path, still_released};
 use super::lock::Locks;
 use crate::restore::RestoreError;
 
@@ -21,6 +21,9 @@ use crate::restore::RestoreError;
 pub(crate) const PAGES_MAX: usize = 1024;
 /// Bytes before the content of each page: its number.
 pub(crate) const NUMBER_SIZE: usize = 4;
+
+/// Folders in folders that are searched.
+const DEPTH_MAX: usize = 32;
 
 /// Where a file is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +43,29 @@ pub(crate) enum Found {
     Unknown,
     /// One that is there.
     Held(Held),
+}
+
+/// Lets SQLite roll back what a process before this one has left half applied in the files that follow in a folder, or below: otherwise nobody can say where they are until they are
+/// followed again. To be called before anything is.
+pub(crate) fn recover(folder: &Path, depth: usize) {
+    let warn =
+        |path: &Path, why: &dyn std::fmt::Display| tracing::warn!("recover what follows in {}: {why}", path.display());
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) => return warn(folder, &crate::config::io_text(&error)),
+    };
+    for entry in entries.flatten() {
+        let (path, name) = (entry.path(), entry.file_name());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if depth < DEPTH_MAX {
+                recover(&path, depth + 1);
+            }
+        } else if let Some(name) = name.to_str().and_then(|name| name.strip_suffix("-rhyolite-follow"))
+            && let Err(error) = roll_back(&folder.join(name))
+        {
+            warn(&path, &error);
+        }
+    }
 }
 
 /// Looks where the file at `path` is.

@@ -35,17 +35,20 @@ fn lease(cluster: &Cluster) -> serde_json::Value {
     serde_json::from_slice(&bytes).unwrap_or_default()
 }
 
+/// The TXID of what was committed a moment before: who waits without one has all of it uploaded as well.
+fn captured(cluster: &Cluster) -> String {
+    std::thread::sleep(Duration::from_millis(200));
+    let listed = cluster.folder.run(&["ctl", "list", "--json", "--socket", "a.sock"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
+    listed["databases"][0]["txid"].as_str().unwrap_or_else(|| panic!("{listed}")).to_owned()
+}
+
 /// Waits until a commit that was made now is said to be on another node, and gives its row.
 fn acknowledged(cluster: &Cluster) -> i64 {
     cluster.wait_writing("a");
     let row = cluster.last_noted("a");
-    // Without a TXID all would be uploaded as well.
-    std::thread::sleep(Duration::from_millis(200));
-    let listed = cluster.folder.run(&["ctl", "list", "--json", "--socket", "a.sock"]);
-    let listed: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
-    let txid = listed["databases"][0]["txid"].as_str().unwrap_or_else(|| panic!("{listed}"));
-    let began = Instant::now();
-    let wait = ["wait", "a/app.db", "--txid", txid, "--level", "replica", "--socket", "a.sock"];
+    let (txid, began) = (captured(cluster), Instant::now());
+    let wait = ["wait", "a/app.db", "--txid", &txid, "--level", "replica", "--socket", "a.sock"];
     let waited = cluster.folder.run(&wait);
     assert_eq!((waited.code, waited.stdout.contains("is on other nodes")), (0, true), "{waited:?}");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
@@ -131,7 +134,7 @@ fn who_cannot_find_what_was_acknowledged_waits_until_it_is_told_to_go_on_without
     cluster.wait_row("b", seen);
     let branches = cluster.branches("b");
     assert_eq!(branches.len(), 1, "{branches:?}");
-    let kept = cluster.folder.path("b").join(branches[0]["path"].as_str().unwrap_or_default());
+    let kept = cluster.folder.path(branches[0]["path"].as_str().unwrap_or_default());
     assert!(rows(&kept).contains(&row), "{branches:?}");
     let outcome = cluster.stop("c");
     let said = format!("{} acknowledged commits that 1 of", cluster.addresses["a"]);
@@ -159,7 +162,8 @@ fn a_level_that_nobody_keeps_is_refused_and_one_that_is_not_reached_is_said() {
     cluster.wait_writing("a");
     let refused = wait(&cluster, "replica");
     assert_eq!((refused.code, refused.stderr.contains("--durability replica")), (1, true), "{refused:?}");
-    assert_eq!(wait(&cluster, "store").code, 0);
+    let stored = wait(&cluster, "store");
+    assert_eq!(stored.code, 0, "{stored:?}");
     cluster.stop_primary("a");
     cluster.start_application("a", &[REPLICA]);
     cluster.wait_writing("a");
@@ -175,11 +179,16 @@ fn a_level_that_nobody_keeps_is_refused_and_one_that_is_not_reached_is_said() {
     cluster.wait_writing("a");
     let seen = cluster.last_noted("a");
     cluster.wait_row("b", seen);
-    let late = wait(&cluster, "quorum");
-    assert_eq!((late.code, late.stderr.contains("neither on enough other nodes")), (6, true), "one of two: {late:?}");
+    let late = |cluster: &Cluster| {
+        let txid = captured(cluster);
+        let flags = ["--txid", &txid, "--timeout", "700ms", "--socket", "a.sock"];
+        cluster.folder.run(&[&["wait", "a/app.db", "--level", "quorum"][..], &flags].concat())
+    };
+    let one = late(&cluster);
+    assert_eq!((one.code, one.stderr.contains("neither on enough other nodes")), (6, true), "one of two: {one:?}");
     cluster.start_application("c", &["--durability=quorum", "--nodes=5"]);
     cluster.wait_role("c", "replica");
-    wait_for("two others to have it", || wait(&cluster, "quorum").stdout.contains("is on other nodes"));
+    wait_for("two others to have it", || late(&cluster).stdout.contains("is on other nodes"));
     for name in ["c", "b", "a"] {
         cluster.stop(name);
     }
