@@ -34,6 +34,7 @@ use crate::config::folder::FolderConfig;
 use crate::follow::trails::Trails;
 use crate::lease;
 use crate::lease_place::LeaseUrl;
+use crate::mount::MountHandle;
 use crate::proxy::Flight;
 use crate::replicate::ReplicateError;
 use crate::signals::StopRequest;
@@ -46,13 +47,15 @@ use crate::{process, time};
 use application::{Application, Told};
 use following::Following;
 use prepare::Prepare;
-use report::{Holder, NodeReport};
+use quiet::Quiet;
+use report::{Holder, NodeReport, ReplicaReport};
 
 mod application;
 mod following;
 pub mod guard;
 mod prepare;
 pub mod promote;
+mod quiet;
 pub mod report;
 
 pub use application::Guard;
@@ -91,6 +94,8 @@ pub struct NodeConfig {
     pub flight: Flight,
     /// Where the files of a replica have been.
     pub trails: Arc<Trails>,
+    /// Where the databases are mounted, if they are.
+    pub mount: Option<MountHandle>,
 }
 
 /// A request to hand the role on.
@@ -161,6 +166,8 @@ struct Node {
     following: Option<Following>,
     preparing: Option<Preparing>,
     capture: Option<Capture>,
+    /// Keeps others from committing on the mount.
+    quiet: Option<Quiet>,
     trails: Arc<Trails>,
     /// With what the process ends.
     code: u8,
@@ -208,6 +215,7 @@ pub async fn run(
         following: None,
         preparing: None,
         capture: None,
+        quiet: None,
         trails,
         code: Status::Ok.code(),
         failure: None,
@@ -341,9 +349,10 @@ impl Node {
                     preparing.cancel.send_replace(true);
                 }
             }
-            Action::Serve => self.serve().await,
+            Action::Serve => self.serve().await?,
             Action::StopApplication(why) => self.stop_application(why).await,
             Action::StopCapture { drain } => {
+                self.quiet_mount(drain).await;
                 self.board.leaving.send_replace(drain);
                 if let Some(capture) = &mut self.capture {
                     if !drain {
@@ -377,9 +386,9 @@ impl Node {
                 self.trails.doubt_all();
                 self.undrained = None;
                 self.name_primary(Some(address));
-                let (access, into) = (self.config.access.clone(), self.config.folder.dir.clone());
+                let (access, mount) = (self.config.access.clone(), self.config.mount.clone());
                 let parts = (Arc::clone(&self.trails), Arc::clone(&self.board.events), self.lease.clone());
-                self.following = Some(Following::begin(parsed, access, into, parts));
+                self.following = Some(Following::begin(parsed, access, &self.config.folder, mount, parts));
             }
             Err(text) => {
                 tracing::error!("the holder of the lease cannot be followed: {text}");
@@ -401,13 +410,17 @@ impl Node {
                 || self.config.lease.is_some()
                 || !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_quiet),
             trails: Arc::clone(&self.trails),
+            mount: self.config.mount.clone(),
             cancelled,
         };
         self.preparing = Some(Preparing { cancel, task: tokio::spawn(prepare::run(prepare)) });
     }
 
-    async fn serve(&mut self) {
+    async fn serve(&mut self) -> Result<(), Failure> {
         tracing::info!("role: primary");
+        if let Some(mount) = &self.config.mount {
+            mount.admit_all().map_err(|e| Failure::failed(format!("cannot let others write on the mount: {e}")))?;
+        }
         self.undrained = None;
         self.board.leaving.send_replace(false);
         self.board.unsettled.store(false, Ordering::Release);
@@ -420,7 +433,7 @@ impl Node {
             folders: vec![self.config.folder.clone()],
             stop_timeout: self.config.stop_timeout,
             parking: self.config.parking,
-            commits: None,
+            commits: self.config.mount.as_ref().map(MountHandle::lines),
             serves: true,
             lease: Some(lent),
         };
@@ -429,6 +442,7 @@ impl Node {
         if let Some(application) = &mut self.application {
             application.run(self.told_until).await;
         }
+        Ok(())
     }
 
     async fn stop_application(&mut self, why: Why) {
@@ -466,7 +480,7 @@ impl Node {
                 self.preparing = None;
                 self.machine.handle_prepared(is_done, RealWorld.now());
             }
-            Event::Captured(errors) => return self.note_captured(&errors),
+            Event::Captured(errors) => return self.note_captured(&errors).await,
             Event::Command(command) => self.pass_on(command).await,
             Event::Handoff(Handoff { to, reply }) => self.reply = Some((reply, self.hand_on(to))),
             Event::KillDue => {
@@ -555,8 +569,9 @@ impl Node {
         }
     }
 
-    fn note_captured(&mut self, errors: &[ReplicateError]) -> Result<(), Failure> {
+    async fn note_captured(&mut self, errors: &[ReplicateError]) -> Result<(), Failure> {
         self.capture = None;
+        self.shut_mount().await?;
         let behind = self.board.databases().iter().any(|d| d.look(|f| f.pending_since.is_some()));
         self.board.clear();
         let is_drained = errors.is_empty() && !behind;
@@ -571,6 +586,31 @@ impl Node {
         let is_settled = is_drained && !self.board.unsettled.load(Ordering::Acquire);
         self.machine.handle_capture_stopped(is_drained, is_settled, RealWorld.now());
         Ok(())
+    }
+
+    /// Nothing is captured any more: nobody but this process changes anything on the mount.
+    async fn shut_mount(&mut self) -> Result<(), Failure> {
+        let Some(mount) = self.config.mount.clone() else { return Ok(()) };
+        let quiet = self.quiet.take();
+        let shut = move || {
+            let shut = mount.shut();
+            // Whoever waited for these locks has lost the files that they are on.
+            drop(quiet);
+            shut
+        };
+        let shut = tokio::task::spawn_blocking(shut).await.expect("it does not panic");
+        shut.map_err(|e| Failure::failed(format!("cannot keep others from writing on the mount: {e}")))
+    }
+
+    /// Capture is about to end. Where it is to take in the last commits, nobody makes any more of them.
+    async fn quiet_mount(&mut self, drain: bool) {
+        let Some(mount) = &self.config.mount else { return };
+        if !drain {
+            return mount.leave_to_us();
+        }
+        let paths: Vec<PathBuf> = self.board.databases().iter().map(|status| status.path.to_path_buf()).collect();
+        let quiet = tokio::task::spawn_blocking(move || Quiet::over(&paths)).await.expect("it does not panic");
+        self.quiet = Some(quiet);
     }
 
     /// Requests about databases are for capture, as long as there is any.
@@ -600,6 +640,14 @@ impl Node {
         if let Err(error) = done {
             tracing::warn!("{}: {error}", path.display());
         }
+    }
+
+    /// Lets readers of the mount know how far it is behind.
+    fn tell_lag(&self, replicas: &[ReplicaReport]) {
+        let Some(mount) = &self.config.mount else { return };
+        let is_primary = self.machine.role() == Role::Primary;
+        let largest = replicas.iter().map(|replica| replica.lag_ms).max().map(Duration::from_millis);
+        mount.set_lag(if is_primary { Some(Duration::ZERO) } else { largest });
     }
 
     /// Where the lease lies, for people.
@@ -634,13 +682,15 @@ impl Node {
             }),
             Standing::Theirs { .. } | Standing::Unknown | Standing::Ended => None,
         };
+        let replicas = self.following.as_mut().map(Following::report).unwrap_or_default();
+        self.tell_lag(&replicas);
         self.board.set_node(NodeReport {
             role: self.machine.role().name().to_owned(),
             candidate: self.config.is_candidate,
             address: self.config.address.clone(),
             lease: self.lease_shown(),
             holder,
-            replicas: self.following.as_mut().map(Following::report).unwrap_or_default(),
+            replicas,
         });
     }
 }

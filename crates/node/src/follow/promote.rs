@@ -52,15 +52,16 @@ pub(crate) async fn promote(
     cancelled: &watch::Receiver<bool>,
 ) -> Result<Option<Released>, RestoreError> {
     let mut patience = Patience { waits: 0, cancelled };
+    let mut is_held_up = false;
     while !*cancelled.borrow() {
         match advance(options, goal, &mut patience).await {
             Err(error) if rejoin::is_astray(&error, &options.output) => {
                 // Also for whoever asks again after this.
                 goal.is_passed = false;
                 trails.forget(name);
-                match rejoin::rejoin(options, meta_path, &rejoin::reason(&error)).await {
+                match rejoin::rejoin(options, meta_path, &rejoin::reason(&error), is_held_up).await {
                     Ok(true) => continue,
-                    Ok(false) => {}
+                    Ok(false) => is_held_up = true,
                     Err(error) if is_passing(&error) => tracing::debug!(database = name, "{error}"),
                     Err(error) => return Err(error),
                 }
