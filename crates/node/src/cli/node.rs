@@ -60,13 +60,17 @@ const LOCK_LOOK: Duration = Duration::from_millis(20);
 ///
 /// The application must write only on the primary: with --exec it runs there alone, and a guard ends it before the lease can be another's. What a former
 /// primary had and the others did not get is kept: `rhyolite branch list DIR`.
+///
+/// With --at the folder is mounted, as `mount` does it, and the application and readers use the mount: every journal mode is captured, nobody but the node writes on
+/// a replica, and whoever has a database open for writing when the role ends can change nothing any more. It needs FUSE.
 #[derive(Debug, Args)]
 #[command(
     after_help = "SIGINT or SIGTERM stops the application, uploads what is left and gives the lease up, so that another node takes \
 over at once.\n\nExit statuses: 0 stopped and everything is durable; 6 stopped before that; with --exec, that of the \
 application.\n\nExamples:\n  rhyolite node ./a --store ./backup --listen 127.0.0.1:20201\n  rhyolite node ./b --store \
 ./backup --listen 127.0.0.1:20202\n  rhyolite node ./a --store s3://bucket/prod --listen 127.0.0.1:20201 --exec \"./app --db ./a/app.db\"\n  rhyolite node ./a --store \
-./backup --listen 127.0.0.1:20201 --lease etcd://127.0.0.1:2379/app/lease"
+./backup --listen 127.0.0.1:20201 --lease etcd://127.0.0.1:2379/app/lease\n  rhyolite node ./a --at ./db --store \
+./backup --listen 127.0.0.1:20201 --exec \"./app --db ./db/app.db\""
 )]
 pub(super) struct NodeArgs {
     /// Folder of the databases, and of nothing that is not replicated

@@ -118,7 +118,8 @@ impl Revoker {
         let files: Vec<Arc<Open>> =
             self.files.lock().unwrap_or_else(PoisonError::into_inner).values().map(Arc::clone).collect();
         let mut found = BTreeSet::new();
-        for open in files.iter().filter(|open| !open.is_own && !open.node.is_ours) {
+        // What was taken once is dead, whoever still has it.
+        for open in files.iter().filter(|open| !open.is_own && !open.node.is_ours && !open.node.is_taken()) {
             let place = open.node.place();
             let base = match open.role {
                 Role::Plain if must => Some(place.name.as_os_str()),
