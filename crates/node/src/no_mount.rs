@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ impl MountHandle {
         match self.0 {}
     }
 
-    pub fn shut(&self) -> io::Result<()> {
+    pub fn shut(&self, _: &[PathBuf]) -> io::Result<()> {
         match self.0 {}
     }
 

@@ -592,8 +592,9 @@ impl Node {
     async fn shut_mount(&mut self) -> Result<(), Failure> {
         let Some(mount) = self.config.mount.clone() else { return Ok(()) };
         let quiet = self.quiet.take();
+        let paths = self.paths();
         let shut = move || {
-            let shut = mount.shut();
+            let shut = mount.shut(&paths);
             // Whoever waited for these locks has lost the files that they are on.
             drop(quiet);
             shut
@@ -602,13 +603,18 @@ impl Node {
         shut.map_err(|e| Failure::failed(format!("cannot keep others from writing on the mount: {e}")))
     }
 
+    /// The databases that are captured.
+    fn paths(&self) -> Vec<PathBuf> {
+        self.board.databases().iter().map(|status| status.path.to_path_buf()).collect()
+    }
+
     /// Capture is about to end. Where it is to take in the last commits, nobody makes any more of them.
     async fn quiet_mount(&mut self, drain: bool) {
         let Some(mount) = &self.config.mount else { return };
         if !drain {
             return mount.leave_to_us();
         }
-        let paths: Vec<PathBuf> = self.board.databases().iter().map(|status| status.path.to_path_buf()).collect();
+        let paths = self.paths();
         let quiet = tokio::task::spawn_blocking(move || Quiet::over(&paths)).await.expect("it does not panic");
         self.quiet = Some(quiet);
     }

@@ -682,7 +682,7 @@ fn roll_back(path: &Path) -> Result<(), RestoreError> {
 }
 
 /// Removes a journal whose header was never written: SQLite plays none back that is empty or begins with zero, and leaves it where it is.
-fn remove_cold(journal: &Path) -> Result<(), RestoreError> {
+pub(super) fn remove_cold(journal: &Path) -> Result<(), RestoreError> {
     let mut first = [0];
     match File::open(journal).and_then(|file| file.read_at(&mut first, 0)) {
         Ok(read) if read == 0 || first == [0] => {

@@ -135,6 +135,8 @@ fn take_in(
     if wait(deadline, || locks.exclude_readers()).map_err(failed)?.is_err() {
         return Ok(Err(Busy));
     }
+    // With `journal_mode` PERSIST or TRUNCATE it stays between transactions. Nobody is in one.
+    apply::remove_cold(&apply::journal_path(path))?;
     // Somebody may have written since it was recovered.
     let wal = beside(path, "-wal");
     if std::fs::metadata(&wal).is_ok_and(|meta| meta.len() > 0) || apply::journal_path(path).exists() {

@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -204,6 +204,12 @@ impl Mirror {
     fn base(&self, parent: INodeNo, journal: &OsStr) -> Option<Arc<Node>> {
         let folder = self.nodes.get(parent).ok()?;
         self.nodes.sibling(&folder, base_of(journal)?)
+    }
+
+    /// The path of a database that who opens it has to wait for.
+    fn barred(&self, node: &Node) -> Option<PathBuf> {
+        let path = if self.bar.is_idle() { None } else { self.nodes.path(node) };
+        path.filter(|path| self.bar.is_closed(path))
     }
 
     /// Notes a write to a database, or refuses it.
@@ -566,15 +572,15 @@ impl Filesystem for Mirror {
             } else {
                 None
             };
-            let is_barred = is_database && !asker.is_own && self.bar.is_closed(node.inode);
+            let barred = if is_database && !asker.is_own { self.barred(&node) } else { None };
             let entered = self.enter(file, Arc::clone(&node), asker, |file| reply.open_backing(file));
             let Entered { handle, flags, backing } = entered;
             let after = self.handover.opened(request.pid(), &node, &self.nodes, handle);
-            match (waits_for, after) {
-                _ if is_barred => self.bar.wait(node.inode, handle, flags, backing, reply),
-                (Some(line), _) if backing.is_none() => lock(&self.door).wait(line, handle, flags, reply),
-                (_, Some(opened)) => self.handover.wait(opened, handle, flags, backing, reply),
-                (_, None) => let_in(handle, flags, backing.as_deref(), reply),
+            match (barred, waits_for, after) {
+                (Some(path), _, _) => self.bar.wait(path, handle, flags, backing, reply),
+                (_, Some(line), _) if backing.is_none() => lock(&self.door).wait(line, handle, flags, reply),
+                (_, _, Some(opened)) => self.handover.wait(opened, handle, flags, backing, reply),
+                (_, _, None) => let_in(handle, flags, backing.as_deref(), reply),
             }
         });
     }

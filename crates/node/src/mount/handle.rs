@@ -1,13 +1,12 @@
 //! What a node does with its mount when its role changes.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::bar::{Bar, Barred};
+use super::bar::{Bar, Barred, WAIT_MAX};
 use super::lag::Lag;
 use super::revoke::{Taken, Which};
 use super::writers::Writers;
@@ -61,6 +60,7 @@ impl MountHandle {
     /// # Errors
     /// The mount does not answer, or can start no thread.
     pub fn admit_all(&self) -> io::Result<()> {
+        self.bar.forget();
         self.lines.begin_anew();
         self.ask(Ask::Door)?;
         self.writers.admit_all();
@@ -73,12 +73,15 @@ impl MountHandle {
     }
 
     /// Only this process may write: of whoever has a WAL, a wal-index or a journal open, all files of that database are taken. Our own process must have
-    /// no database open.
+    /// no database open. Who opens one of these databases waits until it is brought back to the history, 5 s at most.
     ///
     /// # Errors
     /// The kernel could not be told: others may still write.
-    pub fn shut(&self) -> io::Result<()> {
+    pub fn shut(&self, databases: &[PathBuf]) -> io::Result<()> {
         self.writers.leave_to_us();
+        let until = Instant::now() + WAIT_MAX;
+        let below = databases.iter().filter_map(|database| database.strip_prefix(&self.at).ok());
+        below.for_each(|below| self.bar.close_until(below.to_owned(), until));
         self.revoke(Which::All)
     }
 
@@ -89,11 +92,7 @@ impl MountHandle {
     /// The kernel could not be told.
     pub fn alone_with(&self, database: &Path, whole: bool) -> io::Result<Alone> {
         let Ok(below) = database.strip_prefix(&self.at) else { return Ok(Alone(None)) };
-        let barred = match std::fs::metadata(database) {
-            Ok(meta) => Some(self.bar.close(meta.ino())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
-        };
+        let barred = Some(self.bar.close(below));
         self.revoke(if whole { Which::Of(below.to_owned()) } else { Which::Held(below.to_owned()) })?;
         Ok(Alone(barred))
     }

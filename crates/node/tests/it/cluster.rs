@@ -110,8 +110,7 @@ impl Cluster {
             arguments.extend(["--at", &front]);
         }
         let (database, notes) = (self.database(name), self.notes(name));
-        let variables =
-            [(DATABASE, database.to_str().unwrap()), (NOTES, notes.to_str().unwrap()), (MODE, self.mode)];
+        let variables = [(DATABASE, database.to_str().unwrap()), (NOTES, notes.to_str().unwrap()), (MODE, self.mode)];
         self.running.insert(name, self.folder.start_with(&arguments, &variables));
     }
 
@@ -535,7 +534,7 @@ fn what_lies_within_a_bundle_is_no_lost_branch() {
         for number in numbers {
             db.execute("INSERT INTO t(n) VALUES (?1)", [number]).unwrap();
         }
-        let (db, socket) = (format!("{}/app.db", self.front(name)), format!("{name}.sock"));
+        let (db, socket) = (format!("{name}/app.db"), format!("{name}.sock"));
         let sync = ["sync", &db, "--wait", "--timeout", "20s", "--socket", &socket];
         wait_for("the rows to be durable", || cluster.folder.run(&sync).code == 0);
     };
