@@ -140,6 +140,8 @@ pub(super) fn run(args: &FollowArgs) -> Result<(), Failure> {
             JournalMode::Wal => ReplicaJournal::Wal,
             JournalMode::Delete => ReplicaJournal::Rollback,
         },
+        mount: None,
+        meta_root: None,
         lock_timeout: LOCK_TIMEOUT,
         silence_max: args.timeout.unwrap_or(SILENCE_MAX),
         threads: args.threads.map_or_else(store::default_threads, std::num::NonZeroUsize::get),

@@ -16,9 +16,13 @@ use super::cluster::token;
 use super::exit::Failure;
 use super::proxy::ProxyArgs;
 use super::replicate::{COMMANDS_MAX, Signals, UPLOAD_MARGIN, block_on, check_inputs};
+#[cfg(target_os = "linux")]
+use crate::capture::commits::CommitLines;
 use crate::cluster::promote::NodeControl;
 use crate::cluster::witness::Durability;
 use crate::cluster::{self, Guard, NodeConfig};
+#[cfg(target_os = "linux")]
+use crate::config::DatabaseConfig;
 use crate::config::cluster::{ClusterConfig, TlsFiles};
 use crate::config::folder::FolderConfig;
 use crate::config::settings::{self, Settings};
@@ -28,6 +32,9 @@ use crate::control::Controller;
 use crate::daemon::Daemon;
 use crate::follow::trails::Trails;
 use crate::lease_place::LeaseUrl;
+#[cfg(target_os = "linux")]
+use crate::mount::MountOptions;
+use crate::mount::Mounted;
 use crate::observe::{http, logging};
 use crate::proxy::{Flight, Proxy, ProxyConfig};
 use crate::status::StatusBoard;
@@ -54,18 +61,25 @@ const LOCK_LOOK: Duration = Duration::from_millis(20);
 ///
 /// The application must write only on the primary: with --exec it runs there alone, and a guard ends it before the lease can be another's. What a former
 /// primary had and the others did not get is kept: `rhyolite branch list DIR`.
+///
+/// With --at the folder is mounted, as `mount` does it, and the application and readers use the mount: every journal mode is captured, nobody but the node writes on
+/// a replica, and whoever has a database open for writing when the role ends can change nothing any more. It needs FUSE.
 #[derive(Debug, Args)]
 #[command(
     after_help = "SIGINT or SIGTERM stops the application, uploads what is left and gives the lease up, so that another node takes \
 over at once.\n\nExit statuses: 0 stopped and everything is durable; 6 stopped before that; with --exec, that of the \
 application.\n\nExamples:\n  rhyolite node ./a --store ./backup --listen 127.0.0.1:20201\n  rhyolite node ./b --store \
 ./backup --listen 127.0.0.1:20202\n  rhyolite node ./a --store s3://bucket/prod --listen 127.0.0.1:20201 --exec \"./app --db ./a/app.db\"\n  rhyolite node ./a --store \
-./backup --listen 127.0.0.1:20201 --lease etcd://127.0.0.1:2379/app/lease"
+./backup --listen 127.0.0.1:20201 --lease etcd://127.0.0.1:2379/app/lease\n  rhyolite node ./a --at ./db --store \
+./backup --listen 127.0.0.1:20201 --exec \"./app --db ./db/app.db\""
 )]
 pub(super) struct NodeArgs {
     /// Folder of the databases, and of nothing that is not replicated
     #[arg(value_name = "DIR")]
     dir: PathBuf,
+    /// Mount DIR there, in an empty folder: the application and readers use it in every role, in every journal mode
+    #[arg(long, value_name = "FOLDER")]
+    at: Option<PathBuf>,
     /// Store of the cluster: below it every database gets a prefix, its path
     #[arg(long, value_name = "STORE")]
     store: String,
@@ -128,7 +142,7 @@ pub(super) struct NodeArgs {
 pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
     let lease = args.lease.as_deref().map(LeaseUrl::parse).transpose();
     let lease = lease.map_err(|m| Failure::usage(format!("--lease: {m}")))?;
-    let folder = folder(args)?;
+    let mut folder = folder(args)?;
     let (mut server, proxy) = (server(args)?, args.proxy.config(&folder.dir)?);
     server.proxy = proxy.as_ref().map(|proxy| proxy.advertise.clone());
     let (flight, trails) = (Flight::default(), Arc::<Trails>::default());
@@ -144,15 +158,20 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
     // Before any other thread or process is there, and before any database is opened.
     let guard =
         args.exec.as_deref().map(|command| Guard::start(command, &lock)).transpose().map_err(Failure::failed)?;
+    // And a signal must not end the process between the mount and its end.
     let signals = Signals::listen(&config)?;
+    let mounted = mount(args, &mut folder)?;
+    let proxy = proxy.map(|proxy| ProxyConfig { dir: folder.dir.clone(), ..proxy });
     let node = NodeConfig {
+        mount: mounted.as_ref().map(Mounted::handle),
         folder,
         address: address(args)?,
         access: access(args, &server)?,
         is_candidate: is_candidate(args, lease.as_ref())?,
         lease,
         stop_timeout: config.shutdown_sync_timeout,
-        parking: Policy::default(),
+        // As for `mount`: a parked database would see its next commit too late to tell it from the one after.
+        parking: if args.at.is_some() { Policy::never() } else { Policy::default() },
         flight: flight.clone(),
         trails,
         durability: durability(args)?,
@@ -160,8 +179,34 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
     };
     config.cluster = Some(server);
     let ended = run_daemon(config, node, guard, signals, proxy.map(|proxy| (proxy, flight)));
+    drop(mounted);
     drop(lock);
     ended
+}
+
+/// Where there is no FUSE nothing is mounted.
+#[cfg(not(target_os = "linux"))]
+fn mount(args: &NodeArgs, _: &mut FolderConfig) -> Result<Option<Mounted>, Failure> {
+    match &args.at {
+        None => Ok(None),
+        Some(_) => Err(Failure::usage("--at needs FUSE, which rhyolite uses on Linux only")),
+    }
+}
+
+/// Mounts the folder, if that is wanted. From then on its databases are those in front, and their state folders lie behind.
+#[cfg(target_os = "linux")]
+fn mount(args: &NodeArgs, folder: &mut FolderConfig) -> Result<Option<Mounted>, Failure> {
+    let Some(at) = &args.at else { return Ok(None) };
+    let lines = CommitLines::new(false).map_err(|e| Failure::failed(format!("start a thread: {e}")))?;
+    // Nobody writes before this node is the primary.
+    let options = MountOptions { lines: Arc::new(lines), gate_timeout: None, is_ours_alone: true };
+    let mounted = Mounted::mount(&folder.dir, at, options).map_err(Failure::failed)?;
+    let template = folder.template.clone();
+    let (behind, store) = (folder.dir.clone(), template.store.clone());
+    *folder =
+        FolderConfig { pick: folder.pick.clone(), ..FolderConfig::everything(mounted.at().to_owned(), behind, store) };
+    folder.template = DatabaseConfig { path: folder.dir.clone(), ..template };
+    Ok(Some(mounted))
 }
 
 /// Where the others are served.

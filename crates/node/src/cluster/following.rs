@@ -15,9 +15,11 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::CHANGE;
 use super::report::ReplicaReport;
+use crate::config::folder::FolderConfig;
 use crate::follow::ReplicaJournal;
 use crate::follow::node::{Event, NodeError, NodeOptions, Reached, follow_node};
 use crate::follow::trails::Trails;
+use crate::mount::MountHandle;
 use crate::observe::events::Events;
 use crate::restore::Existing;
 use crate::stream::SILENCE_MAX;
@@ -34,6 +36,12 @@ const EVENTS_MAX: usize = 256;
 
 /// How far the primary is, by the names of its databases.
 type Asked = Arc<Mutex<HashMap<String, Txid>>>;
+
+/// By what journal the files of a replica are changed. On a plain folder what is promoted and brought back has no WAL: readers would hold that up. On a mount
+/// readers see a database in the journal mode that it has on the primary, and can be made to let go.
+pub(super) fn replica_journal(mount: Option<&MountHandle>) -> ReplicaJournal {
+    if mount.is_some() { ReplicaJournal::AsLogged } else { ReplicaJournal::Rollback }
+}
 
 /// What is followed.
 pub(super) struct Following {
@@ -69,17 +77,18 @@ impl Following {
         address: Address,
         own_address: String,
         access: Access,
-        into: PathBuf,
+        (folder, mount): (&FolderConfig, Option<MountHandle>),
         (trails, events, lease): (Arc<Trails>, Arc<Events>, LeaseHandle),
     ) -> Self {
         let options = NodeOptions {
             address: address.clone(),
             access: access.clone(),
             database: None,
-            into,
+            into: folder.dir.clone(),
             existing: Existing::Refuse,
-            // What is promoted and brought back has no WAL.
-            journal: ReplicaJournal::Rollback,
+            journal: replica_journal(mount.as_ref()),
+            mount,
+            meta_root: folder.meta_path.clone(),
             lock_timeout: LOCK_TIMEOUT,
             silence_max: SILENCE_MAX,
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),

@@ -35,6 +35,7 @@ use crate::follow::replica;
 use crate::follow::trails::Trails;
 use crate::lease;
 use crate::lease_place::LeaseUrl;
+use crate::mount::MountHandle;
 use crate::proxy::Flight;
 use crate::replicate::ReplicateError;
 use crate::signals::StopRequest;
@@ -48,7 +49,8 @@ use application::{Application, Told};
 use following::Following;
 use hearing::Hearing;
 use prepare::Prepare;
-use report::{Holder, NodeReport};
+use quiet::Quiet;
+use report::{Holder, NodeReport, ReplicaReport};
 use witness::{Durability, Lists};
 
 mod application;
@@ -57,6 +59,7 @@ pub mod guard;
 mod hearing;
 mod prepare;
 pub mod promote;
+mod quiet;
 pub mod report;
 pub mod witness;
 
@@ -100,6 +103,8 @@ pub struct NodeConfig {
     pub durability: Durability,
     /// Turns true when commits that were acknowledged and cannot be found are given up.
     pub forgets: watch::Sender<bool>,
+    /// Where the databases are mounted, if they are.
+    pub mount: Option<MountHandle>,
 }
 
 /// A request to hand the role on.
@@ -174,6 +179,8 @@ struct Node {
     preparing: Option<Preparing>,
     capture: Option<Capture>,
     lists: Lists,
+    /// Keeps others from committing on the mount.
+    quiet: Option<Quiet>,
     trails: Arc<Trails>,
     /// With what the process ends.
     code: u8,
@@ -225,6 +232,7 @@ pub async fn run(
         preparing: None,
         capture: None,
         lists: Lists::default(),
+        quiet: None,
         trails,
         code: Status::Ok.code(),
         failure: None,
@@ -361,10 +369,11 @@ impl Node {
                     preparing.cancel.send_replace(true);
                 }
             }
-            Action::Serve => self.serve().await,
+            Action::Serve => self.serve().await?,
             Action::StopApplication(why) => self.stop_application(why).await,
             Action::StopCapture { drain } => {
                 self.end_witnesses();
+                self.quiet_mount(drain).await;
                 self.board.leaving.send_replace(drain);
                 if let Some(capture) = &mut self.capture {
                     if !drain {
@@ -401,10 +410,10 @@ impl Node {
                 self.trails.doubt_all();
                 self.undrained = None;
                 self.name_primary(Some(address));
-                let (access, into) = (self.config.access.clone(), self.config.folder.dir.clone());
+                let (access, mount) = (self.config.access.clone(), self.config.mount.clone());
                 let parts = (Arc::clone(&self.trails), Arc::clone(&self.board.events), self.lease.clone());
                 let own = self.config.address.clone();
-                self.following = Some(Following::begin(parsed, own, access, into, parts));
+                self.following = Some(Following::begin(parsed, own, access, (&self.config.folder, mount), parts));
             }
             Err(text) => {
                 tracing::error!("the holder of the lease cannot be followed: {text}");
@@ -431,14 +440,18 @@ impl Node {
                 let (own, access) = (self.config.address.clone(), self.config.access.clone());
                 Hearing::new(witnesses, own, access, self.config.forgets.subscribe())
             }),
+            mount: self.config.mount.clone(),
             cancelled,
         };
         let owes = prepare.hearing.is_some();
         self.preparing = Some(Preparing { cancel, task: tokio::spawn(prepare::run(prepare)), owes });
     }
 
-    async fn serve(&mut self) {
+    async fn serve(&mut self) -> Result<(), Failure> {
         tracing::info!("role: primary");
+        if let Some(mount) = &self.config.mount {
+            mount.admit_all().map_err(|e| Failure::failed(format!("cannot let others write on the mount: {e}")))?;
+        }
         self.undrained = None;
         self.board.leaving.send_replace(false);
         self.board.unsettled.store(false, Ordering::Release);
@@ -451,7 +464,7 @@ impl Node {
             folders: vec![self.config.folder.clone()],
             stop_timeout: self.config.stop_timeout,
             parking: self.config.parking,
-            commits: None,
+            commits: self.config.mount.as_ref().map(MountHandle::lines),
             serves: true,
             lease: Some(lent),
         };
@@ -460,6 +473,7 @@ impl Node {
         if self.lists.owed.is_none() {
             self.begin_to_serve(&[]).await;
         }
+        Ok(())
     }
 
     async fn stop_application(&mut self, why: Why) {
@@ -501,7 +515,7 @@ impl Node {
                 self.board.witnesses.withhold(self.lists.owed.is_some());
                 self.machine.handle_prepared(is_done, RealWorld.now());
             }
-            Event::Captured(errors) => return self.note_captured(&errors),
+            Event::Captured(errors) => return self.note_captured(&errors).await,
             Event::Command(command) => self.pass_on(command).await,
             Event::Handoff(Handoff { to, reply }) => self.reply = Some((reply, self.hand_on(to))),
             Event::KillDue => {
@@ -590,8 +604,9 @@ impl Node {
         }
     }
 
-    fn note_captured(&mut self, errors: &[ReplicateError]) -> Result<(), Failure> {
+    async fn note_captured(&mut self, errors: &[ReplicateError]) -> Result<(), Failure> {
         self.capture = None;
+        self.shut_mount().await?;
         let behind = self.board.databases().iter().any(|d| d.look(|f| f.pending_since.is_some()));
         self.board.clear();
         let is_drained = errors.is_empty() && !behind;
@@ -607,6 +622,37 @@ impl Node {
         let is_settled = is_drained && !self.board.unsettled.load(Ordering::Acquire);
         self.machine.handle_capture_stopped(is_drained, is_settled, RealWorld.now());
         Ok(())
+    }
+
+    /// Nothing is captured any more: nobody but this process changes anything on the mount.
+    async fn shut_mount(&mut self) -> Result<(), Failure> {
+        let Some(mount) = self.config.mount.clone() else { return Ok(()) };
+        let quiet = self.quiet.take();
+        let paths = self.paths();
+        let shut = move || {
+            let shut = mount.shut(&paths);
+            // Whoever waited for these locks has lost the files that they are on.
+            drop(quiet);
+            shut
+        };
+        let shut = tokio::task::spawn_blocking(shut).await.expect("it does not panic");
+        shut.map_err(|e| Failure::failed(format!("cannot keep others from writing on the mount: {e}")))
+    }
+
+    /// The databases that are captured.
+    fn paths(&self) -> Vec<PathBuf> {
+        self.board.databases().iter().map(|status| status.path.to_path_buf()).collect()
+    }
+
+    /// Capture is about to end. Where it is to take in the last commits, nobody makes any more of them.
+    async fn quiet_mount(&mut self, drain: bool) {
+        let Some(mount) = &self.config.mount else { return };
+        if !drain {
+            return mount.leave_to_us();
+        }
+        let paths = self.paths();
+        let quiet = tokio::task::spawn_blocking(move || Quiet::over(&paths)).await.expect("it does not panic");
+        self.quiet = Some(quiet);
     }
 
     /// Requests about databases are for capture, as long as there is any.
@@ -636,6 +682,14 @@ impl Node {
         if let Err(error) = done {
             tracing::warn!("{}: {error}", path.display());
         }
+    }
+
+    /// Lets readers of the mount know how far it is behind.
+    fn tell_lag(&self, replicas: &[ReplicaReport]) {
+        let Some(mount) = &self.config.mount else { return };
+        let is_primary = self.machine.role() == Role::Primary;
+        let largest = replicas.iter().map(|replica| replica.lag_ms).max().map(Duration::from_millis);
+        mount.set_lag(if is_primary { Some(Duration::ZERO) } else { largest });
     }
 
     /// Where the lease lies, for people.
@@ -670,13 +724,15 @@ impl Node {
             }),
             Standing::Theirs { .. } | Standing::Unknown | Standing::Ended => None,
         };
+        let replicas = self.following.as_mut().map(Following::report).unwrap_or_default();
+        self.tell_lag(&replicas);
         self.board.set_node(NodeReport {
             role: self.machine.role().name().to_owned(),
             candidate: self.config.is_candidate,
             address: self.config.address.clone(),
             lease: self.lease_shown(),
             holder,
-            replicas: self.following.as_mut().map(Following::report).unwrap_or_default(),
+            replicas,
             durability: self.config.durability.name().to_owned(),
             witnesses: self.board.witnesses.lists().into_iter().next().map(|list| list.nodes).unwrap_or_default(),
         });

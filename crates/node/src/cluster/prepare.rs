@@ -29,16 +29,18 @@ use rhyolite_writer::lease_keeper::LeaseHandle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use super::following::replica_journal;
 use super::hearing::{Best, Hearing};
 use crate::capture::local_log::SealedSegment;
 use crate::capture::restart;
 use crate::capture::table::PageTable;
 use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
+use crate::follow::FollowOptions;
 use crate::follow::promote::{Goal, Released, is_follower, measured, promote};
 use crate::follow::trails::Trails;
-use crate::follow::{FollowOptions, ReplicaJournal};
 use crate::log_end::{self, LogEnd};
+use crate::mount::MountHandle;
 use crate::park;
 use crate::progress::Silent;
 use crate::restore::below::prefixes;
@@ -64,6 +66,8 @@ pub(super) struct Prepare {
     pub(super) hearing: Option<Hearing>,
     /// Databases of which the store has something.
     pub(super) known: Mutex<Vec<String>>,
+    /// Where the databases are mounted.
+    pub(super) mount: Option<MountHandle>,
     /// Turns true when it is to be given up.
     pub(super) cancelled: watch::Receiver<bool>,
 }
@@ -202,7 +206,8 @@ impl Prepare {
             store,
             output: config.path.clone(),
             existing: Existing::Refuse,
-            journal: ReplicaJournal::Rollback,
+            journal: replica_journal(self.mount.as_ref()),
+            mount: self.mount.clone(),
             interval: Duration::ZERO,
             lock_timeout: LOCK_TIMEOUT,
             may_be_ahead: true,

@@ -129,7 +129,7 @@ impl Live {
     /// Makes the file one of the history. What the history lacks is kept.
     async fn bring_back(&mut self, member: &Member, reason: String) -> Result<(), RestoreError> {
         let mut told = false;
-        while !*self.stop.borrow() && !rejoin::rejoin(&self.options, &member.meta_path, &reason).await? {
+        while !*self.stop.borrow() && !rejoin::rejoin(&self.options, &member.meta_path, &reason, told).await? {
             if !std::mem::replace(&mut told, true) {
                 tracing::warn!(database = %self.database, "waiting for others to close the file: {reason}");
             }

@@ -15,7 +15,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
-use rhyolite_format::sqlite::lock::{PENDING, RESERVED, SHARED};
+use rhyolite_format::sqlite::lock::{PENDING, RESERVED, SHARED, WAL_WRITE};
 
 /// Readers must still be waited for, or somebody else writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +71,18 @@ impl Drop for Locks<'_> {
     fn drop(&mut self) {
         // Fails only for a descriptor that is not open, and this one is borrowed.
         let _ = unlock(self.file, &(PENDING..SHARED.end));
+    }
+}
+
+/// Keeps everybody from writing to a database, and to its WAL where the wal-index is given, until both files are closed. `false` when somebody is writing;
+/// what is locked by then stays so.
+pub(crate) fn keep_writers_out(database: &File, wal_index: Option<&File>) -> io::Result<bool> {
+    let Ok(locks) = Locks::reserve(database)? else { return Ok(false) };
+    // They go with the file.
+    std::mem::forget(locks);
+    match wal_index {
+        Some(wal_index) => Ok(set(wal_index, libc::F_WRLCK, &one(WAL_WRITE))?.is_ok()),
+        None => Ok(true),
     }
 }
 

@@ -20,6 +20,7 @@ use super::live::{Live, Member, age_ms};
 use super::trails::Trails;
 use super::{FollowOptions, ReplicaJournal};
 use crate::config::default_meta_path;
+use crate::mount::MountHandle;
 use crate::observe::events::Events;
 use crate::progress::Silent;
 use crate::restore::{Existing, RestoreError};
@@ -52,6 +53,10 @@ pub struct NodeOptions {
     pub existing: Existing,
     /// How files are changed.
     pub journal: ReplicaJournal,
+    /// The mount on which the files lie.
+    pub mount: Option<MountHandle>,
+    /// Where state folders are, in the same tree as the files; beside each file otherwise.
+    pub meta_root: Option<PathBuf>,
     /// How long readers are waited for before they get another turn.
     pub lock_timeout: Duration,
     /// How long nothing may be heard before the connection is given up.
@@ -309,9 +314,10 @@ impl Node {
         let store = RemoteStore { links: self.links.subscribe(), database: name.clone(), node };
         let (reached, receiver) = watch::channel(None);
         let member = self.options.trails.as_ref().map(|trails| {
-            let (meta_path, trails) = (default_meta_path(&output), Arc::clone(trails));
-            let (events, address) = (Arc::clone(&self.options.events), self.options.own_address.clone());
-            Member { meta_path, trails, events, address }
+            let root = self.options.meta_root.as_ref();
+            let meta_path = default_meta_path(&root.map_or_else(|| output.clone(), |root| root.join(&name)));
+            let (trails, events) = (Arc::clone(trails), Arc::clone(&self.options.events));
+            Member { meta_path, trails, events, address: self.options.own_address.clone() }
         });
         let live = Live {
             member,
@@ -320,6 +326,7 @@ impl Node {
                 output: output.clone(),
                 existing: self.options.existing,
                 journal: self.options.journal,
+                mount: self.options.mount.clone(),
                 interval: Duration::ZERO,
                 lock_timeout: self.options.lock_timeout,
                 may_be_ahead: true,

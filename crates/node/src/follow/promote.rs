@@ -53,13 +53,14 @@ pub(crate) async fn promote(
     cancelled: &watch::Receiver<bool>,
 ) -> Result<Option<Released>, RestoreError> {
     let mut patience = Patience { waits: 0, cancelled };
+    let mut is_held_up = false;
     while !*cancelled.borrow() {
         match advance(options, (goal, better), (trails, name), &mut patience).await {
             Err(error) if rejoin::is_astray(&error, &options.output) => {
                 trails.forget(name);
-                match rejoin::rejoin(options, meta_path, &rejoin::reason(&error)).await {
+                match rejoin::rejoin(options, meta_path, &rejoin::reason(&error), is_held_up).await {
                     Ok(true) => continue,
-                    Ok(false) => {}
+                    Ok(false) => is_held_up = true,
                     Err(error) if is_passing(&error) => tracing::debug!(database = name, "{error}"),
                     Err(error) => return Err(error),
                 }

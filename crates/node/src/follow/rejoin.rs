@@ -59,8 +59,14 @@ struct History {
 }
 
 /// Makes the file of `options` one that follows, at a state of the history. What the history lacks is kept first; `reason` says why it was looked for.
-/// `false` when others have the file open: nothing has changed then, or only what is done again.
-pub(super) async fn rejoin(options: &FollowOptions, meta_path: &Path, reason: &str) -> Result<bool, RestoreError> {
+/// `false` when others have the file open: nothing has changed then, or only what is done again. On a mount the file is taken from them, with `whole` also from those who may only
+/// read it.
+pub(super) async fn rejoin(
+    options: &FollowOptions,
+    meta_path: &Path,
+    reason: &str,
+    whole: bool,
+) -> Result<bool, RestoreError> {
     let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
     let catalog = Catalog::load(&reader, None, OnDamage::Refuse).await?;
     // Also those within bundles: a file may have been left at any commit.
@@ -73,8 +79,13 @@ pub(super) async fn rejoin(options: &FollowOptions, meta_path: &Path, reason: &s
     };
     let history = History { lineage: catalog.identity.lineage, points: known };
     let (output, meta, why) = (options.output.clone(), meta_path.to_owned(), reason.to_owned());
-    let timeout = options.lock_timeout;
-    let taken = blocking(move || take_in(&output, &meta, &history, &why, timeout)).await?;
+    let (timeout, mount) = (options.lock_timeout, options.mount.clone());
+    let take = move || {
+        let alone = mount.map(|mount| mount.alone_with(&output, whole)).transpose();
+        let _alone = alone.map_err(|e| RestoreError::io("take from others", &output, e))?;
+        take_in(&output, &meta, &history, &why, timeout)
+    };
+    let taken = blocking(take).await?;
     match taken {
         Err(Busy) => Ok(false),
         Ok(Taken::Joined | Taken::Gone) => Ok(true),
@@ -124,6 +135,8 @@ fn take_in(
     if wait(deadline, || locks.exclude_readers()).map_err(failed)?.is_err() {
         return Ok(Err(Busy));
     }
+    // With `journal_mode` PERSIST or TRUNCATE it stays between transactions. Nobody is in one.
+    apply::remove_cold(&apply::journal_path(path))?;
     // Somebody may have written since it was recovered.
     let wal = beside(path, "-wal");
     if std::fs::metadata(&wal).is_ok_and(|meta| meta.len() > 0) || apply::journal_path(path).exists() {

@@ -30,6 +30,8 @@ mod many;
 mod mount;
 mod mount_cost;
 #[cfg(target_os = "linux")]
+mod mount_node;
+#[cfg(target_os = "linux")]
 mod mount_user;
 mod operating;
 mod parked;
