@@ -216,6 +216,11 @@ fn is_candidate(args: &NodeArgs, lease: Option<&LeaseUrl>) -> Result<bool, Failu
     if args.candidate.is_some_and(|candidate| candidate != is_primary) {
         return Err(Failure::usage(format!("--candidate contradicts --lease {lease}")));
     }
+    if args.durability.is_some_and(|level| level != DurabilityArg::Local) {
+        return Err(Failure::usage(format!(
+            "--durability has no effect with --lease {lease}: whoever is made the primary next asks nobody what others have"
+        )));
+    }
     if args.settings.lease_ttl.is_some() {
         return Err(Failure::usage(format!("--lease-ttl has no effect with --lease {lease}: it never runs out")));
     }
