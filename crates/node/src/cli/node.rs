@@ -131,7 +131,8 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
     let folder = folder(args)?;
     let (mut server, proxy) = (server(args)?, args.proxy.config(&folder.dir)?);
     server.proxy = proxy.as_ref().map(|proxy| proxy.advertise.clone());
-    let (flight, trails) = (Flight::default(), Arc::<Trails>::default());
+    let durability = durability(args)?;
+    let (flight, trails) = (Flight::default(), Arc::new(Trails::new(durability != Durability::Local)));
     let mut config = Config { addr: args.addr, exec: args.exec.clone(), ..Config::default() };
     config.socket = args.socket.clone().map(SocketConfig::private);
     config.logging.level = args.log_level.unwrap_or(config.logging.level);
@@ -155,7 +156,7 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
         parking: Policy::default(),
         flight: flight.clone(),
         trails,
-        durability: durability(args)?,
+        durability,
         forgets: watch::Sender::new(false),
     };
     config.cluster = Some(server);

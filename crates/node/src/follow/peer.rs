@@ -10,7 +10,7 @@ use rhyolite_logic::witness::Passed;
 use serde::{Deserialize, Serialize};
 
 use super::apply::{Batch, Content};
-use super::replica::{self, NUMBER_SIZE, PAGES_MAX};
+use super::replica::{self, For, NUMBER_SIZE, PAGES_MAX};
 use super::{Following, trails};
 use crate::restore::RestoreError;
 use crate::restore::draft::Draft;
@@ -60,12 +60,12 @@ pub(crate) enum Found {
 ///
 /// # Errors
 /// It cannot be read.
-pub(crate) fn whereabouts(path: &Path, passed: Pos) -> Result<Found, RestoreError> {
-    Ok(match replica::look(path)? {
+pub(crate) fn whereabouts(path: &Path, passed: Pos, whom: For) -> Result<Found, RestoreError> {
+    Ok(match replica::look(path, whom)? {
         replica::Found::Nothing => Found::Nothing,
         replica::Found::Unknown => Found::Unknown,
         replica::Found::Held(replica::Held { lineage, end }) => {
-            let way = if end.pos == passed { Passed::End } else { Passed::by(&trails::to(path, end.pos), passed) };
+            let way = if end.pos == passed { Passed::End } else { trails::way(path, end.pos, passed) };
             let (page_size, commit) = (end.page_size.get(), end.commit.get());
             Found::Held(Whereabouts { lineage, pos: end.pos, page_size, commit, passed: way.name().to_owned() })
         }

@@ -197,7 +197,8 @@ async fn advance(
         if let Some(pos) = pos {
             trails.open(name, &options.output, pos);
         }
-        match approach(pos, goal.pos, trails.has(name, goal.pos)) {
+        let is_passed = pos.is_some_and(|pos| trails.has_passed(name, (&options.output, pos), goal.pos));
+        match approach(pos, goal.pos, is_passed) {
             Approach::There => break,
             Approach::Astray => return Err(following.diverged(format!("the store ends at {}", goal.pos))),
             Approach::CatchUp => {}

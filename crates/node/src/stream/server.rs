@@ -42,7 +42,7 @@ use crate::cluster::{Handoff, known_address};
 use crate::config::cluster::Token;
 use crate::config::folder::FolderConfig;
 use crate::follow::peer;
-use crate::follow::replica::{self, PAGES_MAX};
+use crate::follow::replica::{self, For, PAGES_MAX};
 use crate::proxy::About;
 use crate::status::{DatabaseStatus, StatusBoard};
 use crate::time;
@@ -517,7 +517,7 @@ impl Server {
             Err((status, text)) => return refuse(respond, status, None, &text),
         };
         let turn = self.logs.acquire().await.expect("the semaphore is never closed");
-        let looked = tokio::task::spawn_blocking(move || peer::whereabouts(&path, passed)).await;
+        let looked = tokio::task::spawn_blocking(move || peer::whereabouts(&path, passed, For::Other)).await;
         drop(turn);
         match looked.expect("looking does not panic") {
             Ok(peer::Found::Held(at)) => {
