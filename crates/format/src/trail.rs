@@ -1,7 +1,7 @@
 //! `NAME-rhyolite-trail`: the positions that a file which follows has come through (docs/spec/follow.md).
 //!
 //! A header, then positions of [`POS_SIZE`] bytes. What lies behind the last whole one, and everything behind one that makes no sense, is not read: it was being written
-//! when the process ended. Nothing of it is synced, so it counts only as long as the system has run on.
+//! when the process ended. Unless it says that it was synced, it counts only as long as the system has run on.
 
 use crate::crc::crc64;
 use crate::error::{DecodeError, ErrorKind};
@@ -19,7 +19,7 @@ pub const POS_SIZE: usize = 16;
 
 const WHAT: &str = "trail";
 
-/// The header of a trail of this start of the system.
+/// The header of a trail of this start of the system; zeros say that it is synced.
 pub fn encode_header(boot_id: [u8; 16]) -> [u8; HEADER_SIZE] {
     let mut bytes = [0; HEADER_SIZE];
     at::MAGIC.put(&mut bytes, &MAGIC);

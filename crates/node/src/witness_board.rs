@@ -13,7 +13,7 @@ use rhyolite_format::lease::Witnesses;
 use rhyolite_logic::lease::Monotonic;
 use rhyolite_writer::World;
 
-use crate::status::DatabaseStatus;
+use crate::status::{DatabaseStatus, StatusBoard};
 use crate::world::RealWorld;
 
 /// What a primary knows of its witnesses.
@@ -44,15 +44,14 @@ struct Presence {
 #[derive(Debug)]
 pub struct Present {
     status: Arc<DatabaseStatus>,
-    board: Arc<crate::status::StatusBoard>,
+    board: Arc<StatusBoard>,
     node: String,
     generation: u64,
 }
 
 impl Present {
-    /// `node` follows a database from here on.
-    pub fn new(board: Arc<crate::status::StatusBoard>, status: Arc<DatabaseStatus>, node: String) -> Self {
-        let generation = status.feed.generation();
+    /// A node follows a database from here on, whose history is of this generation.
+    pub fn new(board: Arc<StatusBoard>, status: Arc<DatabaseStatus>, (node, generation): (String, u64)) -> Self {
         board.witnesses.lock().nodes.entry(node.clone()).or_default().streams += 1;
         Self { status, board, node, generation }
     }
@@ -100,6 +99,9 @@ impl WitnessBoard {
             presence.streams > 0
                 || presence.gone.is_some_and(|gone| gone.elapsed() < patience.max(Duration::from_secs(60)))
         });
+        for status in databases {
+            status.feed.with_ledger(|ledger| ledger.keep(|node| inner.nodes.contains_key(node)));
+        }
         let captured: Vec<_> = databases.iter().filter(|status| status.look(|f| f.local.is_some())).collect();
         let has_all =
             |node: &str| captured.iter().all(|status| status.feed.with_ledger(|ledger| ledger.reached(node).is_some()));

@@ -145,7 +145,8 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
     let mut folder = folder(args)?;
     let (mut server, proxy) = (server(args)?, args.proxy.config(&folder.dir)?);
     server.proxy = proxy.as_ref().map(|proxy| proxy.advertise.clone());
-    let (flight, trails) = (Flight::default(), Arc::<Trails>::default());
+    let durability = durability(args)?;
+    let (flight, trails) = (Flight::default(), Arc::new(Trails::new(durability != Durability::Local)));
     let mut config = Config { addr: args.addr, exec: args.exec.clone(), ..Config::default() };
     config.socket = args.socket.clone().map(SocketConfig::private);
     config.logging.level = args.log_level.unwrap_or(config.logging.level);
@@ -174,7 +175,7 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
         parking: if args.at.is_some() { Policy::never() } else { Policy::default() },
         flight: flight.clone(),
         trails,
-        durability: durability(args)?,
+        durability,
         forgets: watch::Sender::new(false),
     };
     config.cluster = Some(server);
@@ -260,6 +261,11 @@ fn is_candidate(args: &NodeArgs, lease: Option<&LeaseUrl>) -> Result<bool, Failu
     let is_primary = named.is_none();
     if args.candidate.is_some_and(|candidate| candidate != is_primary) {
         return Err(Failure::usage(format!("--candidate contradicts --lease {lease}")));
+    }
+    if args.durability.is_some_and(|level| level != DurabilityArg::Local) {
+        return Err(Failure::usage(format!(
+            "--durability has no effect with --lease {lease}: whoever is made the primary next asks nobody what others have"
+        )));
     }
     if args.settings.lease_ttl.is_some() {
         return Err(Failure::usage(format!("--lease-ttl has no effect with --lease {lease}: it never runs out")));

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::node_address;
 use crate::follow::peer::{self, Better, Found, Whereabouts};
+use crate::follow::replica::For;
 use crate::stream::client::{Access, Link, LinkError};
 
 /// How long an answer may take.
@@ -110,7 +111,7 @@ impl Hearing {
         for node in &self.witnesses.nodes {
             if *node == self.own {
                 let path = path.to_owned();
-                let looked = tokio::task::spawn_blocking(move || peer::whereabouts(&path, end)).await;
+                let looked = tokio::task::spawn_blocking(move || peer::whereabouts(&path, end, For::Own)).await;
                 let answer = match looked.expect("looking does not panic") {
                     Ok(Found::Held(at)) => Answer::Of(Some(at), None),
                     Ok(Found::Nothing) => Answer::Of(None, None),

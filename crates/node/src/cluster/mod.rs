@@ -469,8 +469,9 @@ impl Node {
             lease: Some(lent),
         };
         let task = tokio::spawn(supervise::run(options, Arc::clone(&self.board), stopped, Some(receiver)));
+        let is_settling = self.begin_to_settle(commands.clone());
         self.capture = Some(Capture { stop, task, commands, loan: Some(loan) });
-        if self.lists.owed.is_none() {
+        if !is_settling {
             self.begin_to_serve(&[]).await;
         }
         Ok(())
@@ -510,9 +511,12 @@ impl Node {
             Event::Prepared(done) => {
                 let owes = self.preparing.take().is_some_and(|preparing| preparing.owes);
                 let is_done = done.is_some();
+                if !is_done {
+                    replica::close(false);
+                }
                 self.lists = Lists::owing(done.filter(|_| owes));
                 // Before anything is captured, or a follower of before asks again.
-                self.board.witnesses.withhold(self.lists.owed.is_some());
+                self.board.witnesses.withhold(self.lists.withholds());
                 self.machine.handle_prepared(is_done, RealWorld.now());
             }
             Event::Captured(errors) => return self.note_captured(&errors).await,
@@ -618,6 +622,7 @@ impl Node {
             tracing::warn!("stopped before everything was durable: {text}");
         }
         self.settle_witnesses(is_drained);
+        replica::close(false);
         self.undrained = (!is_drained).then_some(text);
         let is_settled = is_drained && !self.board.unsettled.load(Ordering::Acquire);
         self.machine.handle_capture_stopped(is_drained, is_settled, RealWorld.now());
@@ -727,7 +732,11 @@ impl Node {
         let replicas = self.following.as_mut().map(Following::report).unwrap_or_default();
         self.tell_lag(&replicas);
         self.board.set_node(NodeReport {
-            role: self.machine.role().name().to_owned(),
+            // Who serves nobody yet has not got there.
+            role: match self.machine.role() {
+                Role::Primary if self.lists.withholds() => Role::Promoting.name().to_owned(),
+                role => role.name().to_owned(),
+            },
             candidate: self.config.is_candidate,
             address: self.config.address.clone(),
             lease: self.lease_shown(),

@@ -38,6 +38,7 @@ use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
 use crate::follow::FollowOptions;
 use crate::follow::promote::{Goal, Released, is_follower, measured, promote};
+use crate::follow::replica;
 use crate::follow::trails::Trails;
 use crate::log_end::{self, LogEnd};
 use crate::mount::MountHandle;
@@ -75,6 +76,10 @@ pub(super) struct Prepare {
 /// Prepares everything. Gives the databases of which the store has something; `None` when that was cancelled.
 pub(super) async fn run(prepare: Prepare) -> Option<Vec<String>> {
     let prepare = Arc::new(prepare);
+    // From here on SQLite may have the files open in this process.
+    replica::close(true);
+    let waited = tokio::task::spawn_blocking(replica::wait_for_looks).await;
+    waited.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
     let names = prepare.names().await?;
     let (turns, mut tasks) = (Arc::new(Semaphore::new(AT_ONCE)), JoinSet::new());
     // Fences carry the right under which they were made; capture goes on under a later one, by which it tells them from its own.

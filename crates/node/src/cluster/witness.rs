@@ -13,20 +13,22 @@ use rhyolite_logic::lease::{Monotonic, Standing};
 use rhyolite_logic::role::Role;
 use rhyolite_logic::witness::next_list;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::{JoinHandle, JoinSet};
 
 use super::Node;
-use crate::status::DatabaseStatus;
-use crate::supervise::control::Command;
+use crate::status::{DatabaseStatus, StatusBoard};
+use crate::supervise::control::{Command, Synced};
 
 /// How often it is looked whether everything is in the store, and who is there.
-pub(super) const LOOK: Duration = Duration::from_millis(20);
+pub(super) const LOOK: Duration = Duration::from_millis(25);
 
-/// Time between two requests to upload at once what is waited for.
-const HURRY: Duration = Duration::from_millis(250);
-
-/// After so long it is said what is waited for.
-const TELL_AFTER: Duration = Duration::from_secs(3);
+/// Databases that are put into the store at a time.
+const AT_ONCE: usize = 64;
+/// Pause before one is tried again.
+const AGAIN: Duration = Duration::from_millis(250);
+/// How long one try may take; then it is said what is waited for.
+const SETTLE_MAX: Duration = Duration::from_secs(5);
 
 /// How many other nodes must have a commit before it is called safe.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,17 +69,35 @@ impl Durability {
 #[derive(Debug, Default)]
 pub(super) struct Lists {
     /// The databases that must be in the store before anybody is served.
-    pub(super) owed: Option<Vec<String>>,
-    /// Since when that is waited for, and whether it was said.
-    began: Option<Instant>,
-    is_told: bool,
-    /// When they were last to be uploaded at once.
-    hurried: Option<Instant>,
+    owed: Option<Vec<String>>,
+    /// Puts them there; not looked at any more once it has, and the lease says so.
+    settling: Option<Settling>,
     /// What the lease is to say, since this was decided under the present right.
     wished: Option<Option<Witnesses>>,
 }
 
+/// A task that ends with this.
+#[derive(Debug)]
+struct Settling(JoinHandle<()>);
+
+impl Settling {
+    fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 impl Lists {
+    /// Whether nobody is served yet.
+    pub(super) fn withholds(&self) -> bool {
+        self.owed.is_some() || self.settling.is_some()
+    }
+
     /// Before these databases are in the store nobody is served.
     pub(super) fn owing(owed: Option<Vec<String>>) -> Self {
         Self { owed, ..Self::default() }
@@ -94,10 +114,9 @@ impl Node {
         }
         let confirmed = self.lease.witnesses();
         let is_serving = self.machine.role() == Role::Primary;
-        if let Some(owed) = &self.lists.owed {
-            let missing: Vec<_> = owed.iter().filter(|name| !is_in_store(&databases, name)).cloned().collect();
-            if !is_serving || !missing.is_empty() {
-                return self.hurry(&databases, &missing);
+        if let Some(settling) = &self.lists.settling {
+            if !is_serving || !settling.is_finished() {
+                return;
             }
             if self.lists.wished.is_none() {
                 tracing::info!("what other nodes had is in the store");
@@ -105,7 +124,7 @@ impl Node {
             }
             // Until the lease says so, whoever takes it asks for what was owed.
             if confirmed.is_none() {
-                self.lists.owed = None;
+                self.lists.settling = None;
                 self.begin_to_serve(&databases).await;
             }
             return;
@@ -134,27 +153,17 @@ impl Node {
         }
     }
 
-    /// Whether something about witnesses may be due soon.
-    pub(super) fn is_watching_witnesses(&self) -> bool {
-        self.capture.is_some() && (self.lists.owed.is_some() || self.config.durability.count() > 0)
+    /// Begins to put into the store what other nodes may have had. `false` when there is nothing.
+    pub(super) fn begin_to_settle(&mut self, commands: mpsc::Sender<Command>) -> bool {
+        let Some(owed) = self.lists.owed.take() else { return false };
+        let settling = tokio::spawn(settle(Arc::clone(&self.board), commands, owed));
+        self.lists.settling = Some(Settling(settling));
+        true
     }
 
-    /// Has what is waited for uploaded now, whatever the interval is.
-    fn hurry(&mut self, databases: &[Arc<DatabaseStatus>], missing: &[String]) {
-        if self.lists.hurried.is_some_and(|hurried| hurried.elapsed() < HURRY) {
-            return;
-        }
-        self.lists.hurried = Some(Instant::now());
-        if self.lists.began.get_or_insert_with(Instant::now).elapsed() > TELL_AFTER && !self.lists.is_told {
-            self.lists.is_told = true;
-            tracing::warn!("not served yet, as it is not in the store what other nodes had: {}", missing.join(", "));
-        }
-        let Some(capture) = &self.capture else { return };
-        for status in databases.iter().filter(|status| missing.contains(&status.name())) {
-            // What comes of it is seen in the figures.
-            let (reply, _) = oneshot::channel();
-            let _ = capture.commands.try_send(Command::Sync(status.path.to_path_buf(), reply));
-        }
+    /// Whether something about witnesses may be due soon.
+    pub(super) fn is_watching_witnesses(&self) -> bool {
+        self.capture.is_some() && (self.lists.withholds() || self.config.durability.count() > 0)
     }
 
     fn wish(&mut self, tenure: u64, witnesses: Option<Witnesses>) {
@@ -193,10 +202,44 @@ impl Node {
     }
 }
 
-/// Whether all that there is of a database here is in the store.
-fn is_in_store(databases: &[Arc<DatabaseStatus>], name: &str) -> bool {
-    let found = databases.iter().find(|status| status.name() == name);
-    found.is_some_and(|status| status.look(|f| f.local.is_some() && f.local == f.durable))
+/// Ends when all that these databases have now is captured and in the store.
+async fn settle(board: Arc<StatusBoard>, commands: mpsc::Sender<Command>, owed: Vec<String>) {
+    let (turns, mut tasks) = (Arc::new(Semaphore::new(AT_ONCE)), JoinSet::new());
+    for name in owed {
+        let (board, commands, turns) = (Arc::clone(&board), commands.clone(), Arc::clone(&turns));
+        tasks.spawn(async move {
+            let began = Instant::now();
+            let mut is_told = false;
+            loop {
+                let turn = turns.acquire().await.expect("the semaphore is never closed");
+                let done = tokio::time::timeout(SETTLE_MAX, settle_once(&board, &commands, &name)).await;
+                drop(turn);
+                if done == Ok(Some(())) {
+                    return;
+                }
+                if began.elapsed() > SETTLE_MAX && !std::mem::replace(&mut is_told, true) {
+                    tracing::warn!(database = %name, "not served yet: what other nodes had is not in the store");
+                }
+                tokio::time::sleep(AGAIN).await;
+            }
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+    }
+}
+
+/// `None` when it is to be tried again: its capture has not begun, or has ended.
+async fn settle_once(board: &StatusBoard, commands: &mpsc::Sender<Command>, name: &str) -> Option<()> {
+    let status = board.databases().into_iter().find(|status| status.name() == name)?;
+    let (reply, answer) = oneshot::channel();
+    commands.send(Command::Sync(status.path.to_path_buf(), reply)).await.ok()?;
+    let Synced { status, captured } = answer.await.ok()?.ok()?;
+    let pos = captured.await.ok()?;
+    while status.look(|f| f.durable.is_none_or(|durable| durable.txid < pos.txid)) {
+        tokio::time::sleep(LOOK).await;
+    }
+    Some(())
 }
 
 #[cfg(test)]

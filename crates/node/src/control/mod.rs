@@ -31,7 +31,7 @@ use axum::routing::{get, post};
 use rhyolite_format::{Pos, Txid};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cluster::Handoff;
 use crate::cluster::promote::{NodeControl, promote as promoted};
@@ -416,17 +416,28 @@ async fn handoff(Shared(controller): Shared<Controller>, body: bytes::Bytes) -> 
     Ok(Json(()))
 }
 
+/// Commits that were acknowledged and cannot be found are given up for as long as this lives.
+struct Forgetting(watch::Sender<bool>);
+
+impl Forgetting {
+    fn new(forgets: &watch::Sender<bool>) -> Self {
+        forgets.send_replace(true);
+        Self(forgets.clone())
+    }
+}
+
+impl Drop for Forgetting {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
+}
+
 async fn promote(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>) -> Result<Json<()>, Refused> {
     let node = controller.node.ok_or_else(no_node)?;
     let limit = wanted.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
-    if wanted.forget_acknowledged {
-        node.forgets.send_replace(true);
-    }
+    // For this time only, whatever becomes of it, and of whoever asks.
+    let _forgetting = wanted.forget_acknowledged.then(|| Forgetting::new(&node.forgets));
     let done = promoted(&node, &controller.board, limit).await;
-    if done.is_err() {
-        // That was for this time.
-        node.forgets.send_replace(false);
-    }
     done.map_err(|text| refuse(StatusCode::CONFLICT, text))?;
     Ok(Json(()))
 }

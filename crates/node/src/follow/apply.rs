@@ -701,7 +701,7 @@ pub(super) fn roll_back(path: &Path) -> Result<(), RestoreError> {
         db.busy_timeout(Duration::from_secs(5))?;
         db.query_row("PRAGMA schema_version", [], |row| row.get(0))
     };
-    let rolled_back = read();
+    let rolled_back = super::replica::with_sqlite(read);
     match rolled_back {
         Ok(_) => remove_cold(&journal_path(path)),
         Err(e) => Err(RestoreError::io("roll back", path, std::io::Error::other(e))),

@@ -33,7 +33,7 @@ use crate::observe::events::Events;
 use crate::restore::draft::Draft;
 use crate::restore::reader::Reader;
 use crate::restore::{RestoreError, blocking};
-use crate::stream::client::{Frames, Link, LinkError, Replies};
+use crate::stream::client::{Frames, Link, LinkError};
 use crate::stream::query::Query;
 use crate::time;
 
@@ -270,7 +270,14 @@ impl Live {
             Err(error) => return Ok(Ended::Lost(error)),
         };
         // What was applied is on the disk.
-        let mut say = |pos| replies.iter_mut().for_each(|replies: &mut Replies| replies.say(&Frame::Reached(pos)));
+        let trails = self.member.as_ref().map(|member| (Arc::clone(&member.trails), self.database.clone()));
+        let mut say = |pos| {
+            // What nobody can be shown is no use to others.
+            let is_shown = trails.as_ref().is_some_and(|(trails, name)| trails.is_kept(name));
+            if let Some(replies) = replies.as_mut().filter(|_| is_shown) {
+                replies.say(&Frame::Reached(pos));
+            }
+        };
         loop {
             let next = tokio::select! {
                 biased;

@@ -10,10 +10,11 @@ use rhyolite_logic::witness::Passed;
 use serde::{Deserialize, Serialize};
 
 use super::apply::{Batch, Content};
-use super::replica::{self, NUMBER_SIZE, PAGES_MAX};
+use super::replica::{self, For, NUMBER_SIZE, PAGES_MAX};
 use super::{Following, trails};
 use crate::restore::RestoreError;
 use crate::restore::draft::Draft;
+use crate::stream::SILENCE_MAX;
 use crate::stream::client::{Link, LinkError};
 use crate::stream::query::Query;
 
@@ -59,12 +60,12 @@ pub(crate) enum Found {
 ///
 /// # Errors
 /// It cannot be read.
-pub(crate) fn whereabouts(path: &Path, passed: Pos) -> Result<Found, RestoreError> {
-    Ok(match replica::look(path)? {
+pub(crate) fn whereabouts(path: &Path, passed: Pos, whom: For) -> Result<Found, RestoreError> {
+    Ok(match replica::look(path, whom)? {
         replica::Found::Nothing => Found::Nothing,
         replica::Found::Unknown => Found::Unknown,
         replica::Found::Held(replica::Held { lineage, end }) => {
-            let way = if end.pos == passed { Passed::End } else { Passed::by(&trails::to(path, end.pos), passed) };
+            let way = if end.pos == passed { Passed::End } else { trails::way(path, end.pos, passed) };
             let (page_size, commit) = (end.page_size.get(), end.commit.get());
             Found::Held(Whereabouts { lineage, pos: end.pos, page_size, commit, passed: way.name().to_owned() })
         }
@@ -77,7 +78,7 @@ pub(crate) fn whereabouts(path: &Path, passed: Pos) -> Result<Found, RestoreErro
 /// There is no answer, or the node cannot say.
 pub(crate) async fn ask(link: &Link, database: &str, passed: Pos) -> Result<Option<Whereabouts>, LinkError> {
     let path = Query::default().with("db", database).with("passed", passed).of("/v1/replica");
-    match link.read(&path, ANSWER_BYTES_MAX).await {
+    match within(link, link.read(&path, ANSWER_BYTES_MAX)).await {
         Ok((_, bytes)) => {
             let read = serde_json::from_slice(&bytes);
             read.map(Some).map_err(|e| LinkError::Unexpected(format!("where its file is: {e}")))
@@ -85,6 +86,14 @@ pub(crate) async fn ask(link: &Link, database: &str, passed: Pos) -> Result<Opti
         Err(LinkError::Refused { status: StatusCode::NOT_FOUND, .. }) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// An answer that comes in time. A connection on which none does is given up.
+async fn within<T>(link: &Link, answer: impl Future<Output = Result<T, LinkError>>) -> Result<T, LinkError> {
+    tokio::time::timeout(SILENCE_MAX, answer).await.unwrap_or_else(|_| {
+        link.close();
+        Err(LinkError::Lost(format!("no answer within {SILENCE_MAX:?}")))
+    })
 }
 
 /// Something that another node has.
@@ -127,7 +136,8 @@ pub(super) async fn fetch(better: &Better, database: &str, following: &Following
         let sums: Vec<u8> = (first..first + count).flat_map(sum).collect();
         let query = Query::default().with("db", database).with("pos", at.pos).with("first", first + 1);
         let most = u64::from(count) * (page_size.bytes() + NUMBER_SIZE) as u64;
-        let bytes = better.link.send(&query.of("/v1/pages"), Bytes::from(sums), most).await?;
+        let path = query.of("/v1/pages");
+        let bytes = within(&better.link, better.link.send(&path, Bytes::from(sums), most)).await?;
         for record in bytes.chunks(NUMBER_SIZE + page_size.bytes()) {
             let (number, page) = record.split_at_checked(NUMBER_SIZE).ok_or_else(|| odd("a page is cut off"))?;
             let number = u32::from_be_bytes(number.try_into().expect("4 bytes"));

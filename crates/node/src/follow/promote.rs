@@ -25,6 +25,8 @@ pub(crate) use super::rejoin::measured;
 
 /// Pause after readers did not let go, or the store did not answer.
 const PAUSE: Duration = Duration::from_millis(50);
+/// Pause before a node is asked again that had something that cannot be used.
+const PAUSE_LONG: Duration = Duration::from_secs(1);
 /// After so many of them it is said what is waited for.
 const TELL_AFTER: u32 = 40;
 
@@ -82,6 +84,12 @@ struct Patience<'a> {
 }
 
 impl Patience<'_> {
+    /// Waits before another node is asked again that has something wrong, unless there is no more to be asked.
+    async fn wait_long(&mut self) {
+        // Without a sender nobody waits for this any more.
+        let _ = tokio::time::timeout(PAUSE_LONG, self.cancelled.clone().wait_for(|cancelled| *cancelled)).await;
+    }
+
     /// Waits before the next try. `false` when there is to be none.
     async fn wait(&mut self, path: &Path) -> bool {
         self.waits += 1;
@@ -102,6 +110,10 @@ async fn take_from(
     (trails, name): (&Trails, &str),
     patience: &mut Patience<'_>,
 ) -> Result<bool, RestoreError> {
+    if following.pos() != goal.pos && trails.has(name, better.at.pos) {
+        // It has come through there.
+        return Ok(true);
+    }
     if following.pos() != goal.pos {
         // It is beyond the end. Is that on the way to where the other is?
         match peer::ask(&better.link, name, following.pos()).await {
@@ -119,7 +131,12 @@ async fn take_from(
             }
         }
     }
-    let mut batch = match peer::fetch(better, name, following).await {
+    let mut cancelled = patience.cancelled.clone();
+    let fetched = tokio::select! {
+        fetched = peer::fetch(better, name, following) => fetched,
+        _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(false),
+    };
+    let mut batch = match fetched {
         Ok(batch) => batch,
         Err(Failed::Link(error)) => {
             tracing::warn!(database = name, "taking commits from {}: {error}", better.address);
@@ -135,9 +152,16 @@ async fn take_from(
     }
     trails.intend(name, &[here, there]);
     loop {
-        match following.apply_batch(batch).await? {
-            Ok(()) => break,
-            Err(again) => batch = again,
+        match following.apply_batch(batch).await {
+            Ok(Ok(())) => break,
+            Ok(Err(again)) => batch = again,
+            // What came is not what the other should have: the file here is as it was.
+            Err(error @ (RestoreError::WrongChecksum { .. } | RestoreError::Contradiction { .. })) => {
+                tracing::warn!(database = name, "what {} has cannot be used: {error}", better.address);
+                patience.wait_long().await;
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
         }
         if !patience.wait(&following.options.output).await {
             return Ok(false);
@@ -174,7 +198,8 @@ async fn advance(
         if let Some(pos) = pos {
             trails.open(name, &options.output, pos);
         }
-        match approach(pos, goal.pos, trails.has(name, goal.pos)) {
+        let is_passed = pos.is_some_and(|pos| trails.has_passed(name, (&options.output, pos), goal.pos));
+        match approach(pos, goal.pos, is_passed) {
             Approach::There => break,
             Approach::Astray => return Err(following.diverged(format!("the store ends at {}", goal.pos))),
             Approach::CatchUp => {}

@@ -28,7 +28,7 @@ use rhyolite_logic::restore_plan::{PlanError, points};
 
 use super::apply::{self, Follower, PageSums, page_sums, wait};
 use super::lock::{Busy, Locks};
-use super::{FollowOptions, Following, ReplicaJournal, lost};
+use super::{FollowOptions, Following, ReplicaJournal, lost, replica};
 use crate::capture::restart;
 use crate::restore::catalog::{Catalog, OnDamage};
 use crate::restore::draft::{beside, sync_folder_of};
@@ -291,7 +291,7 @@ fn is_database(path: &Path) -> io::Result<bool> {
 }
 
 /// Lets SQLite roll back what was not committed, and put what was into the file. `false` when others do not let it.
-fn recover(path: &Path) -> Result<bool, RestoreError> {
+pub(super) fn recover(path: &Path) -> Result<bool, RestoreError> {
     let recover = || -> rusqlite::Result<bool> {
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = rusqlite::Connection::open_with_flags(path, flags)?;
@@ -300,7 +300,7 @@ fn recover(path: &Path) -> Result<bool, RestoreError> {
         let busy: i64 = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
         Ok(busy == 0)
     };
-    match recover() {
+    match replica::with_sqlite(recover) {
         Ok(done) => Ok(done),
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(false),
         Err(error) => Err(RestoreError::io("recover", path, io::Error::other(error))),

@@ -7,14 +7,16 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use rhyolite_format::follow::{FollowEnd, FollowState};
 use rhyolite_format::{Checksum, Lineage, PageNumber, Pos};
 
-use super::apply::{journal_path, pos_path, released, roll_back, state_path, still_released};
+use super::apply::{Follower, journal_path, pos_path, released, roll_back, state_path, still_released};
 use super::lock::Locks;
+use super::{ReplicaJournal, rejoin};
 use crate::restore::RestoreError;
 
 /// Pages that are compared by one request.
@@ -60,19 +62,79 @@ pub(crate) fn recover(folder: &Path, depth: usize) {
             if depth < DEPTH_MAX {
                 recover(&path, depth + 1);
             }
-        } else if let Some(name) = name.to_str().and_then(|name| name.strip_suffix("-rhyolite-follow"))
-            && let Err(error) = roll_back(&folder.join(name))
-        {
+            continue;
+        }
+        let of = |suffix| Some(folder.join(name.to_str()?.strip_suffix(suffix)?));
+        let settled = match (of("-rhyolite-follow"), of("-rhyolite-released")) {
+            (Some(database), _) => settle(&database),
+            (_, Some(database)) if is_wal(&database) && !state_path(&database).exists() => {
+                // It was to be written to, and nobody has begun to.
+                rejoin::recover(&database).map(drop)
+            }
+            _ => Ok(()),
+        };
+        if let Err(error) = settled {
             warn(&path, &error);
         }
     }
+}
+
+/// Finds out where a file is that was being applied to.
+fn settle(database: &Path) -> Result<(), RestoreError> {
+    roll_back(database)?;
+    let bytes = std::fs::read(state_path(database)).map_err(|e| RestoreError::io("read", database, e))?;
+    let at_the_end = FollowState::decode(&bytes).is_ok_and(|state| noted(database) == Some(state.after.pos));
+    if at_the_end || !database.exists() || is_wal(database) {
+        return Ok(());
+    }
+    // It compares the file with both ends, and notes at which it is.
+    Follower::open(database, ReplicaJournal::Rollback).map(drop)
+}
+
+/// The position that is noted beside a file.
+fn noted(database: &Path) -> Option<Pos> {
+    std::fs::read_to_string(pos_path(database)).ok()?.trim_end().parse().ok()
+}
+
+/// Nobody but this node itself may look: it is not a replica, and SQLite may have the files open here.
+static IS_CLOSED: AtomicBool = AtomicBool::new(false);
+/// Closing any descriptor of a file drops the locks that SQLite has on it in this process: whoever looks reads-locks this, and whoever has SQLite recover a file write-locks it.
+static OPENING: RwLock<()> = RwLock::new(());
+
+/// Lets others look, or not. Whoever looks already goes on until [`wait_for_looks`] has returned.
+pub(crate) fn close(is_closed: bool) {
+    IS_CLOSED.store(is_closed, Ordering::SeqCst);
+}
+
+/// Waits until nobody looks any more that began before.
+pub(crate) fn wait_for_looks() {
+    drop(OPENING.write().unwrap_or_else(PoisonError::into_inner));
+}
+
+/// Has SQLite do something with files, while nobody looks.
+pub(super) fn with_sqlite<T>(work: impl FnOnce() -> T) -> T {
+    let _gate = OPENING.write().unwrap_or_else(PoisonError::into_inner);
+    work()
+}
+
+/// Who looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// This node.
+    Own,
+    /// Another.
+    Other,
 }
 
 /// Looks where the file at `path` is.
 ///
 /// # Errors
 /// It cannot be read.
-pub(crate) fn look(path: &Path) -> Result<Found, RestoreError> {
+pub(crate) fn look(path: &Path, whom: For) -> Result<Found, RestoreError> {
+    let _gate = OPENING.read().unwrap_or_else(PoisonError::into_inner);
+    if whom == For::Other && IS_CLOSED.load(Ordering::SeqCst) {
+        return Ok(Found::Unknown);
+    }
     match open(path)? {
         Some(file) => with_lock(&file, path, |held| match held {
             Some((held, false)) if !is_as_released(&file, path, &held.end)? => Ok(Found::Unknown),
@@ -94,6 +156,10 @@ pub(crate) fn differing(
     first: PageNumber,
     sums: &[u64],
 ) -> Result<Option<Vec<u8>>, RestoreError> {
+    let _gate = OPENING.read().unwrap_or_else(PoisonError::into_inner);
+    if IS_CLOSED.load(Ordering::SeqCst) {
+        return Ok(None);
+    }
     let Some(file) = open(path)? else { return Ok(None) };
     with_lock(&file, path, |held| {
         // Whoever asks has asked where it is before, and proves the sum of what it gets.
@@ -163,23 +229,22 @@ fn held(path: &Path) -> Result<Option<(Held, bool)>, RestoreError> {
     Ok(end.filter(|_| !is_wal(path)).map(|end| (Held { lineage: state.lineage, end }, true)))
 }
 
-/// Size and time of the last write of a file, and what it was then.
-type Seen = (u64, Option<SystemTime>, Pos);
+/// Size and time of the last write of a file, what it may have been then, and whether it was.
+type Seen = (u64, Option<SystemTime>, Pos, bool);
 
-/// Files that still were what they had been: those who ask do so again and again.
+/// Files that were compared with what they had been: those who ask do so again and again.
 static SEEN: Mutex<BTreeMap<PathBuf, Seen>> = Mutex::new(BTreeMap::new());
 
 fn is_as_released(file: &File, path: &Path, end: &FollowEnd) -> Result<bool, RestoreError> {
     let meta = file.metadata().map_err(|e| RestoreError::io("read", path, e))?;
-    let now = (meta.len(), meta.modified().ok(), end.pos);
+    let (len, time) = (meta.len(), meta.modified().ok());
     let lock = || SEEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if lock().get(path) == Some(&now) {
-        return Ok(true);
+    let known = lock().get(path).copied().filter(|known| (known.0, known.1, known.2) == (len, time, end.pos));
+    if let Some((.., is_same)) = known {
+        return Ok(is_same);
     }
     let is_same = still_released(file, path, end)?.is_some();
-    if is_same {
-        lock().insert(path.to_owned(), now);
-    }
+    lock().insert(path.to_owned(), (len, time, end.pos, is_same));
     Ok(is_same)
 }
 

@@ -12,18 +12,24 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rhyolite_format::Pos;
 use rhyolite_format::trail::{POS_SIZE, decode, encode_header, encode_pos};
 use rhyolite_logic::trail::Trail;
+use rhyolite_logic::witness::Passed;
 
 use crate::capture::restart::boot_id;
 use crate::restore::draft::beside;
 
-/// A file that has become larger begins anew with its later half, in bytes.
-const FILE_BYTES_MAX: u64 = 4 << 20;
+/// A file that has become larger begins anew with its later half, in bytes: some millions of commits.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// Says of a trail that each of its positions was on the disk before the file came there.
+const SYNCED: [u8; 16] = [0; 16];
 
 /// The trails of all databases, by name.
 #[derive(Debug, Default)]
 pub struct Trails {
     passed: Mutex<HashMap<String, Kept>>,
     proved: Mutex<HashSet<String>>,
+    /// What is written is on the disk before it is relied on, so that it counts after a power cut, too.
+    syncs: bool,
 }
 
 /// One trail.
@@ -39,9 +45,15 @@ struct TrailFile {
     path: PathBuf,
     bytes: u64,
     last: Option<Pos>,
+    syncs: bool,
 }
 
 impl Trails {
+    /// Trails that outlive a power cut, or only the process.
+    pub fn new(syncs: bool) -> Self {
+        Self { syncs, ..Self::default() }
+    }
+
     /// The file of a database at `path` is at `at`. What lies beside it is read, if its trail leads there, and goes on from there; otherwise it begins there.
     pub fn open(&self, name: &str, path: &Path, at: Pos) {
         let path = trail_path(path);
@@ -58,7 +70,7 @@ impl Trails {
         }
         kept.trail = Trail::default();
         kept.trail.note(passed.iter().copied());
-        kept.file = report(&path, TrailFile::begin(&path, &passed));
+        kept.file = report(&path, TrailFile::begin(&path, &passed, self.syncs));
     }
 
     /// The file will come through these positions, the first of which is where it is, or stay there: to be called before that, as nothing tells afterwards
@@ -110,7 +122,17 @@ impl Trails {
         self.proved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether the file has been there.
+    /// Whether the trail of a database lies in a file. Where it does not, nobody can be shown how the database has come to where it is once the process has ended.
+    pub fn is_kept(&self, name: &str) -> bool {
+        self.lock().get(name).is_some_and(|kept| kept.file.is_some())
+    }
+
+    /// Whether the file of a database at `path`, which is at `at`, has been at `pos`. That may be longer ago than what is remembered.
+    pub fn has_passed(&self, name: &str, (path, at): (&Path, Pos), pos: Pos) -> bool {
+        self.has(name, pos) || way(path, at, pos) == Passed::End
+    }
+
+    /// Whether the file has been there, as far as is remembered.
     pub fn has(&self, name: &str, pos: Pos) -> bool {
         self.lock().get(name).is_some_and(|kept| kept.trail.has(pos))
     }
@@ -120,13 +142,16 @@ impl Trails {
     }
 }
 
-/// How the file of a database has come to `at`, by what lies beside it: nothing is known when that does not lead there.
-pub(crate) fn to(path: &Path, at: Pos) -> Trail {
+/// How the file of a database has come to `at`, seen from `end`, by what lies beside it: nothing is known when that does not lead there.
+pub(crate) fn way(path: &Path, at: Pos, end: Pos) -> Passed {
     let mut passed = read(&trail_path(path));
     passed.truncate(passed.iter().rposition(|pos| *pos == at).map_or(0, |index| index + 1));
-    let mut trail = Trail::default();
-    trail.note(passed);
-    trail
+    match passed.iter().rfind(|pos| pos.txid == end.txid) {
+        Some(pos) if *pos == end => Passed::End,
+        Some(_) if !passed.contains(&end) => Passed::Elsewhere,
+        Some(_) => Passed::End,
+        None => Passed::Unknown,
+    }
 }
 
 fn trail_path(path: &Path) -> PathBuf {
@@ -144,7 +169,7 @@ fn read(path: &Path) -> Vec<Pos> {
         }
     };
     match decode(&bytes) {
-        Ok((boot, passed)) if boot == boot_id() && boot != [0; 16] => passed,
+        Ok((boot, passed)) if boot == SYNCED || boot == boot_id() => passed,
         Ok(_) => Vec::new(),
         Err(error) => {
             tracing::warn!("{}: {error}", path.display());
@@ -160,30 +185,44 @@ fn report(path: &Path, file: io::Result<TrailFile>) -> Option<TrailFile> {
 
 impl TrailFile {
     /// A file with these positions, in place of any other.
-    fn begin(path: &Path, passed: &[Pos]) -> io::Result<Self> {
+    fn begin(path: &Path, passed: &[Pos], syncs: bool) -> io::Result<Self> {
+        let boot = if syncs { SYNCED } else { boot_id() };
+        if !syncs && boot == SYNCED {
+            return Err(io::Error::other("nobody can tell when the system starts anew: the trail is not kept"));
+        }
         let draft = beside(path, ".new");
         let mut file = File::create(&draft)?;
-        let mut bytes = encode_header(boot_id()).to_vec();
+        let mut bytes = encode_header(boot).to_vec();
         passed.iter().for_each(|pos| bytes.extend(encode_pos(*pos)));
         file.write_all(&bytes)?;
+        if syncs {
+            file.sync_all()?;
+        }
         std::fs::rename(&draft, path)?;
-        Ok(Self { file, path: path.to_owned(), bytes: bytes.len() as u64, last: passed.last().copied() })
+        if syncs {
+            File::open(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
+                .sync_all()?;
+        }
+        Ok(Self { file, path: path.to_owned(), bytes: bytes.len() as u64, last: passed.last().copied(), syncs })
     }
 
     /// Goes on with these positions. `known`: how the file has come to the first of them, for a trail that ends elsewhere, because it was meant to lead on another way
     /// that was not taken.
     fn append(mut self, passed: &[Pos], known: impl FnOnce() -> Vec<Pos>) -> io::Result<Self> {
         if self.last != passed.first().copied() {
-            self = Self::begin(&self.path, &known())?;
+            self = Self::begin(&self.path, &known(), self.syncs)?;
         } else if self.bytes > FILE_BYTES_MAX {
             let all = read(&self.path);
-            self = Self::begin(&self.path, &all[all.len() / 2..])?;
+            self = Self::begin(&self.path, &all[all.len() / 2..], self.syncs)?;
         }
         let mut bytes = Vec::with_capacity(passed.len() * POS_SIZE);
         passed.iter().skip(1).for_each(|pos| bytes.extend(encode_pos(*pos)));
         self.bytes += bytes.len() as u64;
         self.last = passed.last().copied();
         self.file.write_all(&bytes)?;
+        if self.syncs {
+            self.file.sync_data()?;
+        }
         Ok(self)
     }
 }
@@ -195,7 +234,7 @@ mod tests {
     use super::*;
 
     fn leads(path: &Path, passed: Pos, at: Pos) -> bool {
-        to(path, at).has(passed)
+        way(path, at, passed) == Passed::End
     }
 
     fn pos(n: u64) -> Pos {
@@ -256,6 +295,7 @@ mod tests {
         let other = Pos { checksum: Checksum::from_crc(44), ..pos(4) };
         trails.intend("a", &[pos(3), other]);
         assert!(leads(&path, pos(3), other) && !leads(&path, pos(4), other));
+        assert_eq!((way(&path, other, pos(4)), way(&path, other, pos(2))), (Passed::Elsewhere, Passed::Unknown));
         trails.note("a", [other]);
         // The store was read, which is not intended before.
         trails.note("a", [pos(7)]);
@@ -274,6 +314,22 @@ mod tests {
             trails.open("a", &path, pos(2));
             assert!(trails.has("a", pos(2)) && !trails.has("a", pos(1)));
         }
+    }
+
+    #[test]
+    fn a_trail_that_is_synced_counts_whenever_the_system_was_started() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.db");
+        let trails = Trails::new(true);
+        trails.open("a", &path, pos(1));
+        trails.intend("a", &[pos(1), pos(2)]);
+        assert!(trails.is_kept("a") && leads(&path, pos(1), pos(2)));
+        let bytes = std::fs::read(trail_path(&path)).unwrap();
+        assert_eq!(decode(&bytes), Ok((SYNCED, vec![pos(1), pos(2)])));
+        // Where it cannot be written nothing is kept from then on.
+        std::fs::remove_dir_all(folder.path()).unwrap();
+        trails.intend("a", &[pos(9), pos(10)]);
+        assert!(!trails.is_kept("a"));
     }
 
     #[test]

@@ -244,7 +244,7 @@ impl Link {
     /// # Errors
     /// It was refused.
     pub async fn frames(&self, path: &str) -> Result<Frames, LinkError> {
-        Ok(Frames { body: self.get(path).await?.into_body(), buffer: BytesMut::new() })
+        Ok(Frames::new(self.get(path).await?.into_body()))
     }
 
     /// An answer of frames, while frames are sent: as a node that says what it has reached.
@@ -254,7 +254,7 @@ impl Link {
     pub async fn frames_both_ways(&self, path: &str) -> Result<(Frames, Replies), LinkError> {
         let (response, replies) = self.begin_asking(Method::GET, path, false).await?;
         let body = answered(response).await?.into_body();
-        Ok((Frames { body, buffer: BytesMut::new() }, Replies(replies)))
+        Ok((Frames::new(body), Replies(replies)))
     }
 }
 
@@ -306,12 +306,19 @@ pub(super) async fn read_whole(mut body: RecvStream, bytes_max: u64) -> Result<B
 pub struct Frames {
     body: RecvStream,
     buffer: BytesMut,
+    /// No frame may be longer.
+    len_max: usize,
 }
 
 impl Frames {
     /// Those of a body.
-    pub(super) fn new(body: RecvStream) -> Self {
-        Self { body, buffer: BytesMut::new() }
+    fn new(body: RecvStream) -> Self {
+        Self::of_at_most(usize::MAX, body)
+    }
+
+    /// Those of a body that has none of more bytes.
+    pub(super) fn of_at_most(len_max: usize, body: RecvStream) -> Self {
+        Self { body, buffer: BytesMut::new(), len_max }
     }
 
     /// The next frame and its bytes; `None` at the end. May be dropped and asked again.
@@ -320,9 +327,11 @@ impl Frames {
     /// The connection is gone, or what came is no frame.
     pub async fn next(&mut self) -> Result<Option<(Frame, Bytes)>, LinkError> {
         loop {
-            if let Some(len) = Frame::len(&self.buffer).map_err(LinkError::Malformed)?
-                && self.buffer.len() >= len
-            {
+            let len = Frame::len(&self.buffer).map_err(LinkError::Malformed)?;
+            if let Some(len) = len.filter(|len| *len > self.len_max) {
+                return Err(LinkError::Unexpected(format!("a frame of {len} bytes")));
+            }
+            if let Some(len) = len.filter(|len| self.buffer.len() >= *len) {
                 let bytes = self.buffer.split_to(len).freeze();
                 let frame = Frame::decode(&bytes).map_err(LinkError::Malformed)?;
                 return Ok(Some((frame, bytes)));

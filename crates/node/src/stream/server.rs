@@ -21,7 +21,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use rhyolite_format::stream::{Database, End, EndReason, Frame};
+use rhyolite_format::stream::{self, Database, End, EndReason, Frame};
 use rhyolite_format::{Lineage, PageNumber, PageSize, Pos};
 use rhyolite_logic::role::Role;
 use rhyolite_logic::stream::{Standing, judge};
@@ -38,11 +38,11 @@ use super::query::Query;
 use super::tls::Acceptor;
 use super::{HEARTBEAT, PART_BYTES_MAX, SILENCE_MAX, WHOLE_BYTES_MAX};
 use crate::capture::restart::LOG_FOLDER;
-use crate::cluster::Handoff;
+use crate::cluster::{Handoff, known_address};
 use crate::config::cluster::Token;
 use crate::config::folder::FolderConfig;
 use crate::follow::peer;
-use crate::follow::replica::{self, PAGES_MAX};
+use crate::follow::replica::{self, For, PAGES_MAX};
 use crate::proxy::About;
 use crate::status::{DatabaseStatus, StatusBoard};
 use crate::time;
@@ -81,6 +81,9 @@ const LIST_MAX: usize = 1000;
 const HANDOFF: &str = "/v1/handoff";
 /// Pages of a replica's file that differ from those of another.
 const PAGES: &str = "/v1/pages";
+/// Size of a frame that says what a follower has reached.
+const REACHED_BYTES: usize = stream::HEADER_SIZE + 16;
+
 /// Names the size of the whole object.
 pub(super) const SIZE_HEADER: &str = "rhyolite-size";
 /// Names which writing of the object it is.
@@ -354,17 +357,24 @@ impl Server {
             let bad = |text| (StatusCode::BAD_REQUEST, text);
             let lineage: Lineage = query.get("lineage").map_err(bad)?;
             let pos: Pos = query.get("pos").map_err(bad)?;
-            Ok((status, lineage, pos))
+            let node = query.find("node").map(str::to_owned);
+            // It is compared with what leases say, and may become part of one.
+            match &node {
+                Some(node) if known_address(node).as_ref() != Ok(node) => {
+                    Err(bad("`node` is not the address of a node as the lease has it".to_owned()))
+                }
+                _ => Ok((status, lineage, pos, node)),
+            }
         });
-        let (status, lineage, pos) = match asked {
+        let (status, lineage, pos, node) = match asked {
             Ok(asked) => asked,
             Err((status, text)) => return refuse(respond, status, None, &text),
         };
         let Some(mut sink) = Sink::begin(respond, response(StatusCode::OK)) else { return };
-        let node =
-            query.find("node").map(|node| Present::new(Arc::clone(&self.board), Arc::clone(&status), node.to_owned()));
+        let generation = status.feed.generation();
+        let node = node.map(|node| Present::new(Arc::clone(&self.board), Arc::clone(&status), (node, generation)));
         let sent = AtomicU64::new(0);
-        let sending = self.send_log(status, (lineage, pos), &mut sink, &sent);
+        let sending = self.send_log((status, generation), (lineage, pos), &mut sink, &sent);
         let ended = tokio::select! {
             ended = sending => ended,
             () = hear(node.as_ref(), body, &sent) => Err(Closed),
@@ -379,14 +389,14 @@ impl Server {
     /// Sends commits as they come, until there are none that lead on.
     async fn send_log(
         &self,
-        status: Arc<DatabaseStatus>,
+        (status, generation): (Arc<DatabaseStatus>, u64),
         (lineage, mut pos): (Lineage, Pos),
         sink: &mut Sink,
         sent: &AtomicU64,
     ) -> Result<End, Closed> {
         let _follower = Follower::new(Arc::clone(&status));
         let mut files = LogFiles::new(status.meta_path.join(LOG_FOLDER));
-        let (mut is_greeted, generation) = (false, status.feed.generation());
+        let mut is_greeted = false;
         loop {
             let moved = status.feed.moved();
             tokio::pin!(moved);
@@ -415,12 +425,12 @@ impl Server {
                     }
                     match self.next(&status, &mut files, (origin, pos, here)).await {
                         Ok((frames, room, after)) => {
+                            sent.store(after.txid.get(), Ordering::Release);
                             for frame in frames {
                                 sink.send(frame).await?;
                             }
                             drop(room);
                             pos = after;
-                            sent.store(pos.txid.get(), Ordering::Release);
                         }
                         Err((reason, text)) => return Ok(end(reason, text)),
                     }
@@ -507,7 +517,7 @@ impl Server {
             Err((status, text)) => return refuse(respond, status, None, &text),
         };
         let turn = self.logs.acquire().await.expect("the semaphore is never closed");
-        let looked = tokio::task::spawn_blocking(move || peer::whereabouts(&path, passed)).await;
+        let looked = tokio::task::spawn_blocking(move || peer::whereabouts(&path, passed, For::Other)).await;
         drop(turn);
         match looked.expect("looking does not panic") {
             Ok(peer::Found::Held(at)) => {
@@ -608,12 +618,12 @@ impl Server {
 /// Hears what a node has reached, for as long as the stream lives; ends when that makes no sense.
 async fn hear(node: Option<&Present>, body: RecvStream, sent: &AtomicU64) {
     let Some(node) = node else { return std::future::pending().await };
-    let mut frames = Frames::new(body);
+    let mut frames = Frames::of_at_most(REACHED_BYTES, body);
     loop {
         match frames.next().await {
             // It cannot have what was not sent to it, nor confirmed.
             Ok(Some((Frame::Reached(pos), _))) if pos.txid.get() <= sent.load(Ordering::Acquire) => node.has(pos.txid),
-            Ok(Some(_)) | Err(LinkError::Malformed(_)) => return,
+            Ok(Some(_)) | Err(LinkError::Malformed(_) | LinkError::Unexpected(_)) => return,
             // It says no more, or its connection is lost, which the other direction notices.
             Ok(None) | Err(_) => return std::future::pending().await,
         }

@@ -153,6 +153,7 @@ fn a_level_that_nobody_keeps_is_refused_and_one_that_is_not_reached_is_said() {
         (&["--durability=quorum"][..], "needs --nodes"),
         (&["--durability=replica", "--nodes=3"], "give --durability quorum"),
         (&["--nodes=3"], "give --durability quorum"),
+        (&["--durability=replica", "--lease=static://primary"], "--durability has no effect"),
     ] {
         cluster.start_with("a", flags);
         let outcome = cluster.running.remove("a").unwrap().wait();
