@@ -384,13 +384,16 @@ impl Filesystem for Mirror {
 
     fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         count(Operation::Lookup);
-        if let Some(node) = self.taken.get(request.pid(), parent, name) {
+        if let Some(node) = self.taken.tell(request.pid(), parent, name) {
             // To the kernel it is another file with the number of the one before, which is dead by that.
             return answer!(reply, self.nodes.tell(&node), attributes => {
                 reply.entry(&Duration::ZERO, &attributes, Generation(1));
             });
         }
         match self.look_up(parent, name) {
+            Ok((_, attributes)) if self.taken.is_awaited(parent, name) => {
+                reply.entry(&Duration::ZERO, &attributes, Generation(0));
+            }
             Ok((node, attributes)) => reply.entry(ttl(&node), &attributes, Generation(0)),
             // The kernel remembers that too: SQLite asks for a journal at every transaction.
             Err(error)

@@ -15,11 +15,16 @@ use crate::capture::commits::CommitLines;
 /// Longest wait for the thread of the mount.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
+/// How often a name is looked up before it is given up: each time somebody else was faster.
+const LOOKUPS_MAX: usize = 1000;
+
 /// What the thread of the mount is asked for.
 #[derive(Debug)]
 pub(super) enum Ask {
     /// To take files from others. The answer says what is to be looked up by this thread.
     Revoke(Which, u32, Sender<io::Result<Vec<PathBuf>>>),
+    /// To let the kernel forget names that were looked up in vain. The answer says which are to be looked up again.
+    Again(Sender<io::Result<Vec<PathBuf>>>),
     /// To close the door until databases are captured.
     Door(Sender<io::Result<()>>),
     /// To unmount.
@@ -101,13 +106,23 @@ impl MountHandle {
         let _turn = self.revoking.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: takes nothing and gives a plain integer.
         let thread = u32::try_from(unsafe { libc::gettid() }).expect("the number of a thread is positive");
-        let asked = self.ask(|reply| Ask::Revoke(which, thread, reply));
-        for path in asked.iter().flatten() {
-            // The question is what counts, whatever the answer.
-            let _ = std::fs::symlink_metadata(self.at.join(path));
+        let mut left = self.ask(|reply| Ask::Revoke(which, thread, reply));
+        for _ in 0..LOOKUPS_MAX {
+            let Ok(paths) = &left else { break };
+            if paths.is_empty() {
+                break;
+            }
+            for path in paths {
+                // The question is what counts, whatever the answer.
+                let _ = std::fs::symlink_metadata(self.at.join(path));
+            }
+            left = self.ask(Ask::Again);
         }
         self.taken.done();
-        asked.map(drop)
+        match left?.first() {
+            None => Ok(()),
+            Some(path) => Err(io::Error::other(format!("the kernel goes on with {}", path.display()))),
+        }
     }
 
     fn ask<T>(&self, ask: impl FnOnce(Sender<io::Result<T>>) -> Ask) -> io::Result<T> {

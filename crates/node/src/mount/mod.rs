@@ -179,6 +179,7 @@ fn answer(started: &Started, asked: &Receiver<Ask>) {
             Ask::Revoke(which, thread, reply) => {
                 drop(reply.send(started.revoker.revoke(&which, thread, &notifier)));
             }
+            Ask::Again(reply) => drop(reply.send(started.revoker.again(&notifier))),
             Ask::Door(reply) => {
                 let closed = Door::new().map(|door| {
                     *started.door.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(door);

@@ -66,7 +66,16 @@ struct Taking {
     /// The thread that looks them up; 0 when there is none.
     thread: u32,
     /// By the numbers of their folders, and their names.
-    nodes: HashMap<Found, Arc<Node>>,
+    nodes: HashMap<Found, Awaited>,
+}
+
+/// A node that was taken.
+#[derive(Debug)]
+struct Awaited {
+    node: Arc<Node>,
+    /// The thread has asked for it. It may ask twice for one lookup, and only the second time counts: the first is the kernel's question whether what it remembers
+    /// is still so.
+    is_told: bool,
 }
 
 impl Taken {
@@ -80,13 +89,21 @@ impl Taken {
     }
 
     /// The node that this thread is to be told of.
-    pub(super) fn get(&self, thread: u32, parent: INodeNo, name: &OsStr) -> Option<Arc<Node>> {
-        let taking = self.lock();
+    pub(super) fn tell(&self, thread: u32, parent: INodeNo, name: &OsStr) -> Option<Arc<Node>> {
+        let mut taking = self.lock();
         // 0 is also what the kernel says of those whom our namespace does not know.
         if thread == 0 || taking.thread != thread {
             return None;
         }
-        taking.nodes.get(&(parent.0, name.to_owned())).map(Arc::clone)
+        let awaited = taking.nodes.get_mut(&(parent.0, name.to_owned()))?;
+        awaited.is_told = true;
+        Some(Arc::clone(&awaited.node))
+    }
+
+    /// Whether that is still to be done for this name: what others are told of it must not be remembered by the kernel, which would not ask again.
+    pub(super) fn is_awaited(&self, parent: INodeNo, name: &OsStr) -> bool {
+        let taking = self.lock();
+        !taking.nodes.is_empty() && taking.nodes.contains_key(&(parent.0, name.to_owned()))
     }
 }
 
@@ -107,6 +124,20 @@ impl Revoker {
             self.one(parent, &name, notifier, &mut paths)?;
         }
         Ok(paths)
+    }
+
+    /// Gives the paths that were looked up in vain, because the kernel had learned of them from somebody else's lookup meanwhile. They are to be looked up once
+    /// more.
+    pub(super) fn again(&self, notifier: &Notifier) -> io::Result<Vec<PathBuf>> {
+        let left: Vec<Found> = {
+            let mut taking = self.taken.lock();
+            taking.nodes.retain(|_, awaited| !awaited.is_told);
+            taking.nodes.keys().cloned().collect()
+        };
+        for (parent, name) in &left {
+            notifier.inval_entry(INodeNo(*parent), name)?;
+        }
+        Ok(left.iter().filter_map(|(parent, name)| self.path_of(*parent, name)).collect())
     }
 
     fn found(&self, which: &Which) -> BTreeSet<Found> {
@@ -154,7 +185,8 @@ impl Revoker {
         // All of them first: who finds one that is new finds that the others are.
         let nodes = names.iter().filter_map(|name| Some(((parent, name.clone()), self.nodes.take(&folder, name)?)));
         let nodes: Vec<_> = nodes.collect();
-        self.taken.lock().nodes.extend(nodes.iter().map(|(found, node)| (found.clone(), Arc::clone(node))));
+        let awaited = |node: &Arc<Node>| Awaited { node: Arc::clone(node), is_told: false };
+        self.taken.lock().nodes.extend(nodes.iter().map(|(found, node)| (found.clone(), awaited(node))));
         match unlinkat(&folder.fd, with(SHM), AtFlags::empty()) {
             Err(rustix::io::Errno::NOENT) => {}
             done => done?,
