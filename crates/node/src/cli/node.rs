@@ -18,7 +18,7 @@ use super::proxy::ProxyArgs;
 use super::replicate::{COMMANDS_MAX, Signals, UPLOAD_MARGIN, block_on, check_inputs};
 use crate::cluster::promote::NodeControl;
 use crate::cluster::{self, Guard, NodeConfig};
-use crate::config::cluster::{ClusterConfig, TlsFiles};
+use crate::config::cluster::{AcceptConfig, ClusterConfig, TlsFiles};
 use crate::config::folder::FolderConfig;
 use crate::config::settings::{self, Settings};
 use crate::config::units::parse_duration;
@@ -30,6 +30,7 @@ use crate::lease_place::LeaseUrl;
 use crate::observe::{http, logging};
 use crate::proxy::{Flight, Proxy, ProxyConfig};
 use crate::status::StatusBoard;
+use crate::stream::accept::Accepting;
 use crate::stream::client::Access;
 use crate::stream::tls::{self, ClientFiles};
 
@@ -74,6 +75,12 @@ pub(super) struct NodeArgs {
     /// Where the other nodes reach this one, if not at the address of --listen: HOST:PORT
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
+    /// While this node is the primary, dial this replica, which cannot reach it and has --accept: HOST:PORT; may be given again
+    #[arg(long, value_name = "HOST:PORT")]
+    push_to: Vec<String>,
+    /// Do not dial the primary, but let it dial this address, IP:PORT; only with --candidate=false; without TLS a loopback address
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
+    accept: Option<SocketAddr>,
     /// Secret that the nodes show each other
     #[arg(long, value_name = "TOKEN", env = "RHYOLITE_CLUSTER_TOKEN", hide_env_values = true)]
     cluster_token: Option<String>,
@@ -132,6 +139,8 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
     config.folders = vec![folder.clone()];
     check_inputs(&config)?;
     logging::start(config.logging);
+    let is_candidate = is_candidate(args, lease.as_ref())?;
+    let accepting = accepting(args, &server, is_candidate)?;
     let lock = lock(&folder)?;
     // Before any other thread or process is there, and before any database is opened.
     let guard =
@@ -141,7 +150,8 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
         folder,
         address: address(args)?,
         access: access(args, &server)?,
-        is_candidate: is_candidate(args, lease.as_ref())?,
+        is_candidate,
+        accepting,
         lease,
         stop_timeout: config.shutdown_sync_timeout,
         parking: Policy::default(),
@@ -158,7 +168,19 @@ pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
 fn server(args: &NodeArgs) -> Result<ClusterConfig, Failure> {
     let tls = TlsFiles::new(args.cluster_cert.clone(), args.cluster_key.clone(), args.cluster_ca.clone());
     let tls = tls.map_err(|m| Failure::usage(format!("--cluster-cert and --cluster-key: {m}")))?;
-    ClusterConfig::new(args.listen, token(args.cluster_token.as_deref())?, tls).map_err(Failure::usage)
+    let token = token(args.cluster_token.as_deref())?;
+    ClusterConfig::new(Some(args.listen), &args.push_to, token, tls).map_err(Failure::usage)
+}
+
+/// The place for a primary that dials this node. Only a node that never dials anybody has one: whoever may become the primary is reached by the others.
+fn accepting(args: &NodeArgs, server: &ClusterConfig, is_candidate: bool) -> Result<Option<Arc<Accepting>>, Failure> {
+    let Some(listen) = args.accept else { return Ok(None) };
+    if is_candidate {
+        return Err(Failure::usage("--accept is for nodes that never become the primary: give --candidate=false"));
+    }
+    let config = AcceptConfig::new(listen, server.token.clone(), server.tls.clone());
+    let config = config.map_err(|m| Failure::usage(format!("--{m}")))?;
+    Accepting::new(config).map(Some).map_err(Failure::failed)
 }
 
 /// What this node shows the others, as a replica: the same as a primary.
@@ -222,6 +244,11 @@ fn run_daemon(
             let parts = (flight.clone(), Arc::clone(&node.trails));
             let proxy = Proxy::new(config, Arc::clone(&board), sender.clone(), node.access.clone(), parts);
             tokio::spawn(proxy.serve(listener));
+        }
+        if let Some(accepting) = &node.accepting {
+            let listener = http::bind(accepting.listen()).await.map_err(Failure::failed)?;
+            board.set_accepting(Arc::clone(accepting));
+            tokio::spawn(Arc::clone(accepting).serve(listener));
         }
         let flight = node.flight.clone();
         let patience = node.folder.template.lease.ttl / 2;

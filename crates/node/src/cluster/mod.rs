@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 
 use crate::cli::exit::{Failure, Status};
 use crate::config::folder::FolderConfig;
+use crate::follow::source::Source;
 use crate::follow::trails::Trails;
 use crate::lease;
 use crate::lease_place::LeaseUrl;
@@ -38,6 +39,7 @@ use crate::proxy::Flight;
 use crate::replicate::ReplicateError;
 use crate::signals::StopRequest;
 use crate::status::StatusBoard;
+use crate::stream::accept::Accepting;
 use crate::stream::client::{Access, Address};
 use crate::supervise::control::Command;
 use crate::supervise::{self, SuperviseOptions};
@@ -83,6 +85,8 @@ pub struct NodeConfig {
     pub access: Access,
     /// Whether it may become the primary.
     pub is_candidate: bool,
+    /// The primary is not dialed, but dials and has this place.
+    pub accepting: Option<Arc<Accepting>>,
     /// How long the application, and then the last uploads, may take at an end.
     pub stop_timeout: Duration,
     /// When databases are parked.
@@ -377,9 +381,13 @@ impl Node {
                 self.trails.doubt_all();
                 self.undrained = None;
                 self.name_primary(Some(address));
-                let (access, into) = (self.config.access.clone(), self.config.folder.dir.clone());
+                let source = match &self.config.accepting {
+                    Some(accepting) => Source::Accepted(Arc::clone(accepting)),
+                    None => Source::Dialed { address: parsed, access: self.config.access.clone() },
+                };
+                let into = self.config.folder.dir.clone();
                 let parts = (Arc::clone(&self.trails), Arc::clone(&self.board.events), self.lease.clone());
-                self.following = Some(Following::begin(parsed, access, into, parts));
+                self.following = Some(Following::begin(source, into, parts));
             }
             Err(text) => {
                 tracing::error!("the holder of the lease cannot be followed: {text}");
@@ -634,6 +642,9 @@ impl Node {
             }),
             Standing::Theirs { .. } | Standing::Unknown | Standing::Ended => None,
         };
+        if let Some(accepting) = &self.config.accepting {
+            accepting.expect(holder.as_ref().and_then(|holder| holder.epoch));
+        }
         self.board.set_node(NodeReport {
             role: self.machine.role().name().to_owned(),
             candidate: self.config.is_candidate,

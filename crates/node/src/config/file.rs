@@ -176,6 +176,8 @@ pub struct SocketFile {
 pub struct ClusterFile {
     /// Address at which followers are served.
     pub listen: Option<Spanned<String>>,
+    /// Replicas that are dialed.
+    pub push_to: Vec<String>,
     /// Secret that they must show.
     pub token: Option<String>,
     /// How the node proves who it is.
@@ -459,16 +461,21 @@ fn resolve_cluster(file: &ClusterFile) -> Result<Option<ClusterConfig>, ConfigEr
     let path = |path: &Option<String>| path.as_deref().map(absolute).transpose().map_err(ConfigError::new);
     let tls = TlsFiles::new(path(cert)?, path(key)?, path(client_ca)?);
     let tls = tls.map_err(|m| ConfigError::new(format!("cluster.tls: {m}")))?;
-    let Some(listen) = &file.listen else {
-        return match (token, tls) {
-            (Some(_), _) => Err(ConfigError::new("cluster.token has no effect without cluster.listen")),
-            (None, Some(_)) => Err(ConfigError::new("cluster.tls has no effect without cluster.listen")),
-            (None, None) => Ok(None),
-        };
-    };
-    let error = |m| ConfigError::at(listen.referenced.line(), m);
-    let address = parse_addr(&listen.value).map_err(error)?;
-    ClusterConfig::new(address, token, tls).map(Some).map_err(error)
+    let line = file.listen.as_ref().map_or(0, |listen| listen.referenced.line());
+    let error = |m| ConfigError::at(line, m);
+    let listen = file.listen.as_ref().map(|listen| parse_addr(&listen.value)).transpose().map_err(error)?;
+    let (has_token, has_tls) = (token.is_some(), tls.is_some());
+    let cluster = ClusterConfig::new(listen, &file.push_to, token, tls).map_err(error)?;
+    match (cluster.has_effect(), has_token, has_tls) {
+        (true, ..) => Ok(Some(cluster)),
+        (false, true, _) => {
+            Err(ConfigError::new("cluster.token has no effect without cluster.listen or cluster.push-to"))
+        }
+        (false, _, true) => {
+            Err(ConfigError::new("cluster.tls has no effect without cluster.listen or cluster.push-to"))
+        }
+        (false, false, false) => Ok(None),
+    }
 }
 
 fn resolve_database(file: &DatabaseFile, defaults: &Settings) -> Result<DatabaseConfig, String> {

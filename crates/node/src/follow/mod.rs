@@ -16,6 +16,7 @@ pub mod lost;
 pub mod node;
 pub(crate) mod promote;
 mod rejoin;
+pub mod source;
 pub mod trails;
 mod wal;
 

@@ -20,7 +20,7 @@ use h2::server::SendResponse;
 use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use rhyolite_format::stream::{Database, End, EndReason, Frame};
-use rhyolite_format::{Lineage, Pos};
+use rhyolite_format::{Epoch, Lineage, Pos};
 use rhyolite_logic::stream::{Standing, judge};
 use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -103,8 +103,7 @@ pub struct Server {
 struct Closed;
 
 /// Answers until the task is dropped.
-pub async fn serve(listener: TcpListener, server: Server) {
-    let server = Arc::new(server);
+pub async fn serve(listener: TcpListener, server: Arc<Server>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -142,7 +141,7 @@ async fn connection(server: &Arc<Server>, stream: TcpStream) -> Result<(), Strin
 }
 
 /// The requests of a connection.
-async fn requests(server: &Arc<Server>, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), String> {
+pub(super) async fn requests(server: &Arc<Server>, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), String> {
     let mut builder = h2::server::Builder::new();
     builder.max_concurrent_streams(STREAMS_MAX).max_send_buffer_size(SEND_BUFFER_BYTES);
     builder.max_header_list_size(HEADERS_BYTES_MAX);
@@ -183,7 +182,7 @@ async fn requests(server: &Arc<Server>, stream: impl AsyncRead + AsyncWrite + Un
 }
 
 /// Asks whether the other end lives; ends when it does not.
-async fn silence(mut pings: PingPong) -> String {
+pub(super) async fn silence(mut pings: PingPong) -> String {
     loop {
         tokio::time::sleep(HEARTBEAT).await;
         match tokio::time::timeout(SILENCE_MAX, pings.ping(Ping::opaque())).await {
@@ -252,6 +251,17 @@ impl Server {
     ) -> Self {
         let (requests, logs) = (Arc::new(Semaphore::new(REQUESTS_MAX)), Semaphore::new(LOGS_READ_MAX));
         Self { board, token, tls, about, handoffs, requests, read: Semaphore::new(READ_KIB_MAX as usize), logs }
+    }
+
+    /// What it serves.
+    pub(super) fn board(&self) -> &StatusBoard {
+        &self.board
+    }
+
+    /// The highest right under which a database is captured here; `None` while none is.
+    pub(super) fn highest_epoch(&self) -> Option<Epoch> {
+        let captured = self.databases().filter(|(_, status)| !status.look(|figures| figures.standby));
+        captured.filter_map(|(_, status)| Some(whereabouts(&status)?.0.epoch)).max()
     }
 
     /// Has this node hand its role on.

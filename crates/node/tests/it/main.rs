@@ -39,6 +39,9 @@ mod program;
 mod promote;
 mod proxy;
 mod prune;
+mod push;
+#[cfg(target_os = "linux")]
+mod push_cluster;
 mod readme;
 mod restore;
 mod resume;
