@@ -10,7 +10,7 @@ use serde::{Deserialize, forward_to_deserialize_any};
 use super::Cli;
 use super::exit::Status;
 use crate::config::file::{
-    ClusterFile, ConfigFile, DatabaseFile, DrillFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile,
+    ClusterFile, ConfigFile, DatabaseFile, DrillFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, NodeFile, ProxyFile, ReplicaFile,
     RetentionFile, SocketFile, TlsFile,
 };
 use crate::observe::metrics::{BUILD_INFO, METRICS};
@@ -152,6 +152,8 @@ fn every_key_is_documented() {
         ("socket", fields::<SocketFile>()),
         ("cluster", fields::<ClusterFile>()),
         ("cluster.tls", fields::<TlsFile>()),
+        ("node", fields::<NodeFile>()),
+        ("node.proxy", fields::<ProxyFile>()),
         ("bundle", fields::<IntervalFile>()),
         ("merge", fields::<IntervalFile>()),
         ("snapshot", fields::<IntervalFile>()),

@@ -42,6 +42,7 @@ use crate::status::StatusBoard;
 use crate::stream::accept::Accepting;
 use crate::stream::client::{Access, Address};
 use crate::supervise::control::Command;
+use crate::supervise::reload::Reloaded;
 use crate::supervise::{self, SuperviseOptions};
 use crate::world::RealWorld;
 use crate::{process, time};
@@ -475,6 +476,7 @@ impl Node {
                 self.machine.handle_prepared(is_done, RealWorld.now());
             }
             Event::Captured(errors) => return self.note_captured(&errors),
+            Event::Command(Command::Reload(wanted, reply)) => self.take_settings(wanted.1, reply),
             Event::Command(command) => self.pass_on(command).await,
             Event::Handoff(Handoff { to, reply }) => self.reply = Some((reply, self.hand_on(to))),
             Event::KillDue => {
@@ -590,8 +592,20 @@ impl Node {
             (Command::Add(_, reply), _) | (Command::Remove(_, reply), _) => {
                 drop(reply.send(Err("the databases of a node are those in its folder".to_owned())));
             }
-            // Nobody can ask for it: there is no configuration to be read again.
+            // The caller has taken it.
             (Command::Reload(_, reply), _) => drop(reply),
+        }
+    }
+
+    /// Replicates as it is said from now on: at once where something is captured, otherwise when this node is the primary again.
+    fn take_settings(&mut self, folders: Vec<FolderConfig>, reply: oneshot::Sender<Reloaded>) {
+        let Some(folder) = folders.into_iter().next() else { return };
+        let changed = usize::from(self.config.folder != folder);
+        self.config.folder = folder.clone();
+        match &self.capture {
+            // Whoever waits for the answer is told by the end of the channel when it cannot be given.
+            Some(capture) => drop(capture.commands.try_send(Command::Reload(Box::new((Vec::new(), vec![folder])), reply))),
+            None => drop(reply.send(Reloaded { changed, ..Reloaded::default() })),
         }
     }
 

@@ -30,6 +30,8 @@ mod mount;
 mod mount_cost;
 #[cfg(target_os = "linux")]
 mod mount_user;
+#[cfg(target_os = "linux")]
+mod node_config;
 mod operating;
 mod parked;
 mod pins;
