@@ -380,6 +380,16 @@ pub(crate) mod stream_heartbeat {
     pub(crate) const FIELDS: &[Field] = &[TIME, STARTING];
 }
 
+pub(crate) mod stream_reached {
+    use super::Field;
+
+    pub(crate) const TXID: Field = Field::first("txid", 8);
+    pub(crate) const CHECKSUM: Field = TXID.then("checksum", 8);
+    pub(crate) const SIZE: usize = CHECKSUM.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[TXID, CHECKSUM];
+}
+
 pub(crate) mod stream_transactions {
     use super::Field;
 

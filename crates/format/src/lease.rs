@@ -11,8 +11,10 @@ use crate::types::{Epoch, Lineage, Nonce, Pos, Timestamp};
 
 /// The most bytes that `lease.json` may have.
 pub const SIZE_MAX: usize = 64 << 10;
-/// The most bytes that `holder`, `address` or `successor` may have.
+/// The most bytes that `holder`, `address`, `successor` or a witness may have.
 pub const NAME_SIZE_MAX: usize = 1024;
+/// The most nodes that may be witnesses.
+pub const WITNESSES_MAX: usize = 32;
 
 /// Who may write, and since when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +49,46 @@ pub struct LeaseRecord {
     /// The last durable position, when the lease covers one database. For a tree of databases the logs tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub durable: Option<DurablePos>,
+    /// Who has what was acknowledged and may not be in the store yet: kept by whoever takes the lease, until that is in the store. Absent when everything
+    /// that was acknowledged is in the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witnesses: Option<Witnesses>,
+}
+
+/// Where commits are that a primary acknowledged because other nodes had them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Witnesses {
+    /// `address` of the node that acknowledged them: it has all of them.
+    pub of: String,
+    /// Each of them is on the disks of so many of `nodes`. Not 0, and not more than there are.
+    pub count: u32,
+    /// Addresses of nodes, in the order of their bytes, each once: 1 to [`WITNESSES_MAX`]. `of` is none of them.
+    pub nodes: Vec<String>,
+}
+
+impl Witnesses {
+    /// Of so many of the nodes it must be known what they have, so that at least one of them has each commit that was acknowledged.
+    pub fn answers_needed(&self) -> usize {
+        (self.nodes.len() + 1).saturating_sub(self.count as usize)
+    }
+
+    fn check(&self) -> Result<(), &'static str> {
+        let is_name = |name: &String| (1..=NAME_SIZE_MAX).contains(&name.len());
+        if !is_name(&self.of) || !self.nodes.iter().all(is_name) {
+            return Err("the name of a witness is empty or too long");
+        }
+        if !(1..=WITNESSES_MAX).contains(&self.nodes.len()) || !self.nodes.is_sorted_by(|a, b| a < b) {
+            return Err("witnesses are none, too many, or not in order");
+        }
+        if self.nodes.contains(&self.of) {
+            return Err("a node is its own witness");
+        }
+        if self.count == 0 || self.count as usize > self.nodes.len() {
+            return Err("witnesses are 0 of them, or more than there are");
+        }
+        Ok(())
+    }
 }
 
 /// Whether a lease is held.
@@ -108,7 +150,7 @@ impl LeaseRecord {
         if self.process.as_ref().is_some_and(|p| p.is_empty() || p.len() > NAME_SIZE_MAX) {
             return error("process is empty or too long");
         }
-        Ok(())
+        self.witnesses.as_ref().map_or(Ok(()), |witnesses| witnesses.check().or_else(error))
     }
 }
 
@@ -155,6 +197,38 @@ mod tests {
         let text = String::from_utf8(other.encode()).unwrap();
         assert!(!text.contains("quiet"));
         assert_eq!(LeaseRecord::decode(text.as_bytes()), Ok(other));
+    }
+
+    #[test]
+    fn witnesses_are_in_order_and_enough() {
+        let of = |count, nodes: &[&str]| Witnesses {
+            of: "a".to_owned(),
+            count,
+            nodes: nodes.iter().map(|&node| node.to_owned()).collect(),
+        };
+        let check = |witnesses: Witnesses, answers: Option<usize>| {
+            let needed = witnesses.answers_needed();
+            let lease = LeaseRecord { witnesses: Some(witnesses), ..crate::samples::lease() };
+            let read = LeaseRecord::decode(&json::encode(&lease));
+            assert_eq!(read.is_ok().then_some(needed), answers, "{lease:?}");
+            assert!(read.is_err() || read == Ok(lease));
+        };
+        check(of(1, &["b"]), Some(1));
+        check(of(1, &["b", "c"]), Some(2));
+        check(of(2, &["b", "c"]), Some(1));
+        check(of(2, &["b", "c", "d", "e"]), Some(3));
+        check(of(0, &["b"]), None);
+        check(of(2, &["b"]), None);
+        check(of(1, &[]), None);
+        check(of(1, &["c", "b"]), None);
+        check(of(1, &["b", "b"]), None);
+        check(of(1, &["a"]), None);
+        check(of(1, &["b", ""]), None);
+        check(of(1, &["b", &"x".repeat(NAME_SIZE_MAX + 1)]), None);
+        let many: Vec<String> = (0..=WITNESSES_MAX).map(|n| format!("node{n:02}")).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        check(of(1, &many), None);
+        check(of(1, &many[1..]), Some(WITNESSES_MAX));
     }
 
     #[test]

@@ -134,6 +134,7 @@ pub(crate) fn lease() -> LeaseRecord {
         ttl_ms: 10_000,
         renewed: NOON,
         durable: Some(DurablePos { lineage: LINEAGE, pos: pos(8) }),
+        witnesses: None,
     }
 }
 

@@ -36,7 +36,7 @@ fn tables_of_binary_formats() {
     use layout::{
         backlog, backlog_entry, follow_end, follow_state, local_state, page_table_header, parked, push_challenge,
         push_hello, push_proof, push_verdict, resume_header, segment_entry, segment_footer, segment_header,
-        stream_database, stream_end, stream_frame, stream_heartbeat, stream_transactions,
+        stream_database, stream_end, stream_frame, stream_heartbeat, stream_reached, stream_transactions,
     };
     check_table(SEGMENT, "segment_header", segment_header::FIELDS, segment::HEADER_SIZE);
     check_table(SEGMENT, "segment_entry", segment_entry::FIELDS, segment::ENTRY_SIZE);
@@ -51,6 +51,7 @@ fn tables_of_binary_formats() {
     check_table(STREAM, "stream_frame", stream_frame::FIELDS, stream::HEADER_SIZE);
     check_table(STREAM, "stream_database", stream_database::FIELDS, stream_database::SIZE);
     check_table(STREAM, "stream_heartbeat", stream_heartbeat::FIELDS, stream_heartbeat::SIZE);
+    check_table(STREAM, "stream_reached", stream_reached::FIELDS, stream_reached::SIZE);
     check_table(STREAM, "stream_transactions", stream_transactions::FIELDS, stream_transactions::SIZE);
     check_table(STREAM, "stream_end", stream_end::FIELDS, stream_end::SIZE);
     check_table(STREAM, "push_hello", push_hello::FIELDS, push_hello::SIZE);
@@ -118,7 +119,11 @@ fn tables_of_json_formats() {
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     check_members(IDENTITY, "identity", &text(crate::samples::identity().encode()));
     let (state, successor) = (lease::LeaseState::Released, Some("10.0.0.2:7391".to_owned()));
-    let released = lease::LeaseRecord { state, quiet: true, successor, ..crate::samples::lease() };
+    let nodes = vec!["10.0.0.2:7391".to_owned()];
+    let witnesses = lease::Witnesses { of: "10.0.0.1:7391".to_owned(), count: 1, nodes };
+    check_members(LEASE, "witnesses", &serde_json::to_string(&witnesses).unwrap());
+    let witnesses = Some(witnesses);
+    let released = lease::LeaseRecord { state, quiet: true, successor, witnesses, ..crate::samples::lease() };
     check_members(LEASE, "lease", &text(released.encode()));
     check_members(PROBE, "probe", &text(crate::samples::probe().encode()));
     check_members(LOST, "lost", &text(crate::samples::lost().encode()));

@@ -9,6 +9,7 @@
 //! transactions   one or more consecutive commits         lineage, epoch, position before and after, LTX files
 //! end            nothing more comes, and why             reason, the server's position, text
 //! leaving        the server is about to give its role up nothing
+//! reached        from the follower: what it has          position
 //! ```
 //!
 //! What holds for every frame that is written or accepted here:
@@ -24,7 +25,7 @@ use crate::crc::Crc64;
 use crate::error::{DecodeError, ErrorKind};
 use crate::layout::{
     Field, stream_database as database, stream_end as end, stream_frame as head, stream_heartbeat as heartbeat,
-    stream_transactions as transactions,
+    stream_reached as reached, stream_transactions as transactions,
 };
 use crate::types::{Checksum, Epoch, Lineage, PageCount, PageSize, Pos, Timestamp, Txid};
 
@@ -69,6 +70,8 @@ pub enum Frame {
     End(End),
     /// The server, a primary, is about to give its role up: its lease is to be looked at often.
     Leaving,
+    /// The follower has the database at this position, on its disk.
+    Reached(Pos),
 }
 
 /// A database that is served.
@@ -142,6 +145,7 @@ const HEARTBEAT: u8 = 3;
 const TRANSACTIONS: u8 = 4;
 const END: u8 = 5;
 const LEAVING: u8 = 6;
+const REACHED: u8 = 7;
 
 impl EndReason {
     const ALL: [Self; 4] = [Self::Behind, Self::Diverged, Self::WrongLineage, Self::Gone];
@@ -184,6 +188,10 @@ impl Frame {
             END => End::decode(payload).map(Self::End),
             LEAVING if payload.is_empty() => Ok(Self::Leaving),
             LEAVING => Err(error(ErrorKind::Field, head::LEN)),
+            REACHED if payload.len() == reached::SIZE => {
+                pos(payload, reached::TXID, reached::CHECKSUM).map(Self::Reached)
+            }
+            REACHED => Err(error(ErrorKind::Field, head::LEN)),
             kind => Err(error(ErrorKind::Field, head::KIND).detail(format!("kind {kind}"))),
         }
     }
@@ -203,6 +211,12 @@ impl Frame {
             }
             Self::End(end) => finish(END, end.encode()),
             Self::Leaving => finish(LEAVING, begin(&[])),
+            Self::Reached(pos) => {
+                let mut record = [0; reached::SIZE];
+                reached::TXID.put_u64(&mut record, pos.txid.get());
+                reached::CHECKSUM.put_u64(&mut record, pos.checksum.get());
+                finish(REACHED, begin(&record))
+            }
             Self::Transactions(_) => panic!("commits are encoded with their files"),
         }
     }
@@ -450,6 +464,7 @@ mod tests {
             Frame::Gone { name: "x".to_owned() }.encode(),
             Frame::Heartbeat { time: Timestamp(-1), starting: 7 }.encode(),
             Frame::Leaving.encode(),
+            Frame::Reached(at(3)).encode(),
             encoded(&span, &files),
         ];
         all.extend(EndReason::ALL.map(|reason| end(reason, None)));

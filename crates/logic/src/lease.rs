@@ -20,12 +20,14 @@
 //!    has seen none for [`Terms::vacancy`]. A holder whose time has not run out makes it at once: nobody else can have had it since.
 //! 5. **The epoch grows with each holder** and with [`Lease::require_epoch`]; a renewal keeps it. A holder whose lease has run out, and
 //!    whose record nobody has touched, renews it under the same epoch: the swap proves that nobody was in between.
+//! 6. **Witnesses stay in the record** with whoever takes it, until the holder says what is to be there ([`Lease::set_witnesses`]), for the tenure in which it
+//!    says so.
 //!
 //! The machine decides who may write when; that what a late writer sends has no effect is the fence's work (`writer`).
 
 use std::time::Duration;
 
-use rhyolite_format::lease::{DurablePos, LeaseRecord, LeaseState};
+use rhyolite_format::lease::{DurablePos, LeaseRecord, LeaseState, Witnesses};
 use rhyolite_format::{Epoch, Format1, Nonce, Timestamp};
 
 /// A reading of a clock of one machine that never goes back, in milliseconds. It goes on while the machine sleeps.
@@ -297,6 +299,10 @@ pub struct Lease<V> {
     takings: u64,
     epoch_min: Option<Epoch>,
     durable: Option<DurablePos>,
+    /// What the record is to say of witnesses, in this tenure.
+    witnesses: Option<(u64, Option<Witnesses>)>,
+    /// What the last record that was seen said of them.
+    witnesses_seen: Option<Witnesses>,
     /// When the last write was sent of which the store said that it had worked.
     acknowledged: Option<Monotonic>,
     /// Writes in a row that came to nothing.
@@ -329,6 +335,8 @@ impl<V: Clone + Eq> Lease<V> {
             takings: 0,
             epoch_min: None,
             durable: None,
+            witnesses: None,
+            witnesses_seen: None,
             acknowledged: None,
             vain: 0,
             releasing: None,
@@ -398,6 +406,34 @@ impl<V: Clone + Eq> Lease<V> {
         self.durable = durable;
     }
 
+    /// What the record says of witnesses from the next write on, which is due at once; `tenure` is that of the right under which this was decided.
+    pub fn set_witnesses(&mut self, tenure: u64, witnesses: Option<Witnesses>) {
+        let wish = Some((tenure, witnesses));
+        if self.witnesses == wish {
+            return;
+        }
+        self.witnesses = wish;
+        if let (Known::Ours { .. }, Doing::Resting { until }) = (&self.known, &mut self.doing) {
+            *until = Monotonic(0);
+        }
+    }
+
+    /// What the record says of witnesses, as far as that is known: with a right, what the holder of it is bound to.
+    pub fn witnesses(&self) -> Option<&Witnesses> {
+        match &self.known {
+            Known::Ours { record, .. } | Known::Theirs { record, .. } => record.witnesses.as_ref(),
+            Known::Nothing | Known::Absent { .. } => None,
+        }
+    }
+
+    /// What the next record is to say of them.
+    fn witnesses_due(&self) -> Option<Witnesses> {
+        match (&self.known, &self.witnesses) {
+            (Known::Ours { origin, .. }, Some((tenure, wish))) if origin.tenure == *tenure => wish.clone(),
+            _ => self.witnesses_seen.clone(),
+        }
+    }
+
     /// Gives the lease up as soon as no request is open; the right is gone when that request is sent, not when it is answered.
     /// [`Standing::Ended`] follows, whatever the store does.
     pub fn release(&mut self, last_will: LastWill) {
@@ -458,7 +494,7 @@ impl<V: Clone + Eq> Lease<V> {
             }
             Known::Ours { record, version, renew, .. } => {
                 let epoch = self.epoch_min.map_or(record.epoch, |least| least.max(record.epoch));
-                if epoch == record.epoch && at.now < renew {
+                if epoch == record.epoch && at.now < renew && record.witnesses == self.witnesses_due() {
                     self.doing = Doing::Resting { until: renew };
                     return None;
                 }
@@ -530,6 +566,7 @@ impl<V: Clone + Eq> Lease<V> {
             ttl_ms: u64::try_from(self.terms.ttl.as_millis()).unwrap_or(u64::MAX),
             renewed: at.wall,
             durable: self.durable,
+            witnesses: self.witnesses_due(),
         };
         let id = self.request_id();
         let origin = self.origin();
@@ -614,6 +651,7 @@ impl<V: Clone + Eq> Lease<V> {
             Known::Ours { record, .. } => (Some(record.epoch), false),
             Known::Nothing | Known::Absent { .. } => (None, false),
         };
+        self.witnesses_seen = record.witnesses.clone();
         if let Some(later) = last.filter(|last| *last > record.epoch) {
             // Whatever keeps it was put back. Epochs do not go back with it.
             self.epoch_min = self.epoch_min.max(Some(later.next()));
@@ -645,8 +683,11 @@ impl<V: Clone + Eq> Lease<V> {
 
     fn known_ours(&mut self, record: LeaseRecord, version: V, sent: Monotonic, origin: Origin) {
         let (until, renew) = (sent.after(self.terms.ttl), sent.after(self.terms.renewal()));
-        let at_once = self.releasing.is_some() || self.epoch_min.is_some_and(|least| record.epoch < least);
+        self.witnesses_seen = record.witnesses.clone();
+        let is_raised = self.epoch_min.is_some_and(|least| record.epoch < least);
+        let witnesses = record.witnesses.clone();
         self.known = Known::Ours { record, version, until, renew, origin };
+        let at_once = self.releasing.is_some() || is_raised || witnesses != self.witnesses_due();
         self.doing = Doing::Resting { until: if at_once { sent } else { renew } };
     }
 

@@ -30,5 +30,6 @@ pub mod store_kind;
 pub mod stream;
 pub mod tail;
 pub mod trail;
+pub mod witness;
 
 pub use restore_plan::Target;

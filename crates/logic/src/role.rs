@@ -40,7 +40,7 @@ const PREPARE_AGAIN: Duration = Duration::from_secs(1);
 pub struct RoleTerms {
     /// The application gets so much time to stop before the lease ends.
     pub grace: Duration,
-    /// For so long a lease that was handed on is not taken again, unless it is given up for us.
+    /// For so long a lease that was handed on is not taken again, unless another has had it, or it is given up for us.
     pub abstain: Duration,
     /// For so long databases are prepared before the lease is given up.
     pub prepare: Duration,
@@ -450,7 +450,9 @@ impl RoleMachine {
     }
 
     fn step(&mut self, now: Monotonic) {
-        if self.abstains.is_some_and(|until| until <= now || self.view == View::Offered) {
+        // Once another has had it, whoever has handed it on is a candidate like any other.
+        let is_taken = matches!(self.view, View::Held { .. });
+        if self.abstains.is_some_and(|until| until <= now || is_taken || self.view == View::Offered) {
             self.abstains = None;
             self.actions.push_back(Action::Compete);
             return;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Either, select};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use rhyolite_format::lease::{DurablePos, LeaseRecord};
+use rhyolite_format::lease::{DurablePos, LeaseRecord, Witnesses};
 use rhyolite_format::{Epoch, Nonce};
 use rhyolite_logic::lease::{Guards, LastWill, Lease, Monotonic, Origin, Request, RequestId, Standing, Terms, Written};
 use rhyolite_store::{StoreError, StoreErrorKind, Version};
@@ -46,13 +46,29 @@ struct Wanted {
     only_looks: bool,
     close_until: Option<Monotonic>,
     durable: Option<DurablePos>,
+    /// What the record is to say, in which tenure.
+    witnesses: Option<(u64, Option<Witnesses>)>,
 }
 
 /// How things stand, and what stands in the way.
 #[derive(Clone, Debug)]
 struct Published {
     standing: Standing,
+    /// What the record says of them.
+    witnesses: Option<Witnesses>,
     problem: Option<String>,
+}
+
+impl Published {
+    /// Nothing is known yet.
+    fn nothing() -> Self {
+        Self { standing: Standing::Unknown, witnesses: None, problem: None }
+    }
+
+    /// Whether this says something else.
+    fn differs(&self, other: &Self) -> bool {
+        self.standing != other.standing || self.witnesses != other.witnesses || self.problem != other.problem
+    }
 }
 
 /// The lease as the rest of the process sees it. Clones are the same lease.
@@ -198,6 +214,22 @@ impl LeaseHandle {
         }
     }
 
+    /// What the record is to say of witnesses, if the right is that of this tenure.
+    pub fn set_witnesses(&self, tenure: u64, witnesses: Option<Witnesses>) {
+        if let Kind::Kept { wanted, .. } = &self.kind {
+            let wish = Some((tenure, witnesses));
+            wanted.send_if_modified(|w| std::mem::replace(&mut w.witnesses, wish.clone()) != wish);
+        }
+    }
+
+    /// What the record says of witnesses. With a right that is what its holder is bound to.
+    pub fn witnesses(&self) -> Option<Witnesses> {
+        match &self.kind {
+            Kind::Kept { published, .. } => published.borrow().witnesses.clone(),
+            Kind::Alone(_) => None,
+        }
+    }
+
     /// Whether the lease is taken when it is free; it is, unless this says otherwise.
     pub fn set_competes(&self, competes: bool) {
         if let Kind::Kept { wanted, .. } = &self.kind {
@@ -219,7 +251,7 @@ impl LeaseHandle {
     /// A right that nobody keeps cannot be lent.
     pub fn lend(&self) -> (Loan, Self) {
         let Kind::Kept { published, wanted, is_shared } = &self.kind else { panic!("only what is kept is lent") };
-        let (to, lent) = watch::channel(Published { standing: Standing::Unknown, problem: None });
+        let (to, lent) = watch::channel(Published::nothing());
         let loan = Loan { from: published.clone(), to };
         loan.pass_on();
         let kind = Kind::Kept { published: lent, wanted: Arc::clone(wanted), is_shared: *is_shared };
@@ -249,7 +281,7 @@ impl Loan {
             origin.seized = false;
         }
         self.to.send_if_modified(|before| {
-            let changed = before.standing != now.standing || before.problem != now.problem;
+            let changed = before.differs(&now);
             *before = now;
             changed
         });
@@ -298,7 +330,7 @@ pub fn lease(
     dead: &[Nonce],
 ) -> (LeaseKeeper, LeaseHandle) {
     let lease = Lease::new(terms, guards, dead, world.now());
-    let (publish, published) = watch::channel(Published { standing: Standing::Unknown, problem: None });
+    let (publish, published) = watch::channel(Published::nothing());
     let (want, wanted) = watch::channel(Wanted::default());
     let kind = Kind::Kept { published, wanted: Arc::new(want), is_shared: place.is_shared() };
     let handle = LeaseHandle { kind, world: Arc::clone(&world) };
@@ -334,16 +366,20 @@ impl LeaseKeeper {
             self.asked = Some(least);
             self.lease.require_epoch(least);
         }
+        if let Some((tenure, witnesses)) = wanted.witnesses {
+            self.lease.set_witnesses(tenure, witnesses);
+        }
         if let Some(last_will) = wanted.release {
             self.lease.release(last_will);
         }
     }
 
     fn publish(&self) {
-        let (standing, problem) = (self.lease.standing(), self.problem.clone());
+        let witnesses = self.lease.witnesses().cloned();
+        let now = Published { standing: self.lease.standing(), witnesses, problem: self.problem.clone() };
         self.published.send_if_modified(|published| {
-            let changed = published.standing != standing || published.problem != problem;
-            *published = Published { standing, problem };
+            let changed = published.differs(&now);
+            *published = now;
             changed
         });
     }

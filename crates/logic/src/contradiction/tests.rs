@@ -24,6 +24,7 @@ fn lease(epoch: u64, durable: Option<u64>) -> LeaseRecord {
         ttl_ms: 1,
         renewed: Timestamp(0),
         durable: durable.map(|n| DurablePos { lineage: model::LINEAGE, pos: model::pos(n) }),
+        witnesses: None,
     }
 }
 

@@ -172,6 +172,42 @@ fn only_a_lease_that_was_given_up_quietly_needs_no_fence() {
 }
 
 #[test]
+fn witnesses_stay_with_whoever_takes_the_lease_until_the_holder_says_otherwise() {
+    let list = |of: &str| Some(Witnesses { of: of.to_owned(), count: 1, nodes: vec!["x".to_owned()] });
+    let written = |place: &Place| place.held.as_ref().unwrap().0.witnesses.clone();
+    let (mut a, mut place) = held();
+    let mut b = Holder::new("b", 2, &[], 0);
+    b.live(&mut place, 500);
+    a.lease.set_witnesses(7, list("a"));
+    a.live(&mut place, 900);
+    assert_eq!(written(&place), None, "that was for another tenure");
+    a.lease.set_witnesses(1, list("a"));
+    assert_eq!(a.lease.witnesses(), None, "not yet");
+    a.run(&mut place, 1_000);
+    assert_eq!((written(&place), a.lease.witnesses().cloned()), (list("a"), list("a")));
+    let versions = place.versions;
+    a.live(&mut place, 4_999);
+    assert_eq!(place.versions, versions, "written once");
+    // From here on a is silent.
+    b.live(&mut place, 30_000);
+    let Standing::Ours { origin, .. } = b.lease.standing() else { panic!("it has run out") };
+    assert_eq!((written(&place), b.lease.witnesses().cloned()), (list("a"), list("a")));
+    b.lease.set_witnesses(origin.tenure, list("b"));
+    b.run(&mut place, 30_001);
+    assert_eq!(written(&place), list("b"));
+    b.lease.release(LastWill::default());
+    b.run(&mut place, 30_002);
+    assert_eq!(written(&place), list("b"), "who gives it up without a word leaves them");
+    let mut c = Holder::new("c", 3, &[], 30_003);
+    c.live(&mut place, 31_000);
+    let Standing::Ours { origin, .. } = c.lease.standing() else { panic!("it was free") };
+    c.lease.set_witnesses(origin.tenure, None);
+    c.lease.release(LastWill::default());
+    c.run(&mut place, 31_001);
+    assert_eq!(written(&place), None);
+}
+
+#[test]
 fn a_lease_that_is_given_up_for_one_is_left_to_that_one_for_a_while() {
     for comes in [true, false] {
         let (mut a, mut place) = held();

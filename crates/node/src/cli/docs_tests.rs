@@ -10,8 +10,8 @@ use serde::{Deserialize, forward_to_deserialize_any};
 use super::Cli;
 use super::exit::Status;
 use crate::config::file::{
-    ClusterFile, ConfigFile, DatabaseFile, DrillFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, NodeFile, ProxyFile, ReplicaFile,
-    RetentionFile, SocketFile, TlsFile,
+    ClusterFile, ConfigFile, DatabaseFile, DrillFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, NodeFile,
+    ProxyFile, ReplicaFile, RetentionFile, SocketFile, TlsFile,
 };
 use crate::observe::metrics::{BUILD_INFO, METRICS};
 use crate::status::{DiffReason, State};

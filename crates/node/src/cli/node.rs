@@ -163,7 +163,8 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
         trails,
     };
     let config = Config { cluster: Some(server), ..config };
-    let parts = Parts { guard, signals, proxy: proxy.map(|proxy| (proxy, flight)), reload: file::reload(given, &resolved) };
+    let parts =
+        Parts { guard, signals, proxy: proxy.map(|proxy| (proxy, flight)), reload: file::reload(given, &resolved) };
     let ended = run_daemon(config, node, parts);
     drop(lock);
     ended

@@ -95,10 +95,13 @@ impl ProxyArgs {
     pub(super) fn config(&self, dir: &Path) -> Result<Option<ProxyConfig>, Failure> {
         let (listen, target) = match (self.proxy_listen, &self.proxy_target) {
             (Some(listen), Some(target)) => (listen, target),
-            (Some(_), None) => return Err(Failure::usage("--proxy-listen needs --proxy-target: where the application listens")),
+            (Some(_), None) => {
+                return Err(Failure::usage("--proxy-listen needs --proxy-target: where the application listens"));
+            }
             (None, Some(_)) => return Err(Failure::usage("--proxy-target needs --proxy-listen: where clients ask")),
             (None, None) => {
-                let no_effect = |flag| Failure::usage(format!("{flag} has no effect without --proxy-listen and --proxy-target"));
+                let no_effect =
+                    |flag| Failure::usage(format!("{flag} has no effect without --proxy-listen and --proxy-target"));
                 return self.idle().map_or(Ok(None), |flag| Err(no_effect(flag)));
             }
         };

@@ -169,7 +169,7 @@ async fn ask(source: &Source) -> Result<HashMap<String, Txid>, LinkError> {
         match frame {
             Frame::Database(database) => drop(positions.insert(database.name, database.pos.txid)),
             Frame::Heartbeat { .. } => break,
-            Frame::Gone { .. } | Frame::Transactions(_) | Frame::End(_) | Frame::Leaving => {}
+            Frame::Gone { .. } | Frame::Transactions(_) | Frame::End(_) | Frame::Leaving | Frame::Reached(_) => {}
         }
     }
     source.asked(&link);

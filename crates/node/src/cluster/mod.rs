@@ -604,7 +604,9 @@ impl Node {
         self.config.folder = folder.clone();
         match &self.capture {
             // Whoever waits for the answer is told by the end of the channel when it cannot be given.
-            Some(capture) => drop(capture.commands.try_send(Command::Reload(Box::new((Vec::new(), vec![folder])), reply))),
+            Some(capture) => {
+                drop(capture.commands.try_send(Command::Reload(Box::new((Vec::new(), vec![folder])), reply)))
+            }
             None => drop(reply.send(Reloaded { changed, ..Reloaded::default() })),
         }
     }

@@ -487,7 +487,8 @@ fn resolve_cluster(file: &ClusterFile) -> Result<Option<ClusterConfig>, ConfigEr
     let (has_token, has_tls) = (token.is_some(), tls.is_some());
     let line = file.listen.as_ref().map_or(0, |listen| listen.referenced.line());
     let cluster = ClusterConfig::new(listen, &file.push_to, token, tls).map_err(|m| ConfigError::at(line, m))?;
-    let no_effect = |key| Err(ConfigError::new(format!("{key} has no effect without cluster.listen or cluster.push-to")));
+    let no_effect =
+        |key| Err(ConfigError::new(format!("{key} has no effect without cluster.listen or cluster.push-to")));
     match (cluster.has_effect(), has_token, has_tls) {
         (true, ..) => Ok(Some(cluster)),
         (false, true, _) => no_effect("cluster.token"),

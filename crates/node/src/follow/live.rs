@@ -270,7 +270,7 @@ impl Live {
                     self.note_proved();
                     continue;
                 }
-                Ok(Some((Frame::Database(_) | Frame::Gone { .. } | Frame::Leaving, _))) => continue,
+                Ok(Some((Frame::Database(_) | Frame::Gone { .. } | Frame::Leaving | Frame::Reached(_), _))) => continue,
                 Ok(None) => return Ok(Ended::Lost(LinkError::Lost("it ended without a reason".to_owned()))),
                 Err(error) => return Ok(Ended::Lost(error)),
             };

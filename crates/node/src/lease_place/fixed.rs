@@ -86,6 +86,7 @@ impl LeasePlace for Named {
             ttl_ms: u64::MAX,
             renewed: Timestamp(0),
             durable: None,
+            witnesses: None,
         };
         Ok(Some((record, version(1))))
     }

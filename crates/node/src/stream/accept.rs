@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use super::SILENCE_MAX;
 use super::client::Link;
-use super::greeting::meet;
+use super::greeting::{CLOSED, meet};
 use super::push::AcceptReport;
 use super::tls::Acceptor;
 use crate::config::cluster::{AcceptConfig, Token};
@@ -128,8 +128,11 @@ impl Accepting {
             while connections.try_join_next().is_some() {}
             let place = Arc::clone(&self);
             connections.spawn(async move {
-                if let Err(text) = place.connection(stream, from).await {
-                    place.complain(from.ip(), text);
+                match place.connection(stream, from).await {
+                    Ok(()) => {}
+                    // Somebody has looked whether anybody listens.
+                    Err(text) if text == CLOSED => tracing::debug!(%from, "{text}"),
+                    Err(text) => place.complain(from.ip(), text),
                 }
                 drop(permit);
             });

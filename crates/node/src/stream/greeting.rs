@@ -13,8 +13,10 @@ use crate::config::cluster::Token;
 use crate::config::io_text;
 use crate::random;
 
-/// What is said of an end that closes the connection instead of an answer.
-const CLOSED: &str = "it closed the connection without an answer: is it a replica that was told to --accept, and are both ends with TLS or both without?";
+/// What is said of an end that closes the connection and says nothing.
+pub(super) const CLOSED: &str = "it closed the connection without an answer";
+/// What may be wrong with that end of the primary's.
+const HINT: &str = "is it a replica that was told to --accept, and are both ends with TLS or both without?";
 
 /// The primary's side: ends when the replica has taken it and has proved the token.
 ///
@@ -28,7 +30,8 @@ pub(super) async fn introduce(
 ) -> Result<(), String> {
     let hello = Hello { id, epoch, nonce: random::bytes(), has_token: token.is_some() };
     send(stream, &Greeting::Hello(hello)).await?;
-    let Greeting::Challenge(challenge) = receive(stream).await? else { return Err(unexpected()) };
+    let answer = receive(stream).await.map_err(|text| format!("{text}: {HINT}"))?;
+    let Greeting::Challenge(challenge) = answer else { return Err(unexpected()) };
     send(stream, &Greeting::Proof(prove(token, Prover::Primary, &hello, &challenge))).await?;
     let Greeting::Verdict(verdict) = receive(stream).await? else { return Err(unexpected()) };
     match verdict.answer {

@@ -151,6 +151,7 @@ impl Sample {
             ttl_ms: 10_000,
             renewed: Timestamp(self.end),
             durable: durable.map(|pos| DurablePos { lineage, pos }),
+            witnesses: None,
         };
         self.put(keys::LEASE, &lease.encode());
     }

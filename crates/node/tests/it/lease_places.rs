@@ -38,6 +38,7 @@ fn record(nonce: u8, epoch: u64) -> LeaseRecord {
         ttl_ms: 10_500,
         renewed: Timestamp(1_790_000_000_123),
         durable: None,
+        witnesses: None,
     }
 }
 

@@ -293,6 +293,7 @@ fn databases_that_wait_for_their_lease_keep_no_other_from_being_opened() {
         ttl_ms: 3_600_000,
         renewed: Timestamp(0),
         durable: None,
+        witnesses: None,
     };
     folder.write("theirs/lease.json", theirs.encode());
     let (theirs, ours) = (folder.path("theirs"), folder.path("ours"));

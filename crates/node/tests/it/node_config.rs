@@ -90,13 +90,25 @@ fn what_a_file_may_not_say_is_refused_with_its_key() {
         ("node: {replica: {url: ./s}}\n", 2, "DIR is missing: give it, or node.dir"),
         ("node: {dirr: d}\n", 2, "unknown key `dirr`; did you mean `dir`?"),
         ("node: {proxy: {listn: \":1\"}}\n", 2, "unknown key `listn`; did you mean `listen`?"),
-        ("node: {dir: d, replica: {url: ./s}}\ndbs: [{path: a.db, replica: {url: ./a}}]\n", 2, "line 3: `dbs` has no effect beside `node`"),
-        ("node: {dir: d, replica: {url: ./s}}\nlease: {enabled: false}\n", 2, "lease.enabled has no effect beside `node`"),
+        (
+            "node: {dir: d, replica: {url: ./s}}\ndbs: [{path: a.db, replica: {url: ./a}}]\n",
+            2,
+            "line 3: `dbs` has no effect beside `node`",
+        ),
+        (
+            "node: {dir: d, replica: {url: ./s}}\nlease: {enabled: false}\n",
+            2,
+            "lease.enabled has no effect beside `node`",
+        ),
         ("node: {dir: d, replica: {url: ./s}}\nlease: {url: ./l}\n", 2, "lease.url has no effect beside `node`"),
         ("node: {dir: d, replica: {url: ./s}, lease: \"redis://x/y\"}\n", 2, "line 2: node.lease: unknown scheme"),
         ("node: {dir: d, replica: {url: ./s}, accept: here}\n", 2, "is no address"),
         ("node: {dir: d, replica: {url: ./s}, accept: 127.0.0.1:2}\n", 2, "--candidate=false"),
-        ("node: {dir: d, replica: {url: ./s}, proxy: {listen: 127.0.0.1:2}}\n", 2, "--proxy-listen needs --proxy-target"),
+        (
+            "node: {dir: d, replica: {url: ./s}, proxy: {listen: 127.0.0.1:2}}\n",
+            2,
+            "--proxy-listen needs --proxy-target",
+        ),
         ("node: {dir: d, replica: {url: ./s}, proxy: {hold: 1s}}\n", 2, "--proxy-hold has no effect"),
         ("node: {dir: d, replica: {url: ./s}, proxy: {hold: 1}}\n", 2, "1"),
         ("node: {dir: d, replica: {url: ./s, bucket: b}}\n", 2, "excludes replica.bucket"),
@@ -183,7 +195,11 @@ fn a_replica_takes_settings_for_later() {
     wait_for("the other to be the primary", || role().contains("\"primary\""));
     first.folder.database("other/app.db").execute_batch("INSERT INTO t VALUES (1)").unwrap();
     let status = || first.folder.run(&["status", "other/app.db", "--json"]).json()["databases"][0]["status"].clone();
-    wait_for("the commit to be durable", || !status()["durable"].is_null() && status()["pending_since"].is_null() && status()["durable"] == status()["local"]);
+    wait_for("the commit to be durable", || {
+        !status()["durable"].is_null()
+            && status()["pending_since"].is_null()
+            && status()["durable"] == status()["local"]
+    });
     other.signal(Signal::TERM);
     assert_eq!(other.wait().code, 0);
 }

@@ -51,7 +51,7 @@ fn only_the_primary_dials_and_the_replica_follows_it() {
     cluster.wait_writing("b");
     cluster.wait_row("r", cluster.last_noted("b"));
     let newer = cluster.node("b")["holder"]["epoch"].clone();
-    assert!(newer.as_u64() > epoch.as_u64(), "{newer} {epoch}");
+    assert!(newer.as_str() > epoch.as_str(), "{newer} {epoch}");
     cluster.signal("a", Signal::CONT);
     cluster.wait_role("a", "replica");
     wait_for("the former primary to dial no more", || !is_pushing(&cluster, "a"));

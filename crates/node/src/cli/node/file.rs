@@ -94,7 +94,8 @@ pub(super) fn reload(given: &NodeArgs, begun: &Resolved) -> Option<Reload> {
         let changed = changed(&begun, &again);
         if !changed.is_empty() {
             let keys = changed.join(", ");
-            let text = format!("{keys} cannot change while the node runs: start it again, and nothing else was taken over");
+            let text =
+                format!("{keys} cannot change while the node runs: start it again, and nothing else was taken over");
             return Err(ConfigError { file: Some(path.clone()), ..ConfigError::new(text) });
         }
         let folder = folder(&again).map_err(refused)?;

@@ -5,8 +5,8 @@ use serde_saphyr::Spanned;
 
 use super::{ConfigFile, DurationText, ReplicaFile, absolute, cluster_parts};
 use crate::config::ConfigError;
-use crate::config::node::{NodeSection, ProxySection, folder};
 use crate::config::folder::FolderConfig;
+use crate::config::node::{NodeSection, ProxySection, folder};
 use crate::config::parse_addr;
 use crate::lease_place::LeaseUrl;
 
@@ -71,7 +71,8 @@ pub(super) fn resolve(
     }
     for (key, is_given) in [("enabled", file.lease.enabled.is_some()), ("url", file.lease.url.is_some())] {
         if is_given {
-            let text = format!("lease.{key} has no effect beside `node`: `node.lease` says where the lease of a node lies");
+            let text =
+                format!("lease.{key} has no effect beside `node`: `node.lease` says where the lease of a node lies");
             return Err(ConfigError::new(text));
         }
     }
@@ -101,16 +102,16 @@ pub(super) fn resolve(
         settings,
     };
     let databases = section.dir.clone().zip(section.store.clone());
-    let databases = databases
-        .map(|(dir, store)| folder(dir.canonicalize().unwrap_or(dir), store, section.credentials.clone(), &section.settings));
+    let databases = databases.map(|(dir, store)| {
+        folder(dir.canonicalize().unwrap_or(dir), store, section.credentials.clone(), &section.settings)
+    });
     let databases = databases.transpose().map_err(ConfigError::new)?;
     Ok((section, databases))
 }
 
 fn address(text: Option<&Spanned<String>>) -> Result<Option<std::net::SocketAddr>, ConfigError> {
-    let parse = |text: &Spanned<String>| {
-        parse_addr(&text.value).map_err(|m| ConfigError::at(text.referenced.line(), m))
-    };
+    let parse =
+        |text: &Spanned<String>| parse_addr(&text.value).map_err(|m| ConfigError::at(text.referenced.line(), m));
     text.map(parse).transpose()
 }
 
