@@ -30,6 +30,8 @@ const DEPLOYMENTS: [(&str, &str); 6] = [
     ("node", include_str!("../../../../deploy/kubernetes/cluster.yaml")),
     ("node", include_str!("../../../../deploy/fly/fly.toml")),
 ];
+/// The configuration of the unit that has one.
+const NODE_FILE: &str = include_str!("../../../../deploy/systemd/rhyolite-node.yml");
 /// What other programs are told there.
 const OPTIONS_OF_OTHERS: [&str; 7] = ["now", "from", "port", "db", "fail", "silent", "if-missing"];
 
@@ -93,6 +95,13 @@ fn example_deployments_use_options_that_there_are() {
             assert!(is_known, "{command} has no --{option}: {text}");
         }
     }
+}
+
+#[test]
+fn the_example_of_a_node_is_a_configuration_of_one() {
+    let config = crate::config::file::parse(NODE_FILE).unwrap();
+    let node = config.node.unwrap();
+    assert!(node.dir.is_some() && node.store.is_some() && node.listen.is_some() && node.proxy.target.is_some());
 }
 
 #[test]

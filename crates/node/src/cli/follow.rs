@@ -175,6 +175,7 @@ pub(super) fn run(args: &FollowArgs) -> Result<(), Failure> {
     store::block_on(async {
         if let Some(accepting) = accepting {
             let listener = http::bind(accepting.listen()).await.map_err(Failure::failed)?;
+            tracing::info!("waiting for a primary at {}", accepting.listen());
             tokio::spawn(accepting.serve(listener));
         }
         let mut following = std::pin::pin!(follow_node(options, sender, stop));

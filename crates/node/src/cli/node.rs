@@ -136,15 +136,17 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
     let args = &resolved.args;
     let lease = args.lease.as_deref().map(LeaseUrl::parse).transpose();
     let lease = lease.map_err(|m| Failure::usage(format!("--lease: {m}")))?;
+    let mut server = server(args)?;
+    let is_candidate = is_candidate(args, lease.as_ref())?;
+    let accepting = accepting(args, &server, is_candidate)?;
+    let proxy = args.proxy.config(needed(args.dir.as_ref(), "DIR", "node.dir")?)?;
     let folder = folder(&resolved)?;
-    let (mut server, proxy) = (server(args)?, args.proxy.config(&folder.dir)?);
+    let proxy = proxy.map(|proxy| ProxyConfig { dir: folder.dir.clone(), ..proxy });
     server.proxy = proxy.as_ref().map(|proxy| proxy.advertise.clone());
     let (flight, trails) = (Flight::default(), Arc::<Trails>::default());
     let config = config(&resolved, folder.clone());
     check_inputs(&config)?;
     logging::start(config.logging);
-    let is_candidate = is_candidate(args, lease.as_ref())?;
-    let accepting = accepting(args, &server, is_candidate)?;
     let lock = lock(&folder)?;
     // Before any other thread or process is there, and before any database is opened.
     let guard =

@@ -31,6 +31,8 @@ use crate::time;
 const CONNECTIONS_MAX: usize = 64;
 /// Pause after an error of accept, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Bytes of what a node says of itself.
+const ABOUT_BYTES_MAX: u64 = 64 << 10;
 /// So many refusals are remembered as told.
 const TOLD_MAX: usize = 64;
 
@@ -177,6 +179,12 @@ impl Accepting {
         let met = tokio::time::timeout_at(deadline, meet(&mut stream, self.token.as_ref(), judge)).await;
         let comer = met.map_err(|_| "it said nothing that was expected in time".to_owned())??;
         let link = Link::accepted(from, self.token.clone(), stream).await.map_err(|e| e.to_string())?;
+        // It serves, and knows from here on that it was asked: it may be that there is nothing else to ask for a while.
+        let served = tokio::time::timeout_at(deadline, link.read("/v1/node", ABOUT_BYTES_MAX)).await;
+        let served = served.map_err(|_| "it did not answer in time".to_owned());
+        served
+            .and_then(|served| served.map_err(|e| format!("it does not serve: {e}")))
+            .inspect_err(|_| link.close())?;
         self.install(Connected { comer, from, since: time::now(), link: link.clone() })?;
         lock(&self.told).clear();
         tracing::info!(%from, epoch = %comer.epoch, "a primary is connected");

@@ -178,6 +178,7 @@ fn a_replica_takes_settings_for_later() {
     first.start(&[]);
     first.wait_role("primary");
     let db = first.folder.database("data/app.db");
+    let running = first.running.take().unwrap();
     let second = format!(
         "node: {{dir: other, replica: {{url: ./store, sync-interval: 1h}}}}\ncluster: {{listen: {}}}\nlease: {{ttl: 2s}}\n\
          socket: {{enabled: true, path: o.sock}}\n",
@@ -191,7 +192,8 @@ fn a_replica_takes_settings_for_later() {
     let outcome = first.folder.run(&["ctl", "reload", "--socket", "o.sock"]);
     assert_eq!((outcome.code, outcome.stdout.trim()), (0, "0 added, 0 removed, 1 changed"), "{outcome:?}");
     drop(db);
-    first.stop();
+    running.signal(Signal::TERM);
+    assert_eq!(running.wait().code, 0);
     wait_for("the other to be the primary", || role().contains("\"primary\""));
     first.folder.database("other/app.db").execute_batch("INSERT INTO t VALUES (1)").unwrap();
     let status = || first.folder.run(&["status", "other/app.db", "--json"]).json()["databases"][0]["status"].clone();
