@@ -310,6 +310,19 @@ pub(crate) mod follow_state {
     pub(crate) const FIELDS: &[Field] = &[MAGIC, VERSION, RESERVED, LINEAGE, BOOT_ID, BEFORE, AFTER, CRC];
 }
 
+pub(crate) mod trail_header {
+    use super::Field;
+
+    pub(crate) const MAGIC: Field = Field::first("magic", 4);
+    pub(crate) const VERSION: Field = MAGIC.then("version", 1);
+    pub(crate) const RESERVED: Field = VERSION.then("reserved", 3);
+    pub(crate) const BOOT_ID: Field = RESERVED.then("boot_id", 16);
+    pub(crate) const CRC: Field = BOOT_ID.then("crc", 8);
+    pub(crate) const SIZE: usize = CRC.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[MAGIC, VERSION, RESERVED, BOOT_ID, CRC];
+}
+
 pub(crate) mod follow_end {
     use super::Field;
 

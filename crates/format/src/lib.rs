@@ -29,6 +29,7 @@ mod spec_tests;
 pub mod sqlite;
 pub mod state;
 pub mod stream;
+pub mod trail;
 mod types;
 
 pub use error::{DecodeError, ErrorKind};

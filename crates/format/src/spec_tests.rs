@@ -36,7 +36,7 @@ fn tables_of_binary_formats() {
     use layout::{
         backlog, backlog_entry, follow_end, follow_state, local_state, page_table_header, parked, push_challenge,
         push_hello, push_proof, push_verdict, resume_header, segment_entry, segment_footer, segment_header,
-        stream_database, stream_end, stream_frame, stream_heartbeat, stream_reached, stream_transactions,
+        stream_database, stream_end, stream_frame, stream_heartbeat, stream_reached, stream_transactions, trail_header,
     };
     check_table(SEGMENT, "segment_header", segment_header::FIELDS, segment::HEADER_SIZE);
     check_table(SEGMENT, "segment_entry", segment_entry::FIELDS, segment::ENTRY_SIZE);
@@ -47,6 +47,7 @@ fn tables_of_binary_formats() {
     check_table(STATE, "parked", parked::FIELDS, state::parked::SIZE);
     check_table(FOLLOW, "follow_state", follow_state::FIELDS, follow::SIZE);
     check_table(FOLLOW, "follow_end", follow_end::FIELDS, follow_end::SIZE);
+    check_table(FOLLOW, "trail_header", trail_header::FIELDS, trail_header::SIZE);
     check_table(RESUME, "resume_header", resume_header::FIELDS, resume::HEADER_SIZE);
     check_table(STREAM, "stream_frame", stream_frame::FIELDS, stream::HEADER_SIZE);
     check_table(STREAM, "stream_database", stream_database::FIELDS, stream_database::SIZE);

@@ -154,8 +154,10 @@ async fn serve_followers(cluster: ClusterConfig, controller: &Controller) -> Res
     }
     let acceptor = tls.map(Acceptor::new).transpose()?;
     let handoffs = controller.node.as_ref().map(|node| node.handoffs.clone());
+    let replicas = controller.node.as_ref().map(|node| node.folder.clone());
     let about = About { proxy };
-    let server = Arc::new(Server::new(Arc::clone(&controller.board), token.clone(), acceptor, about, handoffs));
+    let server =
+        Arc::new(Server::new(Arc::clone(&controller.board), token.clone(), acceptor, about, handoffs, replicas));
     if let Some(listen) = listen {
         let listener = http::bind(listen).await?;
         tokio::spawn(server::serve(listener, Arc::clone(&server)));

@@ -43,4 +43,5 @@ pub mod time;
 pub mod upload;
 mod uploads;
 pub mod verify;
+pub mod witness_board;
 pub mod world;

@@ -27,6 +27,7 @@ use crate::stream::accept::Accepting;
 use crate::stream::feed::Feed;
 use crate::stream::push::{AcceptReport, PushReport};
 use crate::time;
+use crate::witness_board::WitnessBoard;
 
 /// What a database is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -376,7 +377,13 @@ impl DatabaseStatus {
 
     /// Changes the figures under the lock. Keep it short: no I/O inside.
     pub fn update(&self, change: impl FnOnce(&mut Figures)) {
-        change(&mut self.lock());
+        {
+            let mut figures = self.lock();
+            change(&mut figures);
+            if let (Some(lineage), Some(pos)) = (figures.lineage, figures.local) {
+                self.feed.note_local(lineage, pos);
+            }
+        }
         if !self.dirty.swap(true, Ordering::AcqRel)
             && let (Some(changes), Some(own)) = (self.changed.upgrade(), self.own.upgrade())
         {
@@ -451,6 +458,8 @@ pub struct StatusBoard {
     pushes: Mutex<Vec<PushReport>>,
     /// The place for a primary that dials, where there is one.
     accepting: OnceLock<Arc<Accepting>>,
+    /// Who has what is captured here, where this is a primary.
+    pub witnesses: WitnessBoard,
 }
 
 impl StatusBoard {
@@ -468,6 +477,7 @@ impl StatusBoard {
             node: Mutex::default(),
             pushes: Mutex::default(),
             accepting: OnceLock::new(),
+            witnesses: WitnessBoard::default(),
         })
     }
 

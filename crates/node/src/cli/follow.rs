@@ -158,6 +158,7 @@ pub(super) fn run(args: &FollowArgs) -> Result<(), Failure> {
         silence_max: args.timeout.unwrap_or(SILENCE_MAX),
         threads: args.threads.map_or_else(store::default_threads, std::num::NonZeroUsize::get),
         trails: None,
+        own_address: String::new(),
         events: Arc::default(),
     };
     let minimum = 2 * crate::stream::HEARTBEAT;

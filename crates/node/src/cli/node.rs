@@ -9,16 +9,18 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use rhyolite_logic::park::Policy;
 use rustix::fs::{FlockOperation, flock};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::cluster::token;
 use super::exit::Failure;
 use super::proxy::ProxyArgs;
 use super::replicate::{COMMANDS_MAX, Signals, UPLOAD_MARGIN, block_on, check_inputs};
 use crate::cluster::promote::NodeControl;
+use crate::cluster::witness::Durability;
 use crate::cluster::{self, Guard, NodeConfig};
 use crate::config::cluster::{AcceptConfig, ClusterConfig, TlsFiles};
 use crate::config::folder::FolderConfig;
+use crate::config::node::{DurabilityLevel, NODES};
 use crate::config::settings::Settings;
 use crate::config::units::parse_duration;
 use crate::config::{self, Config, LogFormat, LogLevel, parse_addr};
@@ -107,6 +109,13 @@ pub(super) struct NodeArgs {
     /// Whether this node may become the primary (true or false; true)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     candidate: Option<bool>,
+    /// On how many disks a commit is before `rhyolite wait --level` calls it safe, and survives the loss of the primary: `local`, this one, and the store when it gets there; `replica`, that of one other
+    /// node; `quorum`, those of a majority of --nodes (local)
+    #[arg(long, value_name = "LEVEL")]
+    durability: Option<DurabilityLevel>,
+    /// How many nodes the cluster has, for `--durability quorum`
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(NODES))]
+    nodes: Option<u32>,
     /// Run this command while this node is the primary; when it ends by itself, the node stops with its exit status
     #[arg(long, value_name = "COMMAND")]
     exec: Option<String>,
@@ -139,6 +148,7 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
     let mut server = server(args)?;
     let is_candidate = is_candidate(args, lease.as_ref())?;
     let accepting = accepting(args, &server, is_candidate)?;
+    let durability = durability(args)?;
     let proxy = args.proxy.config(needed(args.dir.as_ref(), "DIR", "node.dir")?)?;
     let folder = folder(&resolved)?;
     let proxy = proxy.map(|proxy| ProxyConfig { dir: folder.dir.clone(), ..proxy });
@@ -163,6 +173,8 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
         parking: Policy::default(),
         flight: flight.clone(),
         trails,
+        durability,
+        forgets: watch::Sender::new(false),
     };
     let config = Config { cluster: Some(server), ..config };
     let parts =
@@ -229,6 +241,21 @@ fn access(args: &NodeArgs, server: &ClusterConfig) -> Result<Access, Failure> {
     Ok(Access { token: server.token.clone(), tls })
 }
 
+/// When a commit counts as safe. What belongs together is said together.
+fn durability(args: &NodeArgs) -> Result<Durability, Failure> {
+    match (args.durability.unwrap_or(DurabilityLevel::Local), args.nodes) {
+        (DurabilityLevel::Local, None) => Ok(Durability::Local),
+        (DurabilityLevel::Replica, None) => Ok(Durability::Replica),
+        (DurabilityLevel::Quorum, Some(nodes)) => Ok(Durability::Quorum { nodes }),
+        (DurabilityLevel::Quorum, None) => {
+            Err(Failure::usage("--durability quorum needs --nodes: how many nodes the cluster has"))
+        }
+        (_, Some(_)) => {
+            Err(Failure::usage("--nodes says how many nodes a quorum is of: give --durability quorum, too"))
+        }
+    }
+}
+
 /// Whether this node may become the primary. Where a person has said who it is, that decides.
 fn is_candidate(args: &NodeArgs, lease: Option<&LeaseUrl>) -> Result<bool, Failure> {
     let Some(lease) = lease.filter(|lease| lease.is_static()) else {
@@ -284,7 +311,9 @@ fn run_daemon(config: Config, node: NodeConfig, parts: Parts) -> Result<u8, Fail
         }
         let flight = node.flight.clone();
         let patience = node.folder.template.lease.ttl / 2;
-        let control = NodeControl { handoffs: handoff_sender, access: node.access.clone(), patience };
+        let (folder, access) = (node.folder.clone(), node.access.clone());
+        let (durability, forgets) = (node.durability, node.forgets.clone());
+        let control = NodeControl { handoffs: handoff_sender, folder, access, patience, durability, forgets };
         let controller = Controller { board: board.clone(), commands: sender, reload, node: Some(control) };
         let stop_timeout = config.shutdown_sync_timeout;
         let daemon = Daemon {

@@ -68,6 +68,7 @@ impl Following {
     /// Begins to follow. Must be called in a runtime.
     pub(super) fn begin(
         source: Source,
+        own_address: String,
         into: PathBuf,
         (trails, events, lease): (Arc<Trails>, Arc<Events>, LeaseHandle),
     ) -> Self {
@@ -82,6 +83,7 @@ impl Following {
             silence_max: SILENCE_MAX,
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             trails: Some(trails),
+            own_address,
             events,
         };
         let (sender, events) = mpsc::channel(EVENTS_MAX);

@@ -12,8 +12,8 @@
 //! ```
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rhyolite_format::lease::{LeaseState, NAME_SIZE_MAX};
@@ -31,6 +31,7 @@ use tokio::task::JoinHandle;
 
 use crate::cli::exit::{Failure, Status};
 use crate::config::folder::FolderConfig;
+use crate::follow::replica;
 use crate::follow::source::Source;
 use crate::follow::trails::Trails;
 use crate::lease;
@@ -48,15 +49,19 @@ use crate::world::RealWorld;
 use crate::{process, time};
 use application::{Application, Told};
 use following::Following;
+use hearing::Hearing;
 use prepare::Prepare;
 use report::{Holder, NodeReport};
+use witness::{Durability, Lists};
 
 mod application;
 mod following;
 pub mod guard;
+mod hearing;
 mod prepare;
 pub mod promote;
 pub mod report;
+pub mod witness;
 
 pub use application::Guard;
 
@@ -96,6 +101,10 @@ pub struct NodeConfig {
     pub flight: Flight,
     /// Where the files of a replica have been.
     pub trails: Arc<Trails>,
+    /// Whose commits are called safe before they are in the store.
+    pub durability: Durability,
+    /// Turns true when commits that were acknowledged and cannot be found are given up.
+    pub forgets: watch::Sender<bool>,
 }
 
 /// A request to hand the role on.
@@ -122,7 +131,9 @@ struct Capture {
 /// Databases are being prepared.
 struct Preparing {
     cancel: watch::Sender<bool>,
-    task: JoinHandle<bool>,
+    task: JoinHandle<Option<Vec<String>>>,
+    /// The lease says that there is something which may be nowhere but on other nodes.
+    owes: bool,
 }
 
 /// Something that has happened.
@@ -132,7 +143,8 @@ enum Event {
     Stop(Signal),
     Told(Told),
     Unfollowed(Result<(), String>),
-    Prepared(bool),
+    /// With the databases of which the store has something.
+    Prepared(Option<Vec<String>>),
     Captured(Vec<ReplicateError>),
     Command(Command),
     Handoff(Handoff),
@@ -166,6 +178,7 @@ struct Node {
     following: Option<Following>,
     preparing: Option<Preparing>,
     capture: Option<Capture>,
+    lists: Lists,
     trails: Arc<Trails>,
     /// With what the process ends.
     code: u8,
@@ -190,6 +203,9 @@ pub async fn run(
     let application = guard.map(Application::new).transpose();
     let application = application.map_err(|e| Failure::failed(format!("cannot talk to the guard: {e}")))?;
     let place = place(&config, &terms)?;
+    let folder = config.folder.dir.clone();
+    let recovered = tokio::task::spawn_blocking(move || replica::recover(&folder, 0)).await;
+    recovered.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
     let lease = lease::keep(Arc::clone(&place), &config.folder.template, terms.clone(), config.is_candidate);
     let trails = Arc::clone(&config.trails);
     let node = Node {
@@ -213,6 +229,7 @@ pub async fn run(
         following: None,
         preparing: None,
         capture: None,
+        lists: Lists::default(),
         trails,
         code: Status::Ok.code(),
         failure: None,
@@ -260,6 +277,7 @@ impl Node {
                 changes = self.lease.changes();
                 self.take_standing().await;
             }
+            self.keep_witnesses().await;
             self.report();
             if let Some((reply, answer)) = self.reply.take() {
                 // Whoever has asked may be gone.
@@ -296,6 +314,7 @@ impl Node {
             if let Some(capture) = &mut self.capture {
                 capture.loan = None;
             }
+            self.end_witnesses();
             return;
         }
         if let View::Ours { until, .. } = view {
@@ -310,7 +329,8 @@ impl Node {
     }
 
     async fn next(&mut self, changes: impl Future<Output = ()>) -> Event {
-        let due = self.machine.poll_timeout().map_or(LOOK, |due| RealWorld.now().until(due).min(LOOK));
+        let look = if self.is_watching_witnesses() { witness::LOOK } else { LOOK };
+        let due = self.machine.poll_timeout().map_or(look, |due| RealWorld.now().until(due).min(look));
         let is_captured_elsewhere = self.capture.is_none();
         let (kill_at, is_told) = (self.kill_at, self.signal.is_some());
         let (stop, following, preparing) = (&mut self.stop, &mut self.following, &mut self.preparing);
@@ -349,6 +369,7 @@ impl Node {
             Action::Serve => self.serve().await,
             Action::StopApplication(why) => self.stop_application(why).await,
             Action::StopCapture { drain } => {
+                self.end_witnesses();
                 self.board.leaving.send_replace(drain);
                 if let Some(capture) = &mut self.capture {
                     if !drain {
@@ -358,7 +379,11 @@ impl Node {
                 }
             }
             Action::Release { is_quiet } => {
-                let (lease, last_will) = (self.lease.clone(), LastWill { is_quiet, successor: self.successor.take() });
+                // Who has acknowledged what nobody here can be asked for may be back.
+                let asked = self.lease.witnesses().filter(|_| !is_quiet).map(|witnesses| witnesses.of);
+                let asked = asked.filter(|of| *of != self.config.address);
+                let successor = self.successor.take().or(asked);
+                let (lease, last_will) = (self.lease.clone(), LastWill { is_quiet, successor });
                 // The end of the lease is seen as its standing.
                 tokio::spawn(async move { lease.release(last_will).await });
             }
@@ -374,8 +399,7 @@ impl Node {
     }
 
     fn follow(&mut self, address: &str) {
-        let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-        match url.parse::<Address>() {
+        match node_address(address) {
             Ok(parsed) => {
                 tracing::info!("role: replica of {address}");
                 self.board.leaving.send_replace(false);
@@ -388,7 +412,10 @@ impl Node {
                 };
                 let into = self.config.folder.dir.clone();
                 let parts = (Arc::clone(&self.trails), Arc::clone(&self.board.events), self.lease.clone());
-                self.following = Some(Following::begin(source, into, parts));
+                // Who accepts may not be reached where the lease would name it: it is no witness of what it has.
+                let is_reached = self.config.accepting.is_none();
+                let own = if is_reached { self.config.address.clone() } else { String::new() };
+                self.following = Some(Following::begin(source, own, into, parts));
             }
             Err(text) => {
                 tracing::error!("the holder of the lease cannot be followed: {text}");
@@ -410,9 +437,15 @@ impl Node {
                 || self.config.lease.is_some()
                 || !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_quiet),
             trails: Arc::clone(&self.trails),
+            known: Mutex::default(),
+            hearing: self.lease.witnesses().map(|witnesses| {
+                let (own, access) = (self.config.address.clone(), self.config.access.clone());
+                Hearing::new(witnesses, own, access, self.config.forgets.subscribe())
+            }),
             cancelled,
         };
-        self.preparing = Some(Preparing { cancel, task: tokio::spawn(prepare::run(prepare)) });
+        let owes = prepare.hearing.is_some();
+        self.preparing = Some(Preparing { cancel, task: tokio::spawn(prepare::run(prepare)), owes });
     }
 
     async fn serve(&mut self) {
@@ -435,8 +468,8 @@ impl Node {
         };
         let task = tokio::spawn(supervise::run(options, Arc::clone(&self.board), stopped, Some(receiver)));
         self.capture = Some(Capture { stop, task, commands, loan: Some(loan) });
-        if let Some(application) = &mut self.application {
-            application.run(self.told_until).await;
+        if self.lists.owed.is_none() {
+            self.begin_to_serve(&[]).await;
         }
     }
 
@@ -471,8 +504,12 @@ impl Node {
             }
             Event::Told(told) => self.note_told(told),
             Event::Unfollowed(ended) => self.note_unfollowed(ended),
-            Event::Prepared(is_done) => {
-                self.preparing = None;
+            Event::Prepared(done) => {
+                let owes = self.preparing.take().is_some_and(|preparing| preparing.owes);
+                let is_done = done.is_some();
+                self.lists = Lists::owing(done.filter(|_| owes));
+                // Before anything is captured, or a follower of before asks again.
+                self.board.witnesses.withhold(self.lists.owed.is_some());
                 self.machine.handle_prepared(is_done, RealWorld.now());
             }
             Event::Captured(errors) => return self.note_captured(&errors),
@@ -577,6 +614,7 @@ impl Node {
         if !is_drained {
             tracing::warn!("stopped before everything was durable: {text}");
         }
+        self.settle_witnesses(is_drained);
         self.undrained = (!is_drained).then_some(text);
         let is_settled = is_drained && !self.board.unsettled.load(Ordering::Acquire);
         self.machine.handle_capture_stopped(is_drained, is_settled, RealWorld.now());
@@ -668,8 +706,18 @@ impl Node {
             lease: self.lease_shown(),
             holder,
             replicas: self.following.as_mut().map(Following::report).unwrap_or_default(),
+            durability: self.config.durability.name().to_owned(),
+            witnesses: self.board.witnesses.lists().into_iter().next().map(|list| list.nodes).unwrap_or_default(),
         });
     }
+}
+
+/// How a node is reached whose address the lease has.
+///
+/// # Errors
+/// It makes no sense: one line.
+fn node_address(address: &str) -> Result<Address, String> {
+    if address.contains("://") { address.parse() } else { format!("http://{address}").parse() }
 }
 
 /// The address of a node as that one writes it in the lease: HOST:PORT, or with TLS `https://HOST:PORT`.
@@ -677,8 +725,7 @@ impl Node {
 /// # Errors
 /// It makes no sense: one line.
 pub fn known_address(text: &str) -> Result<String, String> {
-    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let address = url.parse::<Address>()?.to_string();
+    let address = node_address(text)?.to_string();
     if address.len() > NAME_SIZE_MAX {
         return Err(format!("an address of {} bytes", address.len()));
     }
@@ -700,7 +747,7 @@ async fn unfollowed(following: &mut Option<Following>) -> Result<(), String> {
     }
 }
 
-async fn prepared(preparing: &mut Option<Preparing>) -> bool {
+async fn prepared(preparing: &mut Option<Preparing>) -> Option<Vec<String>> {
     match preparing {
         Some(preparing) => (&mut preparing.task).await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())),
         None => std::future::pending().await,

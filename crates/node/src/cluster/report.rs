@@ -24,6 +24,12 @@ pub struct NodeReport {
     pub holder: Option<Holder>,
     /// The databases that are followed; none on the primary.
     pub replicas: Vec<ReplicaReport>,
+    /// When a commit is called safe before it is in the store: `local` (never), `replica` or `quorum`.
+    #[serde(default)]
+    pub durability: String,
+    /// On the primary: the nodes that count for that, by their addresses; none while it calls nothing safe.
+    #[serde(default)]
+    pub witnesses: Vec<String>,
 }
 
 impl NodeReport {

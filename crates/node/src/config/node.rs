@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use rhyolite_logic::pick::Pattern;
+use serde::Deserialize;
 
 use super::Credentials;
 use super::cluster::{TlsFiles, Token};
@@ -41,11 +42,30 @@ pub struct NodeSection {
     pub lease: Option<String>,
     /// Whether it may become the primary (`node.candidate`).
     pub candidate: Option<bool>,
+    /// On how many disks a commit is before it counts as safe (`node.durability`).
+    pub durability: Option<DurabilityLevel>,
+    /// How many nodes the cluster has (`node.nodes`).
+    pub nodes: Option<u32>,
     /// The proxy (`node.proxy`).
     pub proxy: ProxySection,
     /// How databases are replicated.
     pub settings: Settings,
 }
+
+/// The values of `--durability` and `node.durability`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum DurabilityLevel {
+    /// This disk, and the store when it gets there
+    Local,
+    /// The disk of one other node
+    Replica,
+    /// The disks of a majority of the nodes
+    Quorum,
+}
+
+/// How many nodes may be named.
+pub const NODES: std::ops::RangeInclusive<i64> = 2..=33;
 
 /// The keys of `node.proxy`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

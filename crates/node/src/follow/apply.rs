@@ -115,6 +115,26 @@ pub(super) fn state_path(path: &Path) -> PathBuf {
     beside(path, "-rhyolite-follow")
 }
 
+/// Where it stands what a file was when it was last given to whoever writes to it.
+pub(super) fn released_path(path: &Path) -> PathBuf {
+    beside(path, "-rhyolite-released")
+}
+
+/// What a file that nobody follows was when it was last given to whoever writes to it, if that is known. It may have been written to since.
+pub(super) fn released(path: &Path) -> Option<FollowState> {
+    FollowState::decode(&std::fs::read(released_path(path)).ok()?).ok()
+}
+
+/// The checksums of the pages of a file, if it still is what it was when it was given to whoever writes to it.
+pub(super) fn still_released(file: &File, path: &Path, end: &FollowEnd) -> Result<Option<PageSums>, RestoreError> {
+    let len = file.metadata().map_err(|e| RestoreError::io("read", path, e))?.len();
+    if len != end.commit.bytes(end.page_size) {
+        return Ok(None);
+    }
+    let sums = page_sums(file, path, (end.page_size, end.commit), Some(&end.page_one))?;
+    Ok(Some(sums).filter(|sums| sums.checksum == end.pos.checksum))
+}
+
 /// Where its position lies, for people and programs.
 pub(super) fn pos_path(path: &Path) -> PathBuf {
     beside(path, "-pos")
@@ -255,6 +275,8 @@ impl Follower {
         let page_one = self.end.page_one;
         let fields = page_one.for_readers(self.change_counter.wrapping_add(1));
         self.put_page_one(PageOneFields { versions: page_one.versions, ..fields }, &locks)?;
+        let released = FollowState { lineage: self.lineage, boot_id: boot_id(), before: self.end, after: self.end };
+        replace(&released_path(&self.path), &released.encode(), true)?;
         for path in [state_path(&self.path), pos_path(&self.path)] {
             remove(&path)?;
         }
@@ -281,6 +303,11 @@ impl Follower {
     /// Notes another position and history for the state that the file is in.
     pub(super) fn stay_at(&self, end: FollowEnd, lineage: Lineage) -> Result<(), RestoreError> {
         write_state(&self.path, &FollowState { lineage, boot_id: boot_id(), before: end, after: end }, true)
+    }
+
+    /// The checksum of each page as the log has it; 0 for the lock page.
+    pub(super) fn table(&self) -> &[u64] {
+        &self.table
     }
 
     /// The file itself.
@@ -631,8 +658,8 @@ pub(super) fn wait<T>(
     }
 }
 
-/// Lets SQLite roll back a hot journal that a crash has left.
-fn roll_back(path: &Path) -> Result<(), RestoreError> {
+/// Lets SQLite roll back a hot journal that a crash has left. Nobody else may be applying anything to the file.
+pub(super) fn roll_back(path: &Path) -> Result<(), RestoreError> {
     if !journal_path(path).exists() {
         return Ok(());
     }

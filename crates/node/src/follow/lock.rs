@@ -31,6 +31,18 @@ pub(super) struct Locks<'a> {
 }
 
 impl<'a> Locks<'a> {
+    /// Reads: SHARED.
+    pub(super) fn share(file: &'a File) -> io::Result<Result<Self, Busy>> {
+        let locks = Self { file };
+        let pending = one(PENDING);
+        if set(file, libc::F_RDLCK, &pending)?.is_err() {
+            return Ok(Err(Busy));
+        }
+        let shared = set(file, libc::F_RDLCK, &SHARED)?;
+        unlock(file, &pending)?;
+        Ok(shared.map(|()| locks))
+    }
+
     /// Becomes the one writer, beside readers: SHARED and RESERVED.
     pub(super) fn reserve(file: &'a File) -> io::Result<Result<Self, Busy>> {
         let locks = Self { file };

@@ -60,6 +60,8 @@ pub struct NodeOptions {
     /// This is a node of a cluster: files that are not what the history has are brought back to it, their state folders lie beside them, and what they
     /// pass is noted here.
     pub trails: Option<Arc<Trails>>,
+    /// Where others reach it then.
+    pub own_address: String,
     /// Who wants to know what files of a node come to.
     pub events: Arc<Events>,
 }
@@ -310,7 +312,8 @@ impl Node {
         let (reached, receiver) = watch::channel(None);
         let member = self.options.trails.as_ref().map(|trails| {
             let (meta_path, trails) = (default_meta_path(&output), Arc::clone(trails));
-            Member { meta_path, trails, events: Arc::clone(&self.options.events) }
+            let (events, address) = (Arc::clone(&self.options.events), self.options.own_address.clone());
+            Member { meta_path, trails, events, address }
         });
         let live = Live {
             member,

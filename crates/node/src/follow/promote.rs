@@ -9,10 +9,12 @@ use std::time::Duration;
 
 use rhyolite_format::{Lineage, Pos};
 use rhyolite_logic::prepare::{Approach, approach};
+use rhyolite_logic::witness::Passed;
 use tokio::sync::watch;
 
 use super::apply::{self, Follower};
 use super::live::is_passing;
+use super::peer::{self, Better, Failed};
 use super::trails::Trails;
 use super::{FollowOptions, Following, rejoin, start};
 use crate::restore::reader::Reader;
@@ -31,8 +33,6 @@ const TELL_AFTER: u32 = 40;
 pub(crate) struct Goal {
     pub(crate) lineage: Lineage,
     pub(crate) pos: Pos,
-    /// The file has passed the end, as far as is remembered.
-    pub(crate) is_passed: bool,
 }
 
 /// Whether there is a file that follows.
@@ -47,16 +47,15 @@ pub(crate) fn is_follower(path: &Path) -> bool {
 pub(crate) async fn promote(
     options: &FollowOptions,
     meta_path: &Path,
-    mut goal: Goal,
+    goal: Goal,
+    better: Option<&Better>,
     (trails, name): (&Trails, &str),
     cancelled: &watch::Receiver<bool>,
 ) -> Result<Option<Released>, RestoreError> {
     let mut patience = Patience { waits: 0, cancelled };
     while !*cancelled.borrow() {
-        match advance(options, goal, &mut patience).await {
+        match advance(options, (goal, better), (trails, name), &mut patience).await {
             Err(error) if rejoin::is_astray(&error, &options.output) => {
-                // Also for whoever asks again after this.
-                goal.is_passed = false;
                 trails.forget(name);
                 match rejoin::rejoin(options, meta_path, &rejoin::reason(&error)).await {
                     Ok(true) => continue,
@@ -94,9 +93,64 @@ impl Patience<'_> {
     }
 }
 
+/// Takes what another node has beyond the file. `false`: it is to be asked again where it is.
+async fn take_from(
+    better: &Better,
+    following: &mut Following,
+    goal: Goal,
+    (trails, name): (&Trails, &str),
+    patience: &mut Patience<'_>,
+) -> Result<bool, RestoreError> {
+    if following.pos() != goal.pos {
+        // It is beyond the end. Is that on the way to where the other is?
+        match peer::ask(&better.link, name, following.pos()).await {
+            Ok(Some(at)) if at.pos == better.at.pos && at.passed() == Passed::End => {}
+            Ok(Some(at)) if at.pos == better.at.pos => {
+                return Err(following.diverged(format!(
+                    "{} has {there}, and has not come through here",
+                    better.address,
+                    there = at.pos
+                )));
+            }
+            Ok(_) | Err(_) => {
+                patience.wait(&following.options.output).await;
+                return Ok(false);
+            }
+        }
+    }
+    let mut batch = match peer::fetch(better, name, following).await {
+        Ok(batch) => batch,
+        Err(Failed::Link(error)) => {
+            tracing::warn!(database = name, "taking commits from {}: {error}", better.address);
+            patience.wait(&following.options.output).await;
+            return Ok(false);
+        }
+        Err(Failed::Here(error)) => return Err(error),
+    };
+    let (here, there) = (following.pos(), better.at.pos);
+    // The end of the log lies on the way to both.
+    if !trails.has(name, goal.pos) {
+        trails.note(name, [goal.pos, here]);
+    }
+    trails.intend(name, &[here, there]);
+    loop {
+        match following.apply_batch(batch).await? {
+            Ok(()) => break,
+            Err(again) => batch = again,
+        }
+        if !patience.wait(&following.options.output).await {
+            return Ok(false);
+        }
+    }
+    trails.note(name, [there]);
+    tracing::info!(database = name, from = %here.txid, to = %there.txid, "took commits from {}", better.address);
+    Ok(true)
+}
+
 async fn advance(
     options: &FollowOptions,
-    goal: Goal,
+    (goal, better): (Goal, Option<&Better>),
+    (trails, name): (&Trails, &str),
     patience: &mut Patience<'_>,
 ) -> Result<Option<Released>, RestoreError> {
     if !is_follower(&options.output) {
@@ -116,7 +170,10 @@ async fn advance(
     let mut following = Following { options: options.clone(), reader, follower: Some(follower), log: None };
     loop {
         let pos = (!following.follower().is_lost()).then(|| following.pos());
-        match approach(pos, goal.pos, goal.is_passed) {
+        if let Some(pos) = pos {
+            trails.open(name, &options.output, pos);
+        }
+        match approach(pos, goal.pos, trails.has(name, goal.pos)) {
             Approach::There => break,
             Approach::Astray => return Err(following.diverged(format!("the store ends at {}", goal.pos))),
             Approach::CatchUp => {}
@@ -124,6 +181,11 @@ async fn advance(
         if !following.look_from_here().await? && !patience.wait(&options.output).await {
             return Ok(None);
         }
+    }
+    if let Some(better) = better.filter(|better| better.at.pos != following.pos())
+        && !take_from(better, &mut following, goal, (trails, name), patience).await?
+    {
+        return Ok(None);
     }
     loop {
         let follower = following.follower.take().expect("put back after every batch");

@@ -129,6 +129,12 @@ fn take_in(
     if std::fs::metadata(&wal).is_ok_and(|meta| meta.len() > 0) || apply::journal_path(path).exists() {
         return Ok(Err(Busy));
     }
+    if let Some((end, sums)) = unwritten(&file, path, history.lineage)? {
+        Follower::begin(Arc::clone(&file), path, history.lineage, end, sums, &locks)?;
+        remove_companions(path)?;
+        empty_state_folder(meta_path)?;
+        return Ok(Ok(Taken::Joined));
+    }
     let Some((end, sums)) = measure(&file, path)? else { return set_file_aside(path, meta_path, reason).map(Ok) };
     let noted = noted(meta_path);
     let durable = noted.as_ref().and_then(|state| state.durable);
@@ -145,12 +151,21 @@ fn take_in(
         }
     };
     Follower::begin(Arc::clone(&file), path, history.lineage, FollowEnd { pos, ..end }, sums, &locks)?;
-    // Nobody has it open, and nothing is in them.
-    for companion in [wal, beside(path, "-shm")] {
-        apply::remove(&companion)?;
-    }
+    remove_companions(path)?;
     empty_state_folder(meta_path)?;
     Ok(Ok(taken))
+}
+
+/// Nobody has the file open, and nothing is in them.
+fn remove_companions(path: &Path) -> Result<(), RestoreError> {
+    ["-wal", "-shm"].into_iter().try_for_each(|suffix| apply::remove(&beside(path, suffix)))
+}
+
+/// A file that was given to whoever writes to it, which nobody has done since.
+fn unwritten(file: &File, path: &Path, lineage: Lineage) -> Result<Option<(FollowEnd, PageSums)>, RestoreError> {
+    let Some(state) = apply::released(path).filter(|state| state.lineage == lineage) else { return Ok(None) };
+    let sums = apply::still_released(file, path, &state.after)?;
+    Ok(sums.map(|sums| (state.after, sums)))
 }
 
 /// A file that follows already, and is at the state that it was left at.

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use h2::RecvStream;
-use h2::client::{Connection, SendRequest};
+use h2::client::{Connection, ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use rhyolite_format::DecodeError;
 use rhyolite_format::stream::Frame;
@@ -278,23 +278,34 @@ impl Link {
         self.ask(Method::POST, path).await.map(drop)
     }
 
+    /// Sends bytes, and gives the answer as a whole.
+    ///
+    /// # Errors
+    /// It was refused, the answer is too long, or was cut off.
+    pub async fn send(&self, path: &str, bytes: Bytes, bytes_max: u64) -> Result<Bytes, LinkError> {
+        let (response, mut body) = self.begin_asking(Method::POST, path, false).await?;
+        body.send_data(bytes, true).map_err(lost)?;
+        read_whole(answered(response).await?.into_body(), bytes_max).await
+    }
+
     async fn ask(&self, method: Method, path: &str) -> Result<Response<RecvStream>, LinkError> {
+        answered(self.begin_asking(method, path, true).await?.0).await
+    }
+
+    /// Sends a request; `is_all`: nothing follows.
+    async fn begin_asking(
+        &self,
+        method: Method,
+        path: &str,
+        is_all: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), LinkError> {
         let mut request = Request::builder().method(method).uri(format!("{}{path}", self.shared.base));
         if let Some(token) = &self.shared.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.secret()));
         }
         let request = request.body(()).map_err(lost)?;
         let mut send = self.send.clone().ready().await.map_err(lost)?;
-        let (response, _) = send.send_request(request, true).map_err(lost)?;
-        let response = response.await.map_err(lost)?;
-        if response.status() == StatusCode::OK {
-            return Ok(response);
-        }
-        let (parts, body) = response.into_parts();
-        let text = read_whole(body, REFUSAL_BYTES_MAX).await?;
-        let kind = parts.headers.get(super::server::ERROR_HEADER).and_then(|kind| kind.to_str().ok());
-        let text = String::from_utf8_lossy(&text).trim_end().to_owned();
-        Err(LinkError::Refused { status: parts.status, kind: kind.map(str::to_owned), text })
+        send.send_request(request, is_all).map_err(lost)
     }
 
     /// An answer as a whole, with its headers.
@@ -313,6 +324,40 @@ impl Link {
     pub async fn frames(&self, path: &str) -> Result<Frames, LinkError> {
         Ok(Frames { body: self.get(path).await?.into_body(), buffer: BytesMut::new() })
     }
+
+    /// An answer of frames, while frames are sent: as a node that says what it has reached.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub async fn frames_both_ways(&self, path: &str) -> Result<(Frames, Replies), LinkError> {
+        let (response, replies) = self.begin_asking(Method::GET, path, false).await?;
+        let body = answered(response).await?.into_body();
+        Ok((Frames { body, buffer: BytesMut::new() }, Replies(replies)))
+    }
+}
+
+/// The answer to a request, if it is not a refusal.
+async fn answered(response: ResponseFuture) -> Result<Response<RecvStream>, LinkError> {
+    let response = response.await.map_err(lost)?;
+    if response.status() == StatusCode::OK {
+        return Ok(response);
+    }
+    let (parts, body) = response.into_parts();
+    let text = read_whole(body, REFUSAL_BYTES_MAX).await?;
+    let kind = parts.headers.get(super::server::ERROR_HEADER).and_then(|kind| kind.to_str().ok());
+    let text = String::from_utf8_lossy(&text).trim_end().to_owned();
+    Err(LinkError::Refused { status: parts.status, kind: kind.map(str::to_owned), text })
+}
+
+/// The way back, as long as the stream is open.
+#[derive(Debug)]
+pub struct Replies(SendStream<Bytes>);
+
+impl Replies {
+    /// Sends a frame, without waiting. A stream that is over shows when it is read.
+    pub fn say(&mut self, frame: &Frame) {
+        let _ = self.0.send_data(Bytes::from(frame.encode()), false);
+    }
 }
 
 /// The next piece of a body. Its room in the window is given back at once: nobody asks for more than what is wanted next.
@@ -323,7 +368,7 @@ async fn piece(body: &mut RecvStream) -> Result<Option<Bytes>, LinkError> {
     Ok(Some(piece))
 }
 
-async fn read_whole(mut body: RecvStream, bytes_max: u64) -> Result<Bytes, LinkError> {
+pub(super) async fn read_whole(mut body: RecvStream, bytes_max: u64) -> Result<Bytes, LinkError> {
     let mut whole = BytesMut::new();
     while let Some(piece) = piece(&mut body).await? {
         if (whole.len() + piece.len()) as u64 > bytes_max {
@@ -342,6 +387,11 @@ pub struct Frames {
 }
 
 impl Frames {
+    /// Those of a body.
+    pub(super) fn new(body: RecvStream) -> Self {
+        Self { body, buffer: BytesMut::new() }
+    }
+
     /// The next frame and its bytes; `None` at the end. May be dropped and asked again.
     ///
     /// # Errors

@@ -12,7 +12,9 @@
 use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,7 +22,8 @@ use h2::server::SendResponse;
 use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use rhyolite_format::stream::{Database, End, EndReason, Frame};
-use rhyolite_format::{Epoch, Lineage, Pos};
+use rhyolite_format::{Epoch, Lineage, PageNumber, PageSize, Pos};
+use rhyolite_logic::role::Role;
 use rhyolite_logic::stream::{Standing, judge};
 use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,6 +31,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::client::{Frames, LinkError, read_whole};
 use super::feed::{Follower, Origin, Served};
 use super::log_files::{Found, LogFiles};
 use super::query::Query;
@@ -36,9 +40,13 @@ use super::{HEARTBEAT, PART_BYTES_MAX, SILENCE_MAX, WHOLE_BYTES_MAX};
 use crate::capture::restart::LOG_FOLDER;
 use crate::cluster::Handoff;
 use crate::config::cluster::Token;
+use crate::config::folder::FolderConfig;
+use crate::follow::peer;
+use crate::follow::replica::{self, PAGES_MAX};
 use crate::proxy::About;
 use crate::status::{DatabaseStatus, StatusBoard};
 use crate::time;
+use crate::witness_board::Present;
 
 /// Connections at a time; more wait.
 const CONNECTIONS_MAX: usize = 256;
@@ -71,6 +79,8 @@ const LIST_MAX: usize = 1000;
 
 /// Has the primary hand its role on.
 const HANDOFF: &str = "/v1/handoff";
+/// Pages of a replica's file that differ from those of another.
+const PAGES: &str = "/v1/pages";
 /// Names the size of the whole object.
 pub(super) const SIZE_HEADER: &str = "rhyolite-size";
 /// Names which writing of the object it is.
@@ -91,6 +101,8 @@ pub struct Server {
     about: About,
     /// A node of a cluster, which can hand its role on.
     handoffs: Option<mpsc::Sender<Handoff>>,
+    /// Where the files of a node of a cluster lie.
+    replicas: Option<FolderConfig>,
     /// For requests.
     requests: Arc<Semaphore>,
     /// For KiB that were read.
@@ -197,17 +209,19 @@ pub(super) async fn silence(mut pings: PingPong) -> String {
 async fn answer(server: Arc<Server>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let path = request.uri().path();
-    let method = if path == HANDOFF { Method::POST } else { Method::GET };
+    let method = if [HANDOFF, PAGES].contains(&path) { Method::POST } else { Method::GET };
     if request.method() != method {
         return refuse(respond, StatusCode::BAD_REQUEST, None, &format!("only {method} is known"));
     }
     match path {
+        "/v1/replica" => server.replica(&query, respond).await,
+        PAGES => server.pages(&query, request.into_body(), respond).await,
         "/v1/databases" => {
             if let Some(mut sink) = Sink::begin(respond, response(StatusCode::OK)) {
                 let Err(Closed) = server.send_databases(&mut sink).await;
             }
         }
-        "/v1/log" => server.log(&query, respond).await,
+        "/v1/log" => server.log(&query, request.into_body(), respond).await,
         "/v1/object" => server.object(&query, respond).await,
         "/v1/list" => server.list(&query, respond).await,
         HANDOFF => match server.hand_on(query.find("to")).await {
@@ -248,9 +262,11 @@ impl Server {
         tls: Option<Acceptor>,
         about: About,
         handoffs: Option<mpsc::Sender<Handoff>>,
+        replicas: Option<FolderConfig>,
     ) -> Self {
         let (requests, logs) = (Arc::new(Semaphore::new(REQUESTS_MAX)), Semaphore::new(LOGS_READ_MAX));
-        Self { board, token, tls, about, handoffs, requests, read: Semaphore::new(READ_KIB_MAX as usize), logs }
+        let read = Semaphore::new(READ_KIB_MAX as usize);
+        Self { board, token, tls, about, handoffs, replicas, requests, read, logs }
     }
 
     /// What it serves.
@@ -311,7 +327,8 @@ impl Server {
             let mut starting = self.board.unsearched();
             for (served, status) in self.databases() {
                 let name = &served.name;
-                let Some((origin, pos)) = whereabouts(&status) else {
+                let here = whereabouts(&status).filter(|_| !self.board.witnesses.withholds());
+                let Some((origin, pos)) = here else {
                     starting += 1;
                     continue;
                 };
@@ -342,7 +359,7 @@ impl Server {
         }
     }
 
-    async fn log(&self, query: &Query, respond: SendResponse<Bytes>) {
+    async fn log(&self, query: &Query, body: RecvStream, respond: SendResponse<Bytes>) {
         let asked = self.find(query).and_then(|(_, status)| {
             let bad = |text| (StatusCode::BAD_REQUEST, text);
             let lineage: Lineage = query.get("lineage").map_err(bad)?;
@@ -354,7 +371,15 @@ impl Server {
             Err((status, text)) => return refuse(respond, status, None, &text),
         };
         let Some(mut sink) = Sink::begin(respond, response(StatusCode::OK)) else { return };
-        if let Ok(end) = self.send_log(status, lineage, pos, &mut sink).await
+        let node =
+            query.find("node").map(|node| Present::new(Arc::clone(&self.board), Arc::clone(&status), node.to_owned()));
+        let sent = AtomicU64::new(0);
+        let sending = self.send_log(status, (lineage, pos), &mut sink, &sent);
+        let ended = tokio::select! {
+            ended = sending => ended,
+            () = hear(node.as_ref(), body, &sent) => Err(Closed),
+        };
+        if let Ok(end) = ended
             && sink.send(Frame::End(end).encode()).await.is_ok()
         {
             sink.finish();
@@ -365,19 +390,23 @@ impl Server {
     async fn send_log(
         &self,
         status: Arc<DatabaseStatus>,
-        lineage: Lineage,
-        mut pos: Pos,
+        (lineage, mut pos): (Lineage, Pos),
         sink: &mut Sink,
+        sent: &AtomicU64,
     ) -> Result<End, Closed> {
         let _follower = Follower::new(Arc::clone(&status));
         let mut files = LogFiles::new(status.meta_path.join(LOG_FOLDER));
-        let mut is_greeted = false;
+        let (mut is_greeted, generation) = (false, status.feed.generation());
         loop {
             let moved = status.feed.moved();
             tokio::pin!(moved);
             // From here on a change is noticed, whatever is seen next.
             moved.as_mut().enable();
-            let here = whereabouts(&status);
+            if status.feed.generation() != generation {
+                // Whoever follows asks anew: what it has reached would be said of another history.
+                return Err(Closed);
+            }
+            let here = whereabouts(&status).filter(|_| !self.board.witnesses.withholds());
             let end = |reason, text: String| End { reason, pos: here.map(|(_, pos)| pos), text };
             match here.map(|(origin, here)| (origin, here, judge((origin.lineage, here), lineage, pos))) {
                 Some((origin, _, Standing::OtherLineage)) => {
@@ -401,6 +430,7 @@ impl Server {
                             }
                             drop(room);
                             pos = after;
+                            sent.store(pos.txid.get(), Ordering::Release);
                         }
                         Err((reason, text)) => return Ok(end(reason, text)),
                     }
@@ -409,6 +439,7 @@ impl Server {
                 // Whoever is where the log ends is told that this is so.
                 Some((_, _, Standing::AtEnd)) if !is_greeted => {
                     is_greeted = true;
+                    sent.store(pos.txid.get(), Ordering::Release);
                     sink.send(Frame::Heartbeat { time: time::now(), starting: 0 }.encode()).await?;
                 }
                 Some((_, _, Standing::AtEnd)) | None => {}
@@ -460,6 +491,82 @@ impl Server {
         Ok((frames, room, after))
     }
 
+    /// The file of a replica that is asked for.
+    fn replica_path(&self, query: &Query) -> Result<PathBuf, (StatusCode, String)> {
+        let none = || (StatusCode::NOT_FOUND, "this process is no node of a cluster".to_owned());
+        let folder = self.replicas.as_ref().ok_or_else(none)?;
+        let role = self.board.node().map(|node| node.role).unwrap_or_default();
+        if ![Role::Waiting.name(), Role::Replica.name()].contains(&role.as_str()) {
+            return Err((StatusCode::CONFLICT, format!("this node is {role}, and no replica")));
+        }
+        let name: String = query.get("db").map_err(|text| (StatusCode::BAD_REQUEST, text))?;
+        let is_plain = Path::new(&name).components().all(|part| matches!(part, Component::Normal(_)));
+        if !is_plain || !folder.takes(&name) {
+            return Err((StatusCode::NOT_FOUND, format!("there is no database {name:?} here")));
+        }
+        Ok(folder.database(&name).path)
+    }
+
+    async fn replica(&self, query: &Query, respond: SendResponse<Bytes>) {
+        let asked = self.replica_path(query).and_then(|path| {
+            let passed: Pos = query.get("passed").map_err(|text| (StatusCode::BAD_REQUEST, text))?;
+            Ok((path, passed))
+        });
+        let (path, passed) = match asked {
+            Ok(asked) => asked,
+            Err((status, text)) => return refuse(respond, status, None, &text),
+        };
+        let turn = self.logs.acquire().await.expect("the semaphore is never closed");
+        let looked = tokio::task::spawn_blocking(move || peer::whereabouts(&path, passed)).await;
+        drop(turn);
+        match looked.expect("looking does not panic") {
+            Ok(peer::Found::Held(at)) => {
+                let json = serde_json::to_vec(&at).expect("numbers become JSON");
+                send_whole(respond, response(StatusCode::OK), Bytes::from(json)).await;
+            }
+            Ok(peer::Found::Nothing) => refuse(respond, StatusCode::NOT_FOUND, None, "there is no such file here"),
+            Ok(peer::Found::Unknown) => refuse(respond, StatusCode::CONFLICT, None, "where the file is, is not known"),
+            Err(error) => refuse(respond, StatusCode::SERVICE_UNAVAILABLE, None, &error.to_string()),
+        }
+    }
+
+    async fn pages(&self, query: &Query, body: RecvStream, respond: SendResponse<Bytes>) {
+        let bad = |text| (StatusCode::BAD_REQUEST, text);
+        let asked = self.replica_path(query).and_then(|path| {
+            let first = PageNumber::new(query.get("first").map_err(bad)?);
+            let first = first.ok_or_else(|| bad("`first` is no number of a page".to_owned()))?;
+            Ok((path, query.get::<Pos>("pos").map_err(bad)?, first))
+        });
+        let (path, pos, first) = match asked {
+            Ok(asked) => asked,
+            Err((status, text)) => return refuse(respond, status, None, &text),
+        };
+        let limit = (PAGES_MAX * size_of::<u64>()) as u64;
+        let read = tokio::time::timeout(SILENCE_MAX, read_whole(body, limit)).await;
+        let sums = match read {
+            Ok(Ok(bytes)) if bytes.len() % size_of::<u64>() == 0 => bytes,
+            Ok(Ok(_) | Err(LinkError::Unexpected(_))) => {
+                return refuse(
+                    respond,
+                    StatusCode::BAD_REQUEST,
+                    None,
+                    "the body is not up to 1024 checksums of 8 bytes",
+                );
+            }
+            // It is gone.
+            Ok(Err(_)) | Err(_) => return,
+        };
+        let sums: Vec<u64> = sums.as_chunks().0.iter().map(|sum| u64::from_be_bytes(*sum)).collect();
+        let room = self.room_for((sums.len() * PageSize::MAX.bytes()) as u64).await;
+        let compared = tokio::task::spawn_blocking(move || replica::differing(&path, pos, first, &sums)).await;
+        match compared.expect("reading does not panic") {
+            Ok(Some(pages)) => send_whole(respond, response(StatusCode::OK), Bytes::from(pages)).await,
+            Ok(None) => refuse(respond, StatusCode::CONFLICT, None, "the file is not at this position"),
+            Err(error) => refuse(respond, StatusCode::SERVICE_UNAVAILABLE, None, &error.to_string()),
+        }
+        drop(room);
+    }
+
     async fn object(&self, query: &Query, respond: SendResponse<Bytes>) {
         let (served, _) = match self.find(query) {
             Ok(found) => found,
@@ -504,6 +611,21 @@ impl Server {
                 send_whole(respond, response(StatusCode::OK), Bytes::from(json.to_string())).await;
             }
             Err(error) => refuse_store(respond, &error),
+        }
+    }
+}
+
+/// Hears what a node has reached, for as long as the stream lives; ends when that makes no sense.
+async fn hear(node: Option<&Present>, body: RecvStream, sent: &AtomicU64) {
+    let Some(node) = node else { return std::future::pending().await };
+    let mut frames = Frames::new(body);
+    loop {
+        match frames.next().await {
+            // It cannot have what was not sent to it, nor confirmed.
+            Ok(Some((Frame::Reached(pos), _))) if pos.txid.get() <= sent.load(Ordering::Acquire) => node.has(pos.txid),
+            Ok(Some(_)) | Err(LinkError::Malformed(_)) => return,
+            // It says no more, or its connection is lost, which the other direction notices.
+            Ok(None) | Err(_) => return std::future::pending().await,
         }
     }
 }

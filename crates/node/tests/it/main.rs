@@ -9,6 +9,7 @@ mod coming;
 mod damage;
 mod doctor;
 mod drill;
+mod durability;
 mod events;
 mod follow;
 mod foreign;

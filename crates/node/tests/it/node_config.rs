@@ -111,6 +111,8 @@ fn what_a_file_may_not_say_is_refused_with_its_key() {
         ),
         ("node: {dir: d, replica: {url: ./s}, proxy: {hold: 1s}}\n", 2, "--proxy-hold has no effect"),
         ("node: {dir: d, replica: {url: ./s}, proxy: {hold: 1}}\n", 2, "1"),
+        ("node: {dir: d, replica: {url: ./s}, nodes: 1}\n", 2, "node.nodes is 1, not 2 to 33"),
+        ("node: {dir: d, replica: {url: ./s}, durability: quorum}\n", 2, "--durability quorum needs --nodes"),
         ("node: {dir: d, replica: {url: ./s, bucket: b}}\n", 2, "excludes replica.bucket"),
         ("node: {dir: d, replica: {url: ./s}}\nlease: {ttl: 1ms}\n", 2, "lease"),
     ] {

@@ -6,7 +6,7 @@ use serde_saphyr::Spanned;
 use super::{ConfigFile, DurationText, ReplicaFile, absolute, cluster_parts};
 use crate::config::ConfigError;
 use crate::config::folder::FolderConfig;
-use crate::config::node::{NodeSection, ProxySection, folder};
+use crate::config::node::{DurabilityLevel, NODES, NodeSection, ProxySection, folder};
 use crate::config::parse_addr;
 use crate::lease_place::LeaseUrl;
 
@@ -26,6 +26,10 @@ pub struct NodeFile {
     pub lease: Option<Spanned<String>>,
     /// Whether it may become the primary.
     pub candidate: Option<bool>,
+    /// On how many disks a commit is before it counts as safe.
+    pub durability: Option<DurabilityLevel>,
+    /// How many nodes the cluster has.
+    pub nodes: Option<Spanned<u32>>,
     /// The proxy in front of the application.
     pub proxy: ProxyFile,
 }
@@ -98,6 +102,8 @@ pub(super) fn resolve(
         tls,
         lease: node.lease.as_ref().map(|lease| lease.value.clone()),
         candidate: node.candidate,
+        durability: node.durability,
+        nodes: nodes(node.nodes.as_ref())?,
         proxy: proxy(&node.proxy)?,
         settings,
     };
@@ -107,6 +113,15 @@ pub(super) fn resolve(
     });
     let databases = databases.transpose().map_err(ConfigError::new)?;
     Ok((section, databases))
+}
+
+fn nodes(nodes: Option<&Spanned<u32>>) -> Result<Option<u32>, ConfigError> {
+    let Some(nodes) = nodes else { return Ok(None) };
+    if NODES.contains(&i64::from(nodes.value)) {
+        return Ok(Some(nodes.value));
+    }
+    let text = format!("node.nodes is {}, not {} to {}", nodes.value, NODES.start(), NODES.end());
+    Err(ConfigError::at(nodes.referenced.line(), text))
 }
 
 fn address(text: Option<&Spanned<String>>) -> Result<Option<std::net::SocketAddr>, ConfigError> {
