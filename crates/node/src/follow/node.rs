@@ -60,7 +60,7 @@ pub struct NodeOptions {
     /// This is a node of a cluster: files that are not what the history has are brought back to it, their state folders lie beside them, and what they
     /// pass is noted here.
     pub trails: Option<Arc<Trails>>,
-    /// Where others reach it then.
+    /// Where others reach it then; empty where they cannot.
     pub own_address: String,
     /// Who wants to know what files of a node come to.
     pub events: Arc<Events>,
