@@ -445,3 +445,47 @@ pub(crate) mod stream_end {
     #[cfg(test)]
     pub(crate) const FIELDS: &[Field] = &[REASON, RESERVED, TXID, CHECKSUM];
 }
+
+pub(crate) mod push_hello {
+    use super::Field;
+
+    pub(crate) const ID: Field = Field::first("id", 16);
+    pub(crate) const EPOCH: Field = ID.then("epoch", 8);
+    pub(crate) const NONCE: Field = EPOCH.then("nonce", 32);
+    pub(crate) const HAS_TOKEN: Field = NONCE.then("has_token", 1);
+    pub(crate) const RESERVED: Field = HAS_TOKEN.then("reserved", 7);
+    pub(crate) const SIZE: usize = RESERVED.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[ID, EPOCH, NONCE, HAS_TOKEN, RESERVED];
+}
+
+pub(crate) mod push_challenge {
+    use super::Field;
+
+    pub(crate) const NONCE: Field = Field::first("nonce", 32);
+    pub(crate) const HAS_TOKEN: Field = NONCE.then("has_token", 1);
+    pub(crate) const RESERVED: Field = HAS_TOKEN.then("reserved", 7);
+    pub(crate) const SIZE: usize = RESERVED.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[NONCE, HAS_TOKEN, RESERVED];
+}
+
+pub(crate) mod push_proof {
+    use super::Field;
+
+    pub(crate) const PROOF: Field = Field::first("proof", 32);
+    pub(crate) const SIZE: usize = PROOF.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[PROOF];
+}
+
+pub(crate) mod push_verdict {
+    use super::Field;
+
+    pub(crate) const VERDICT: Field = Field::first("verdict", 1);
+    pub(crate) const RESERVED: Field = VERDICT.then("reserved", 7);
+    pub(crate) const PROOF: Field = RESERVED.then("proof", 32);
+    pub(crate) const SIZE: usize = PROOF.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[VERDICT, RESERVED, PROOF];
+}

@@ -19,6 +19,7 @@ pub mod manifest;
 #[cfg(test)]
 mod own_formats_tests;
 pub mod probe;
+pub mod push;
 pub mod resume;
 #[cfg(test)]
 mod samples;

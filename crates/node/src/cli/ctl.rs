@@ -17,6 +17,7 @@ use crate::config::units::{format_duration, parse_duration};
 use crate::config::{DEFAULT_SOCKET, DatabaseConfig};
 use crate::control::client::{self, AskError};
 use crate::control::{Info, Level, List, Reached, Wanted};
+use crate::stream::push::{AcceptReport, PushReport};
 use crate::supervise::reload::Reloaded;
 use crate::time;
 
@@ -291,13 +292,37 @@ fn info(args: &InfoArgs) -> Result<(), Failure> {
     args.socket.print(&info, |info| {
         let (process, totals) = (&info.process, &info.totals);
         let states = totals.states.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>();
-        vec![
+        let mut lines = vec![
             format!("rhyolite {} with process id {}", process.version, process.pid),
             format!("{} databases ({}), {} of them parked", totals.databases, states.join(", "), totals.parked),
             format!("{} not durable, longest lag {} ms", totals.behind, totals.lag_ms_max),
             format!("{} requests to stores", totals.store_requests),
-        ]
+        ];
+        lines.extend(info.pushes.iter().map(pushed));
+        lines.extend(info.accepts.iter().map(accepted));
+        lines
     })
+}
+
+/// A replica that is dialed.
+fn pushed(push: &PushReport) -> String {
+    let since = time::format_utc(push.since);
+    match &push.error {
+        _ if push.connected => format!("pushes to {} since {since}", push.to),
+        Some(error) => format!("cannot push to {} since {since}: {error}", push.to),
+        None => format!("does not push to {}: this process is not the primary", push.to),
+    }
+}
+
+/// The place for a primary that dials.
+fn accepted(accept: &AcceptReport) -> String {
+    match accept.from.zip(accept.since) {
+        Some((from, since)) => {
+            let epoch = accept.epoch.map(|epoch| format!(" with epoch {epoch}")).unwrap_or_default();
+            format!("a primary{epoch} has dialed {} from {from}, at {}", accept.listen, time::format_utc(since))
+        }
+        None => format!("no primary has dialed {}", accept.listen),
+    }
 }
 
 fn node(report: &NodeReport) -> Vec<String> {

@@ -115,7 +115,7 @@ pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
     if gate_timeout.is_some() && config.cluster.is_some() {
         // What waits for the store is in the log already, and may yet be rolled back.
         return Err(Failure::usage(
-            "--cluster-listen with `--durability store` is not possible yet: followers would see commits that may still fail",
+            "--cluster-listen and --cluster-push-to with `--durability store` are not possible yet: followers would see commits that may still fail",
         ));
     }
     check_inputs(&config)?;

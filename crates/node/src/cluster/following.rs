@@ -18,12 +18,13 @@ use super::report::ReplicaReport;
 use crate::config::folder::FolderConfig;
 use crate::follow::ReplicaJournal;
 use crate::follow::node::{Event, NodeError, NodeOptions, Reached, follow_node};
+use crate::follow::source::Source;
 use crate::follow::trails::Trails;
 use crate::mount::MountHandle;
 use crate::observe::events::Events;
 use crate::restore::Existing;
 use crate::stream::SILENCE_MAX;
-use crate::stream::client::{Access, Address, Link, LinkError};
+use crate::stream::client::LinkError;
 
 /// How long readers of a file are waited for before they get another turn.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
@@ -74,15 +75,13 @@ impl Drop for Following {
 impl Following {
     /// Begins to follow. Must be called in a runtime.
     pub(super) fn begin(
-        address: Address,
+        source: Source,
         own_address: String,
-        access: Access,
         (folder, mount): (&FolderConfig, Option<MountHandle>),
         (trails, events, lease): (Arc<Trails>, Arc<Events>, LeaseHandle),
     ) -> Self {
         let options = NodeOptions {
-            address: address.clone(),
-            access: access.clone(),
+            source: source.clone(),
             database: None,
             into: folder.dir.clone(),
             existing: Existing::Refuse,
@@ -100,7 +99,7 @@ impl Following {
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(follow_node(options, sender, stopped));
         let asked = Asked::default();
-        let asking = tokio::spawn(keep_asking(address, access, Arc::clone(&asked))).abort_handle();
+        let asking = tokio::spawn(keep_asking(source, Arc::clone(&asked))).abort_handle();
         Self { stop, task, events, asking, asked, lease, looked: None, replicas: BTreeMap::new() }
     }
 
@@ -163,9 +162,9 @@ impl Following {
 }
 
 /// Asks the primary again and again. What it said goes when it says nothing any more: then nobody knows.
-async fn keep_asking(address: Address, access: Access, asked: Asked) {
+async fn keep_asking(source: Source, asked: Asked) {
     loop {
-        let answer = tokio::time::timeout(ASK_PATIENCE, ask(&address, &access)).await;
+        let answer = tokio::time::timeout(ASK_PATIENCE, ask(&source)).await;
         let answer = answer.ok().and_then(Result::ok).unwrap_or_default();
         let pause = ASK_INTERVAL.max(Duration::from_millis(answer.len() as u64));
         *asked.lock().unwrap_or_else(PoisonError::into_inner) = answer;
@@ -173,8 +172,8 @@ async fn keep_asking(address: Address, access: Access, asked: Asked) {
     }
 }
 
-async fn ask(address: &Address, access: &Access) -> Result<HashMap<String, Txid>, LinkError> {
-    let link = Link::connect(address, access, ASK_PATIENCE).await?;
+async fn ask(source: &Source) -> Result<HashMap<String, Txid>, LinkError> {
+    let link = source.ask(ASK_PATIENCE).await?;
     let mut frames = link.frames("/v1/databases").await?;
     let mut positions = HashMap::new();
     while let Some((frame, _)) = frames.next().await? {
@@ -184,6 +183,6 @@ async fn ask(address: &Address, access: &Access) -> Result<HashMap<String, Txid>
             Frame::Gone { .. } | Frame::Transactions(_) | Frame::End(_) | Frame::Leaving | Frame::Reached(_) => {}
         }
     }
-    link.close();
+    source.asked(&link);
     Ok(positions)
 }

@@ -32,6 +32,7 @@ use tokio::task::JoinHandle;
 use crate::cli::exit::{Failure, Status};
 use crate::config::folder::FolderConfig;
 use crate::follow::replica;
+use crate::follow::source::Source;
 use crate::follow::trails::Trails;
 use crate::lease;
 use crate::lease_place::LeaseUrl;
@@ -40,8 +41,10 @@ use crate::proxy::Flight;
 use crate::replicate::ReplicateError;
 use crate::signals::StopRequest;
 use crate::status::StatusBoard;
+use crate::stream::accept::Accepting;
 use crate::stream::client::{Access, Address};
 use crate::supervise::control::Command;
+use crate::supervise::reload::Reloaded;
 use crate::supervise::{self, SuperviseOptions};
 use crate::world::RealWorld;
 use crate::{process, time};
@@ -91,6 +94,8 @@ pub struct NodeConfig {
     pub access: Access,
     /// Whether it may become the primary.
     pub is_candidate: bool,
+    /// The primary is not dialed, but dials and has this place.
+    pub accepting: Option<Arc<Accepting>>,
     /// How long the application, and then the last uploads, may take at an end.
     pub stop_timeout: Duration,
     /// When databases are parked.
@@ -410,10 +415,16 @@ impl Node {
                 self.trails.doubt_all();
                 self.undrained = None;
                 self.name_primary(Some(address));
-                let (access, mount) = (self.config.access.clone(), self.config.mount.clone());
+                let source = match &self.config.accepting {
+                    Some(accepting) => Source::Accepted(Arc::clone(accepting)),
+                    None => Source::Dialed { address: parsed, access: self.config.access.clone() },
+                };
+                let place = (&self.config.folder, self.config.mount.clone());
                 let parts = (Arc::clone(&self.trails), Arc::clone(&self.board.events), self.lease.clone());
-                let own = self.config.address.clone();
-                self.following = Some(Following::begin(parsed, own, access, (&self.config.folder, mount), parts));
+                // Who accepts may not be reached where the lease would name it: it is no witness of what it has.
+                let is_reached = self.config.accepting.is_none();
+                let own = if is_reached { self.config.address.clone() } else { String::new() };
+                self.following = Some(Following::begin(source, own, place, parts));
             }
             Err(text) => {
                 tracing::error!("the holder of the lease cannot be followed: {text}");
@@ -520,6 +531,7 @@ impl Node {
                 self.machine.handle_prepared(is_done, RealWorld.now());
             }
             Event::Captured(errors) => return self.note_captured(&errors).await,
+            Event::Command(Command::Reload(wanted, reply)) => self.take_settings(wanted.1, reply),
             Event::Command(command) => self.pass_on(command).await,
             Event::Handoff(Handoff { to, reply }) => self.reply = Some((reply, self.hand_on(to))),
             Event::KillDue => {
@@ -669,8 +681,31 @@ impl Node {
             (Command::Add(_, reply), _) | (Command::Remove(_, reply), _) => {
                 drop(reply.send(Err("the databases of a node are those in its folder".to_owned())));
             }
-            // Nobody can ask for it: there is no configuration to be read again.
+            // The caller has taken it.
             (Command::Reload(_, reply), _) => drop(reply),
+        }
+    }
+
+    /// Replicates as it is said from now on: at once where something is captured, otherwise when this node is the primary again.
+    fn take_settings(&mut self, folders: Vec<FolderConfig>, reply: oneshot::Sender<Reloaded>) {
+        let Some(folder) = folders.into_iter().next() else { return };
+        let folder = match &self.config.mount {
+            None => folder,
+            // It stays where it is mounted, and its state folders behind that.
+            Some(_) => {
+                let own = self.config.folder.clone();
+                let template = DatabaseConfig { path: own.template.path.clone(), ..folder.template };
+                FolderConfig { template, ..own }
+            }
+        };
+        let changed = usize::from(self.config.folder != folder);
+        self.config.folder = folder.clone();
+        match &self.capture {
+            // Whoever waits for the answer is told by the end of the channel when it cannot be given.
+            Some(capture) => {
+                drop(capture.commands.try_send(Command::Reload(Box::new((Vec::new(), vec![folder])), reply)))
+            }
+            None => drop(reply.send(Reloaded { changed, ..Reloaded::default() })),
         }
     }
 
@@ -695,56 +730,6 @@ impl Node {
         let is_primary = self.machine.role() == Role::Primary;
         let largest = replicas.iter().map(|replica| replica.lag_ms).max().map(Duration::from_millis);
         mount.set_lag(if is_primary { Some(Duration::ZERO) } else { largest });
-    }
-
-    /// Where the lease lies, for people.
-    fn lease_shown(&self) -> String {
-        let place = self.place.describe();
-        if self.config.lease.is_some() { place } else { format!("{}/{}", place.trim_end_matches('/'), keys::LEASE) }
-    }
-
-    fn report(&mut self) {
-        let at = |moment: Monotonic| {
-            let left = RealWorld.now().until(moment).as_millis();
-            Timestamp(time::now().0.saturating_add(i64::try_from(left).unwrap_or(0)))
-        };
-        let (ends, is_named) = self.config.lease.as_ref().map_or((true, false), |lease| {
-            // What a person has decided says no more than who it is.
-            (!lease.is_static(), lease.named_primary().is_some())
-        });
-        let holder = match self.lease.standing() {
-            Standing::Ours { epoch, until, .. } => Some(Holder {
-                is_self: true,
-                name: self.terms.holder.clone(),
-                address: self.terms.address.clone(),
-                epoch: Some(epoch),
-                until: ends.then(|| at(until)),
-            }),
-            Standing::Theirs { record, free } if record.state == LeaseState::Held => Some(Holder {
-                is_self: false,
-                name: record.holder,
-                address: record.address,
-                epoch: (!is_named).then_some(record.epoch),
-                until: ends.then(|| at(free)),
-            }),
-            Standing::Theirs { .. } | Standing::Unknown | Standing::Ended => None,
-        };
-        let replicas = self.following.as_mut().map(Following::report).unwrap_or_default();
-        self.tell_lag(&replicas);
-        self.board.set_node(NodeReport {
-            // Who serves nobody yet has not got there.
-            role: match self.machine.role() {
-                Role::Primary if self.lists.withholds() => Role::Promoting.name().to_owned(),
-                role => role.name().to_owned(),
-            },
-            candidate: self.config.is_candidate,
-            address: self.config.address.clone(),
-            lease: self.lease_shown(),
-            holder,
-            replicas,
-            durability: self.config.durability.name().to_owned(),
-            witnesses: self.board.witnesses.lists().into_iter().next().map(|list| list.nodes).unwrap_or_default(),
-        });
     }
 }
 

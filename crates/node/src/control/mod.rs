@@ -41,6 +41,7 @@ use crate::config::{Config, ConfigError, DatabaseConfig, SocketConfig, settings}
 use crate::observe::http;
 use crate::observe::report::{ProcessReport, Totals};
 use crate::status::{DatabaseStatus, StatusBoard};
+use crate::stream::push::{AcceptReport, PushReport};
 use crate::supervise::control::{Command, Synced};
 use crate::supervise::reload::Reloaded;
 use crate::time;
@@ -112,6 +113,12 @@ pub struct Info {
     pub process: ProcessReport,
     /// How many databases are in which state.
     pub totals: Totals,
+    /// The replicas that the process dials.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pushes: Vec<PushReport>,
+    /// Its place for a primary that dials, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepts: Option<AcceptReport>,
 }
 
 /// What a request may say. Each takes what it needs; what it does not know is refused.
@@ -262,7 +269,12 @@ fn listed(status: &DatabaseStatus, now: rhyolite_format::Timestamp) -> Listed {
 
 async fn info(Shared(controller): Shared<Controller>) -> Json<Info> {
     let board = &controller.board;
-    Json(Info { process: ProcessReport::current(board), totals: Totals::new(&board.databases(), time::now()) })
+    Json(Info {
+        process: ProcessReport::current(board),
+        totals: Totals::new(&board.databases(), time::now()),
+        pushes: board.pushes(),
+        accepts: board.accepts(),
+    })
 }
 
 async fn ask<T>(controller: &Controller, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Refused> {

@@ -26,6 +26,7 @@ use rhyolite_format::{Checksum, Lineage, PageCount, PageNumber, PageSize, Pos};
 
 use super::ReplicaJournal;
 use super::lock::{Busy, Locks};
+use super::replica;
 use super::wal::{Switched, WalWriter};
 use crate::capture::restart::boot_id;
 use crate::random;
@@ -113,26 +114,6 @@ impl Batch {
 /// Where the state of a followed file lies.
 pub(super) fn state_path(path: &Path) -> PathBuf {
     beside(path, "-rhyolite-follow")
-}
-
-/// Where it stands what a file was when it was last given to whoever writes to it.
-pub(super) fn released_path(path: &Path) -> PathBuf {
-    beside(path, "-rhyolite-released")
-}
-
-/// What a file that nobody follows was when it was last given to whoever writes to it, if that is known. It may have been written to since.
-pub(super) fn released(path: &Path) -> Option<FollowState> {
-    FollowState::decode(&std::fs::read(released_path(path)).ok()?).ok()
-}
-
-/// The checksums of the pages of a file, if it still is what it was when it was given to whoever writes to it.
-pub(super) fn still_released(file: &File, path: &Path, end: &FollowEnd) -> Result<Option<PageSums>, RestoreError> {
-    let len = file.metadata().map_err(|e| RestoreError::io("read", path, e))?.len();
-    if len != end.commit.bytes(end.page_size) {
-        return Ok(None);
-    }
-    let sums = page_sums(file, path, (end.page_size, end.commit), Some(&end.page_one))?;
-    Ok(Some(sums).filter(|sums| sums.checksum == end.pos.checksum))
 }
 
 /// Where its position lies, for people and programs.
@@ -279,7 +260,7 @@ impl Follower {
         let fields = page_one.for_readers(self.change_counter.wrapping_add(1));
         self.put_page_one(PageOneFields { versions: page_one.versions, ..fields }, &locks)?;
         let released = FollowState { lineage: self.lineage, boot_id: boot_id(), before: self.end, after: self.end };
-        replace(&released_path(&self.path), &released.encode(), true)?;
+        replace(&replica::released_path(&self.path), &released.encode(), true)?;
         self.forget_state()?;
         drop(locks);
         Ok(Ok(self.released()))
@@ -701,7 +682,7 @@ pub(super) fn roll_back(path: &Path) -> Result<(), RestoreError> {
         db.busy_timeout(Duration::from_secs(5))?;
         db.query_row("PRAGMA schema_version", [], |row| row.get(0))
     };
-    let rolled_back = super::replica::with_sqlite(read);
+    let rolled_back = replica::with_sqlite(read);
     match rolled_back {
         Ok(_) => remove_cold(&journal_path(path)),
         Err(e) => Err(RestoreError::io("roll back", path, std::io::Error::other(e))),

@@ -258,12 +258,14 @@ impl Live {
     ) -> Result<Ended, RestoreError> {
         let lineage = following.follower().lineage();
         let query = Query::default().with("db", &self.database).with("lineage", lineage).with("pos", following.pos());
-        let asked = match &self.member {
-            None => link.frames(&query.of("/v1/log")).await.map(|frames| (frames, None)),
-            Some(member) => {
+        // Who gives no address is no witness.
+        let asked = match self.member.as_ref().filter(|member| !member.address.is_empty()) {
+            Some(member) if !member.address.is_empty() => {
                 let asked = link.frames_both_ways(&query.with("node", &member.address).of("/v1/log")).await;
                 asked.map(|(frames, replies)| (frames, Some(replies)))
             }
+            // Whom nobody can ask need not say what it has.
+            Some(_) | None => link.frames(&query.of("/v1/log")).await.map(|frames| (frames, None)),
         };
         let (mut frames, mut replies) = match asked {
             Ok(asked) => asked,

@@ -18,6 +18,7 @@ pub(crate) mod peer;
 pub(crate) mod promote;
 mod rejoin;
 pub(crate) mod replica;
+pub mod source;
 pub mod trails;
 mod wal;
 

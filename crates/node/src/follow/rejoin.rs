@@ -176,8 +176,8 @@ fn remove_companions(path: &Path) -> Result<(), RestoreError> {
 
 /// A file that was given to whoever writes to it, which nobody has done since.
 fn unwritten(file: &File, path: &Path, lineage: Lineage) -> Result<Option<(FollowEnd, PageSums)>, RestoreError> {
-    let Some(state) = apply::released(path).filter(|state| state.lineage == lineage) else { return Ok(None) };
-    let sums = apply::still_released(file, path, &state.after)?;
+    let Some(state) = replica::released(path).filter(|state| state.lineage == lineage) else { return Ok(None) };
+    let sums = replica::still_released(file, path, &state.after)?;
     Ok(sums.map(|sums| (state.after, sums)))
 }
 

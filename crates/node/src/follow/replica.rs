@@ -14,10 +14,11 @@ use std::time::SystemTime;
 use rhyolite_format::follow::{FollowEnd, FollowState};
 use rhyolite_format::{Checksum, Lineage, PageNumber, Pos};
 
-use super::apply::{Follower, journal_path, pos_path, released, roll_back, state_path, still_released};
+use super::apply::{Follower, PageSums, journal_path, page_sums, pos_path, roll_back, state_path};
 use super::lock::Locks;
 use super::{ReplicaJournal, rejoin};
 use crate::restore::RestoreError;
+use crate::restore::draft::beside;
 
 /// Pages that are compared by one request.
 pub(crate) const PAGES_MAX: usize = 1024;
@@ -45,6 +46,26 @@ pub(crate) enum Found {
     Unknown,
     /// One that is there.
     Held(Held),
+}
+
+/// Where it stands what a file was when it was last given to whoever writes to it.
+pub(super) fn released_path(path: &Path) -> PathBuf {
+    beside(path, "-rhyolite-released")
+}
+
+/// What a file that nobody follows was when it was last given to whoever writes to it, if that is known. It may have been written to since.
+pub(super) fn released(path: &Path) -> Option<FollowState> {
+    FollowState::decode(&std::fs::read(released_path(path)).ok()?).ok()
+}
+
+/// The checksums of the pages of a file, if it still is what it was when it was given to whoever writes to it.
+pub(super) fn still_released(file: &File, path: &Path, end: &FollowEnd) -> Result<Option<PageSums>, RestoreError> {
+    let len = file.metadata().map_err(|e| RestoreError::io("read", path, e))?.len();
+    if len != end.commit.bytes(end.page_size) {
+        return Ok(None);
+    }
+    let sums = page_sums(file, path, (end.page_size, end.commit), Some(&end.page_one))?;
+    Ok(Some(sums).filter(|sums| sums.checksum == end.pos.checksum))
 }
 
 /// Lets SQLite roll back what a process before this one has left half applied in the files that follow in a folder, or below: otherwise nobody can say where they are until they are
@@ -249,5 +270,5 @@ fn is_as_released(file: &File, path: &Path, end: &FollowEnd) -> Result<bool, Res
 }
 
 fn is_wal(path: &Path) -> bool {
-    std::fs::metadata(crate::restore::draft::beside(path, "-wal")).is_ok_and(|meta| meta.len() > 0)
+    std::fs::metadata(beside(path, "-wal")).is_ok_and(|meta| meta.len() > 0)
 }

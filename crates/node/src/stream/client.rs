@@ -1,20 +1,23 @@
 //! The follower's end of a connection to a node (docs/spec/stream.md).
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use h2::client::{ResponseFuture, SendRequest};
+use h2::client::{Connection, ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use rhyolite_format::DecodeError;
 use rhyolite_format::stream::Frame;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::server::silence;
 use super::tls::{self, ClientFiles};
 use crate::config::cluster::Token;
 
@@ -39,6 +42,11 @@ impl Address {
     /// Whether it is spoken to over TLS.
     pub fn is_secret(&self) -> bool {
         self.is_secret
+    }
+
+    /// The name or the IP address of its machine.
+    pub fn host(&self) -> &str {
+        &self.host
     }
 }
 
@@ -126,15 +134,43 @@ pub struct Link {
 
 #[derive(Debug)]
 struct Shared {
-    address: Address,
+    /// What stands before the path of a request.
+    base: String,
     token: Option<Token>,
     task: AbortHandle,
+    /// Turns true at the end of the connection.
+    ended: watch::Sender<bool>,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Makes a connection to a machine. Without TLS nothing but loopback is reached.
+///
+/// # Errors
+/// Nobody listens there, or it is no place for a connection without TLS.
+pub(super) async fn dial(address: &Address) -> Result<TcpStream, LinkError> {
+    let stream = TcpStream::connect((address.host.as_str(), address.port)).await;
+    let stream = stream.map_err(|e| LinkError::Lost(crate::config::io_text(&e)))?;
+    let peer = stream.peer_addr().map_err(lost)?;
+    stream.set_nodelay(true).map_err(lost)?;
+    if !address.is_secret && !peer.ip().is_loopback() {
+        let text = format!("{peer} is not a loopback address: without TLS (https://) nothing is sent there");
+        return Err(LinkError::NotLoopback(text));
+    }
+    Ok(stream)
+}
+
+async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+) -> Result<(SendRequest<Bytes>, Connection<S>), LinkError> {
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW).enable_push(false);
+    builder.max_header_list_size(HEADERS_BYTES_MAX);
+    builder.handshake(stream).await.map_err(lost)
 }
 
 fn lost(error: impl fmt::Display) -> LinkError {
@@ -152,40 +188,82 @@ impl Link {
     }
 
     async fn connect_now(address: &Address, access: &Access) -> Result<Self, LinkError> {
-        let stream = TcpStream::connect((address.host.as_str(), address.port)).await;
-        let stream = stream.map_err(|e| LinkError::Lost(crate::config::io_text(&e)))?;
-        let peer = stream.peer_addr().map_err(lost)?;
-        stream.set_nodelay(true).map_err(lost)?;
+        let stream = dial(address).await?;
+        let (base, token) = (address.to_string(), access.token.clone());
         if address.is_secret {
             let stream = tls::connect(&access.tls, &address.host, stream).await.map_err(LinkError::Lost)?;
-            return Self::begin(address, access, stream).await;
+            return Self::begin(base, token, stream).await;
         }
-        if !peer.ip().is_loopback() {
-            let text = format!("{peer} is not a loopback address: without TLS (https://) nothing is sent there");
-            return Err(LinkError::NotLoopback(text));
-        }
-        Self::begin(address, access, stream).await
+        Self::begin(base, token, stream).await
+    }
+
+    /// A connection that was made by the other end, which has proved who it is: it is asked as if it had been dialed.
+    ///
+    /// # Errors
+    /// It is gone already.
+    pub(super) async fn accepted(
+        from: SocketAddr,
+        token: Option<Token>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Result<Self, LinkError> {
+        let (send, mut connection) = handshake(stream).await?;
+        // It may be that nobody asks anything for a long time.
+        let silence = silence(connection.ping_pong().expect("asked for once"));
+        let ended = async move {
+            tokio::select! {
+                ended = connection => drop(ended),
+                why = silence => tracing::debug!("a connection is given up: {why}"),
+            }
+        };
+        Ok(Self::new(format!("http://{from}"), token, send, ended))
     }
 
     /// Begins to speak HTTP/2.
     async fn begin(
-        address: &Address,
-        access: &Access,
+        base: String,
+        token: Option<Token>,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> Result<Self, LinkError> {
-        let mut builder = h2::client::Builder::new();
-        builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW).enable_push(false);
-        builder.max_header_list_size(HEADERS_BYTES_MAX);
-        let (send, connection) = builder.handshake::<_, Bytes>(stream).await.map_err(lost)?;
+        let (send, connection) = handshake(stream).await?;
         // Its end is seen by everybody who waits for an answer.
-        let task = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-        let shared = Shared { address: address.clone(), token: access.token.clone(), task };
-        Ok(Self { send, shared: Arc::new(shared) })
+        Ok(Self::new(base, token, send, async move { drop(connection.await) }))
+    }
+
+    fn new(
+        base: String,
+        token: Option<Token>,
+        send: SendRequest<Bytes>,
+        connection: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        let (ended, _) = watch::channel(false);
+        let tell = ended.clone();
+        let task = tokio::spawn(async move {
+            connection.await;
+            tell.send_replace(true);
+        });
+        Self { send, shared: Arc::new(Shared { base, token, task: task.abort_handle(), ended }) }
     }
 
     /// Closes the connection, whoever still has a copy.
     pub fn close(&self) {
         self.shared.task.abort();
+        self.shared.ended.send_replace(true);
+    }
+
+    /// Whether its end is known.
+    pub fn is_closed(&self) -> bool {
+        *self.shared.ended.borrow()
+    }
+
+    /// Ends with the connection.
+    pub(super) async fn closed(&self) {
+        // The sender is borrowed: it tells.
+        let _ = self.shared.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    /// Whether both are copies of one connection.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     async fn get(&self, path: &str) -> Result<Response<RecvStream>, LinkError> {
@@ -221,7 +299,7 @@ impl Link {
         path: &str,
         is_all: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), LinkError> {
-        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.shared.address));
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.shared.base));
         if let Some(token) = &self.shared.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.secret()));
         }

@@ -12,7 +12,6 @@
 use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::ops::Range;
-use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -22,8 +21,7 @@ use h2::server::SendResponse;
 use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use rhyolite_format::stream::{self, Database, End, EndReason, Frame};
-use rhyolite_format::{Lineage, PageNumber, PageSize, Pos};
-use rhyolite_logic::role::Role;
+use rhyolite_format::{Epoch, Lineage, Pos};
 use rhyolite_logic::stream::{Standing, judge};
 use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -31,7 +29,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
 
-use super::client::{Frames, LinkError, read_whole};
+use super::client::{Frames, LinkError};
 use super::feed::{Follower, Origin, Served};
 use super::log_files::{Found, LogFiles};
 use super::query::Query;
@@ -41,8 +39,6 @@ use crate::capture::restart::LOG_FOLDER;
 use crate::cluster::{Handoff, known_address};
 use crate::config::cluster::Token;
 use crate::config::folder::FolderConfig;
-use crate::follow::peer;
-use crate::follow::replica::{self, For, PAGES_MAX};
 use crate::proxy::About;
 use crate::status::{DatabaseStatus, StatusBoard};
 use crate::time;
@@ -95,7 +91,7 @@ pub(super) const ERROR_HEADER: &str = "rhyolite-error";
 #[derive(Debug)]
 pub struct Server {
     /// The databases.
-    board: Arc<StatusBoard>,
+    pub(super) board: Arc<StatusBoard>,
     /// What every request must carry, if anything.
     token: Option<Token>,
     /// How connections are made secret, if they are.
@@ -105,21 +101,20 @@ pub struct Server {
     /// A node of a cluster, which can hand its role on.
     handoffs: Option<mpsc::Sender<Handoff>>,
     /// Where the files of a node of a cluster lie.
-    replicas: Option<FolderConfig>,
+    pub(super) replicas: Option<FolderConfig>,
     /// For requests.
     requests: Arc<Semaphore>,
     /// For KiB that were read.
     read: Semaphore,
     /// For files of logs.
-    logs: Semaphore,
+    pub(super) logs: Semaphore,
 }
 
 /// The other end has gone away, or does not want any more.
 struct Closed;
 
 /// Answers until the task is dropped.
-pub async fn serve(listener: TcpListener, server: Server) {
-    let server = Arc::new(server);
+pub async fn serve(listener: TcpListener, server: Arc<Server>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -157,7 +152,7 @@ async fn connection(server: &Arc<Server>, stream: TcpStream) -> Result<(), Strin
 }
 
 /// The requests of a connection.
-async fn requests(server: &Arc<Server>, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), String> {
+pub(super) async fn requests(server: &Arc<Server>, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), String> {
     let mut builder = h2::server::Builder::new();
     builder.max_concurrent_streams(STREAMS_MAX).max_send_buffer_size(SEND_BUFFER_BYTES);
     builder.max_header_list_size(HEADERS_BYTES_MAX);
@@ -198,7 +193,7 @@ async fn requests(server: &Arc<Server>, stream: impl AsyncRead + AsyncWrite + Un
 }
 
 /// Asks whether the other end lives; ends when it does not.
-async fn silence(mut pings: PingPong) -> String {
+pub(super) async fn silence(mut pings: PingPong) -> String {
     loop {
         tokio::time::sleep(HEARTBEAT).await;
         match tokio::time::timeout(SILENCE_MAX, pings.ping(Ping::opaque())).await {
@@ -240,14 +235,14 @@ async fn answer(server: Arc<Server>, request: Request<RecvStream>, respond: Send
     }
 }
 
-fn response(status: StatusCode) -> Response<()> {
+pub(super) fn response(status: StatusCode) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = status;
     response
 }
 
 /// One line instead of what was asked for.
-fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, kind: Option<StoreErrorKind>, text: &str) {
+pub(super) fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, kind: Option<StoreErrorKind>, text: &str) {
     let mut response = response(status);
     if let Some(kind) = kind {
         response.headers_mut().insert(ERROR_HEADER, http::HeaderValue::from_static(kind.name()));
@@ -273,6 +268,17 @@ impl Server {
         Self { board, token, tls, about, handoffs, replicas, requests, read, logs }
     }
 
+    /// What it serves.
+    pub(super) fn board(&self) -> &StatusBoard {
+        &self.board
+    }
+
+    /// The highest right under which a database is captured here; `None` while none is.
+    pub(super) fn highest_epoch(&self) -> Option<Epoch> {
+        let captured = self.databases().filter(|(_, status)| !status.look(|figures| figures.standby));
+        captured.filter_map(|(_, status)| Some(whereabouts(&status)?.0.epoch)).max()
+    }
+
     /// Has this node hand its role on.
     async fn hand_on(&self, to: Option<&str>) -> Result<(), String> {
         let handoffs = self.handoffs.as_ref().ok_or("this process is no node of a cluster")?;
@@ -284,7 +290,7 @@ impl Server {
     }
 
     /// Room for so many bytes that are read; it is given back when they are sent.
-    async fn room_for(&self, bytes: u64) -> SemaphorePermit<'_> {
+    pub(super) async fn room_for(&self, bytes: u64) -> SemaphorePermit<'_> {
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(READ_KIB_MAX);
         self.read.acquire_many(kib).await.expect("the semaphore is never closed")
     }
@@ -491,82 +497,6 @@ impl Server {
         Ok((frames, room, after))
     }
 
-    /// The file of a replica that is asked for.
-    fn replica_path(&self, query: &Query) -> Result<PathBuf, (StatusCode, String)> {
-        let none = || (StatusCode::NOT_FOUND, "this process is no node of a cluster".to_owned());
-        let folder = self.replicas.as_ref().ok_or_else(none)?;
-        let role = self.board.node().map(|node| node.role).unwrap_or_default();
-        if ![Role::Waiting.name(), Role::Replica.name()].contains(&role.as_str()) {
-            return Err((StatusCode::CONFLICT, format!("this node is {role}, and no replica")));
-        }
-        let name: String = query.get("db").map_err(|text| (StatusCode::BAD_REQUEST, text))?;
-        let is_plain = Path::new(&name).components().all(|part| matches!(part, Component::Normal(_)));
-        if !is_plain || !folder.takes(&name) {
-            return Err((StatusCode::NOT_FOUND, format!("there is no database {name:?} here")));
-        }
-        Ok(folder.database(&name).path)
-    }
-
-    async fn replica(&self, query: &Query, respond: SendResponse<Bytes>) {
-        let asked = self.replica_path(query).and_then(|path| {
-            let passed: Pos = query.get("passed").map_err(|text| (StatusCode::BAD_REQUEST, text))?;
-            Ok((path, passed))
-        });
-        let (path, passed) = match asked {
-            Ok(asked) => asked,
-            Err((status, text)) => return refuse(respond, status, None, &text),
-        };
-        let turn = self.logs.acquire().await.expect("the semaphore is never closed");
-        let looked = tokio::task::spawn_blocking(move || peer::whereabouts(&path, passed, For::Other)).await;
-        drop(turn);
-        match looked.expect("looking does not panic") {
-            Ok(peer::Found::Held(at)) => {
-                let json = serde_json::to_vec(&at).expect("numbers become JSON");
-                send_whole(respond, response(StatusCode::OK), Bytes::from(json)).await;
-            }
-            Ok(peer::Found::Nothing) => refuse(respond, StatusCode::NOT_FOUND, None, "there is no such file here"),
-            Ok(peer::Found::Unknown) => refuse(respond, StatusCode::CONFLICT, None, "where the file is, is not known"),
-            Err(error) => refuse(respond, StatusCode::SERVICE_UNAVAILABLE, None, &error.to_string()),
-        }
-    }
-
-    async fn pages(&self, query: &Query, body: RecvStream, respond: SendResponse<Bytes>) {
-        let bad = |text| (StatusCode::BAD_REQUEST, text);
-        let asked = self.replica_path(query).and_then(|path| {
-            let first = PageNumber::new(query.get("first").map_err(bad)?);
-            let first = first.ok_or_else(|| bad("`first` is no number of a page".to_owned()))?;
-            Ok((path, query.get::<Pos>("pos").map_err(bad)?, first))
-        });
-        let (path, pos, first) = match asked {
-            Ok(asked) => asked,
-            Err((status, text)) => return refuse(respond, status, None, &text),
-        };
-        let limit = (PAGES_MAX * size_of::<u64>()) as u64;
-        let read = tokio::time::timeout(SILENCE_MAX, read_whole(body, limit)).await;
-        let sums = match read {
-            Ok(Ok(bytes)) if bytes.len() % size_of::<u64>() == 0 => bytes,
-            Ok(Ok(_) | Err(LinkError::Unexpected(_))) => {
-                return refuse(
-                    respond,
-                    StatusCode::BAD_REQUEST,
-                    None,
-                    "the body is not up to 1024 checksums of 8 bytes",
-                );
-            }
-            // It is gone.
-            Ok(Err(_)) | Err(_) => return,
-        };
-        let sums: Vec<u64> = sums.as_chunks().0.iter().map(|sum| u64::from_be_bytes(*sum)).collect();
-        let room = self.room_for((sums.len() * PageSize::MAX.bytes()) as u64).await;
-        let compared = tokio::task::spawn_blocking(move || replica::differing(&path, pos, first, &sums)).await;
-        match compared.expect("reading does not panic") {
-            Ok(Some(pages)) => send_whole(respond, response(StatusCode::OK), Bytes::from(pages)).await,
-            Ok(None) => refuse(respond, StatusCode::CONFLICT, None, "the file is not at this position"),
-            Err(error) => refuse(respond, StatusCode::SERVICE_UNAVAILABLE, None, &error.to_string()),
-        }
-        drop(room);
-    }
-
     async fn object(&self, query: &Query, respond: SendResponse<Bytes>) {
         let (served, _) = match self.find(query) {
             Ok(found) => found,
@@ -655,7 +585,7 @@ fn refuse_store(respond: SendResponse<Bytes>, error: &StoreError) {
     refuse(respond, status, Some(error.kind), &error.to_string());
 }
 
-async fn send_whole(respond: SendResponse<Bytes>, response: Response<()>, bytes: Bytes) {
+pub(super) async fn send_whole(respond: SendResponse<Bytes>, response: Response<()>, bytes: Bytes) {
     if let Some(mut sink) = Sink::begin(respond, response)
         && sink.send(bytes).await.is_ok()
     {

@@ -278,7 +278,7 @@ pub(crate) fn rows(path: &Path) -> HashSet<i64> {
     distinct
 }
 
-fn assert_sound(path: &Path) {
+pub(crate) fn assert_sound(path: &Path) {
     let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let check: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(check, "ok");

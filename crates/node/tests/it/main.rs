@@ -33,6 +33,8 @@ mod mount_cost;
 mod mount_node;
 #[cfg(target_os = "linux")]
 mod mount_user;
+#[cfg(target_os = "linux")]
+mod node_config;
 mod operating;
 mod parked;
 mod pins;
@@ -42,6 +44,9 @@ mod program;
 mod promote;
 mod proxy;
 mod prune;
+mod push;
+#[cfg(target_os = "linux")]
+mod push_cluster;
 mod readme;
 mod restore;
 mod resume;
