@@ -2,12 +2,18 @@
 
 use std::path::PathBuf;
 
-use rhyolite_format::{Epoch, Timestamp, Txid};
+use rhyolite_format::lease::LeaseState;
+use rhyolite_format::{Epoch, Timestamp, Txid, keys};
+use rhyolite_logic::lease::{Monotonic, Standing};
 use rhyolite_logic::role::Role;
+use rhyolite_writer::World;
 use serde::{Deserialize, Serialize};
 
+use super::Node;
+use super::following::Following;
 use crate::observe::events::Primary;
 use crate::time;
+use crate::world::RealWorld;
 
 /// A node at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -86,7 +86,6 @@ pub(super) enum Content {
     /// One after the other.
     Memory(Vec<u8>),
 }
-
 /// Changed pages.
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -259,8 +258,8 @@ impl Follower {
         let page_one = self.end.page_one;
         let fields = page_one.for_readers(self.change_counter.wrapping_add(1));
         self.put_page_one(PageOneFields { versions: page_one.versions, ..fields }, &locks)?;
-        let released = FollowState { lineage: self.lineage, boot_id: boot_id(), before: self.end, after: self.end };
-        replace(&replica::released_path(&self.path), &released.encode(), true)?;
+        let as_released = FollowState { lineage: self.lineage, boot_id: boot_id(), before: self.end, after: self.end };
+        replace(&replica::released_path(&self.path), &as_released.encode(), true)?;
         self.forget_state()?;
         drop(locks);
         Ok(Ok(self.released()))
