@@ -31,6 +31,16 @@ impl Trail {
     pub fn has(&self, pos: Pos) -> bool {
         self.0.contains(&pos)
     }
+
+    /// Whether it was elsewhere at that TXID: where the file is does not go on from there.
+    pub fn has_instead_of(&self, pos: Pos) -> bool {
+        self.0.iter().any(|passed| passed.txid == pos.txid) && !self.has(pos)
+    }
+
+    /// Where it has come to.
+    pub fn last(&self) -> Option<Pos> {
+        self.0.back().copied()
+    }
 }
 
 #[cfg(test)]
@@ -46,6 +56,9 @@ mod tests {
         trail.note([pos(1), pos(1), pos(2)]);
         trail.note((3..=POSITIONS_MAX as u64 + 1).map(pos));
         assert!(!trail.has(pos(1)) && trail.has(pos(2)) && trail.has(pos(POSITIONS_MAX as u64 + 1)));
-        assert!(!trail.has(Pos { checksum: Checksum::from_crc(9), ..pos(2) }));
+        let other = Pos { checksum: Checksum::from_crc(9), ..pos(2) };
+        assert!(!trail.has(other) && trail.has_instead_of(other));
+        assert!(!trail.has_instead_of(pos(1)) && !trail.has_instead_of(pos(2)));
+        assert_eq!(trail.last(), Some(pos(POSITIONS_MAX as u64 + 1)));
     }
 }

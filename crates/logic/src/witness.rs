@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use rhyolite_format::lease::{WITNESSES_MAX, Witnesses};
 use rhyolite_format::{Lineage, Pos, Txid};
 
+use crate::trail::Trail;
+
 /// What other nodes have of one database, as its primary knows.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
@@ -96,15 +98,46 @@ pub enum Testimony {
     Unproved(Pos),
 }
 
-/// Judges where the file of a node is against the end of the log of `lineage`; `has_passed`: it has come through that very end.
-pub fn testimony((lineage, end): (Lineage, Pos), file: Option<(Lineage, Pos)>, has_passed: bool) -> Testimony {
+/// How a file is known to have come to where it is, seen from the end of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passed {
+    /// Through that very end.
+    End,
+    /// It was elsewhere at the end's TXID: it left the log before. Whoever went on with the log in another way had heard of everything that was told.
+    Elsewhere,
+    /// Nobody knows.
+    Unknown,
+}
+
+impl Passed {
+    /// What a trail says.
+    pub fn by(trail: &Trail, end: Pos) -> Self {
+        match () {
+            () if trail.has(end) => Self::End,
+            () if trail.has_instead_of(end) => Self::Elsewhere,
+            () => Self::Unknown,
+        }
+    }
+}
+
+impl From<bool> for Passed {
+    /// Whether it has come through that very end; nothing else is known.
+    fn from(has_passed: bool) -> Self {
+        if has_passed { Self::End } else { Self::Unknown }
+    }
+}
+
+/// Judges where the file of a node is against the end of the log of `lineage`.
+///
+/// What a winner had found is one commit in the log, where there were several: the end may have a lower TXID than a file whose content it is, or has.
+pub fn testimony((lineage, end): (Lineage, Pos), file: Option<(Lineage, Pos)>, passed: impl Into<Passed>) -> Testimony {
     match file {
         // A primary streams no other history than that of the log.
-        Some((theirs, pos)) if theirs == lineage && pos.txid > end.txid => {
-            if has_passed {
-                Testimony::Beyond(pos)
-            } else {
-                Testimony::Unproved(pos)
+        Some((theirs, pos)) if theirs == lineage && pos.txid > end.txid && pos.checksum != end.checksum => {
+            match passed.into() {
+                Passed::End => Testimony::Beyond(pos),
+                Passed::Elsewhere => Testimony::Nothing,
+                Passed::Unknown => Testimony::Unproved(pos),
             }
         }
         Some(_) | None => Testimony::Nothing,
@@ -222,5 +255,21 @@ mod tests {
         assert_eq!(said(Some((other, pos(7, 70))), true), Testimony::Nothing);
         assert_eq!(said(Some((ours, pos(7, 70))), true), Testimony::Beyond(pos(7, 70)));
         assert_eq!(said(Some((ours, pos(7, 70))), false), Testimony::Unproved(pos(7, 70)));
+        assert_eq!(said(Some((ours, pos(7, 50))), false), Testimony::Nothing, "it is the end under another number");
+    }
+
+    #[test]
+    fn a_file_that_left_the_log_before_its_end_has_nothing() {
+        let pos = |n: u64, sum: u64| Pos { txid: txid(n), checksum: Checksum::from_crc(sum) };
+        let mut trail = Trail::default();
+        trail.note([pos(5, 50), pos(6, 60), pos(7, 70)]);
+        let said = |end| {
+            let lineage = Lineage([1; 16]);
+            testimony((lineage, end), Some((lineage, pos(7, 70))), Passed::by(&trail, end))
+        };
+        assert_eq!(said(pos(5, 50)), Testimony::Beyond(pos(7, 70)));
+        // What was found was put into the log as one commit.
+        assert_eq!(said(pos(6, 69)), Testimony::Nothing);
+        assert_eq!(said(pos(4, 40)), Testimony::Unproved(pos(7, 70)));
     }
 }
