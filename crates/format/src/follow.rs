@@ -85,6 +85,11 @@ impl PageOneFields {
         page[Self::WRITTEN_BY].copy_from_slice(&self.written_by.to_be_bytes());
     }
 
+    /// Whether they are those of a database in WAL mode.
+    pub fn is_wal(&self) -> bool {
+        self.versions == [2, 2]
+    }
+
     /// What a followed file in rollback mode has in their place: that mode, so that a reader needs no WAL, and a change counter of the
     /// file's own, so that readers drop what they cached. Whether the page count is valid stays as the log has it.
     #[must_use]

@@ -310,6 +310,19 @@ pub(crate) mod follow_state {
     pub(crate) const FIELDS: &[Field] = &[MAGIC, VERSION, RESERVED, LINEAGE, BOOT_ID, BEFORE, AFTER, CRC];
 }
 
+pub(crate) mod trail_header {
+    use super::Field;
+
+    pub(crate) const MAGIC: Field = Field::first("magic", 4);
+    pub(crate) const VERSION: Field = MAGIC.then("version", 1);
+    pub(crate) const RESERVED: Field = VERSION.then("reserved", 3);
+    pub(crate) const BOOT_ID: Field = RESERVED.then("boot_id", 16);
+    pub(crate) const CRC: Field = BOOT_ID.then("crc", 8);
+    pub(crate) const SIZE: usize = CRC.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[MAGIC, VERSION, RESERVED, BOOT_ID, CRC];
+}
+
 pub(crate) mod follow_end {
     use super::Field;
 
@@ -431,4 +444,48 @@ pub(crate) mod stream_end {
     pub(crate) const SIZE: usize = CHECKSUM.end();
     #[cfg(test)]
     pub(crate) const FIELDS: &[Field] = &[REASON, RESERVED, TXID, CHECKSUM];
+}
+
+pub(crate) mod push_hello {
+    use super::Field;
+
+    pub(crate) const ID: Field = Field::first("id", 16);
+    pub(crate) const EPOCH: Field = ID.then("epoch", 8);
+    pub(crate) const NONCE: Field = EPOCH.then("nonce", 32);
+    pub(crate) const HAS_TOKEN: Field = NONCE.then("has_token", 1);
+    pub(crate) const RESERVED: Field = HAS_TOKEN.then("reserved", 7);
+    pub(crate) const SIZE: usize = RESERVED.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[ID, EPOCH, NONCE, HAS_TOKEN, RESERVED];
+}
+
+pub(crate) mod push_challenge {
+    use super::Field;
+
+    pub(crate) const NONCE: Field = Field::first("nonce", 32);
+    pub(crate) const HAS_TOKEN: Field = NONCE.then("has_token", 1);
+    pub(crate) const RESERVED: Field = HAS_TOKEN.then("reserved", 7);
+    pub(crate) const SIZE: usize = RESERVED.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[NONCE, HAS_TOKEN, RESERVED];
+}
+
+pub(crate) mod push_proof {
+    use super::Field;
+
+    pub(crate) const PROOF: Field = Field::first("proof", 32);
+    pub(crate) const SIZE: usize = PROOF.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[PROOF];
+}
+
+pub(crate) mod push_verdict {
+    use super::Field;
+
+    pub(crate) const VERDICT: Field = Field::first("verdict", 1);
+    pub(crate) const RESERVED: Field = VERDICT.then("reserved", 7);
+    pub(crate) const PROOF: Field = RESERVED.then("proof", 32);
+    pub(crate) const SIZE: usize = PROOF.end();
+    #[cfg(test)]
+    pub(crate) const FIELDS: &[Field] = &[VERDICT, RESERVED, PROOF];
 }

@@ -19,6 +19,7 @@ pub mod manifest;
 #[cfg(test)]
 mod own_formats_tests;
 pub mod probe;
+pub mod push;
 pub mod resume;
 #[cfg(test)]
 mod samples;
@@ -28,6 +29,7 @@ mod spec_tests;
 pub mod sqlite;
 pub mod state;
 pub mod stream;
+pub mod trail;
 mod types;
 
 pub use error::{DecodeError, ErrorKind};

@@ -1,7 +1,7 @@
 //! The tables in `docs/spec` and the layouts in the code say the same.
 
 use crate::layout::{self, Field};
-use crate::{follow, identity, lease, manifest, probe, resume, segment, state, stream};
+use crate::{follow, identity, lease, manifest, probe, push, resume, segment, state, stream};
 
 const SEGMENT: &str = include_str!("../../../docs/spec/segment.md");
 const STATE: &str = include_str!("../../../docs/spec/state.md");
@@ -34,9 +34,9 @@ fn check_table(document: &str, name: &str, fields: &[Field], size: usize) {
 #[test]
 fn tables_of_binary_formats() {
     use layout::{
-        backlog, backlog_entry, follow_end, follow_state, local_state, page_table_header, parked, resume_header,
-        segment_entry, segment_footer, segment_header, stream_database, stream_end, stream_frame, stream_heartbeat,
-        stream_reached, stream_transactions,
+        backlog, backlog_entry, follow_end, follow_state, local_state, page_table_header, parked, push_challenge,
+        push_hello, push_proof, push_verdict, resume_header, segment_entry, segment_footer, segment_header,
+        stream_database, stream_end, stream_frame, stream_heartbeat, stream_reached, stream_transactions, trail_header,
     };
     check_table(SEGMENT, "segment_header", segment_header::FIELDS, segment::HEADER_SIZE);
     check_table(SEGMENT, "segment_entry", segment_entry::FIELDS, segment::ENTRY_SIZE);
@@ -47,6 +47,7 @@ fn tables_of_binary_formats() {
     check_table(STATE, "parked", parked::FIELDS, state::parked::SIZE);
     check_table(FOLLOW, "follow_state", follow_state::FIELDS, follow::SIZE);
     check_table(FOLLOW, "follow_end", follow_end::FIELDS, follow_end::SIZE);
+    check_table(FOLLOW, "trail_header", trail_header::FIELDS, trail_header::SIZE);
     check_table(RESUME, "resume_header", resume_header::FIELDS, resume::HEADER_SIZE);
     check_table(STREAM, "stream_frame", stream_frame::FIELDS, stream::HEADER_SIZE);
     check_table(STREAM, "stream_database", stream_database::FIELDS, stream_database::SIZE);
@@ -54,6 +55,10 @@ fn tables_of_binary_formats() {
     check_table(STREAM, "stream_reached", stream_reached::FIELDS, stream_reached::SIZE);
     check_table(STREAM, "stream_transactions", stream_transactions::FIELDS, stream_transactions::SIZE);
     check_table(STREAM, "stream_end", stream_end::FIELDS, stream_end::SIZE);
+    check_table(STREAM, "push_hello", push_hello::FIELDS, push_hello::SIZE);
+    check_table(STREAM, "push_challenge", push_challenge::FIELDS, push_challenge::SIZE);
+    check_table(STREAM, "push_proof", push_proof::FIELDS, push::PROOF_SIZE);
+    check_table(STREAM, "push_verdict", push_verdict::FIELDS, push_verdict::SIZE);
     check_table(STATE, "page_table_header", page_table_header::FIELDS, state::page_table::HEADER_SIZE);
 }
 
@@ -69,6 +74,7 @@ fn sizes_in_the_text() {
     assert!(STREAM.contains("1 to 4096 bytes") && stream::NAME_SIZE_MAX == 4096);
     assert!(STREAM.contains("at most 64 MiB;") && manifest::SIZE_MAX == 64 << 20);
     assert!(STREAM.contains("at most 1024 bytes") && stream::TEXT_SIZE_MAX == 1024);
+    assert!(STREAM.contains(&format!("at most {} bytes after the header", push::LEN_MAX)));
     assert!(IDENTITY.contains("At most 64 KiB") && identity::SIZE_MAX == 64 << 10);
     assert!(LEASE.contains("at most 64 KiB") && lease::SIZE_MAX == 64 << 10);
     assert!(PROBE.contains("at most 64 KiB") && probe::SIZE_MAX == 64 << 10);

@@ -175,21 +175,7 @@ impl Frame {
     /// Reads exactly one frame.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
         let error = |kind, field: Field| DecodeError::new(kind, WHAT, field.offset as u64);
-        let short = || DecodeError::new(ErrorKind::Short, WHAT, bytes.len() as u64);
-        let len = Self::len(bytes)?.ok_or_else(short)?;
-        if bytes.len() < len {
-            return Err(short());
-        }
-        if bytes.len() > len {
-            return Err(DecodeError::new(ErrorKind::Trailing, WHAT, len as u64));
-        }
-        if crc(bytes) != head::CRC.u64(bytes) {
-            return Err(error(ErrorKind::FileChecksum, head::CRC));
-        }
-        if !head::RESERVED.is_zero(bytes) {
-            return Err(error(ErrorKind::Reserved, head::RESERVED));
-        }
-        let payload = &bytes[HEADER_SIZE..];
+        let payload = payload(bytes, Self::len(bytes)?)?;
         match head::KIND.byte(bytes) {
             DATABASE => Database::decode(payload).map(Self::Database),
             GONE => text(payload, 0, NAME_SIZE_MAX).and_then(named).map(|name| Self::Gone { name }),
@@ -364,14 +350,34 @@ impl End {
     }
 }
 
+/// What follows the header of a frame that has this length, once the header holds.
+pub(crate) fn payload(bytes: &[u8], len: Option<usize>) -> Result<&[u8], DecodeError> {
+    let error = |kind, field: Field| DecodeError::new(kind, WHAT, field.offset as u64);
+    let short = || DecodeError::new(ErrorKind::Short, WHAT, bytes.len() as u64);
+    let len = len.ok_or_else(short)?;
+    if bytes.len() < len {
+        return Err(short());
+    }
+    if bytes.len() > len {
+        return Err(DecodeError::new(ErrorKind::Trailing, WHAT, len as u64));
+    }
+    if crc(bytes) != head::CRC.u64(bytes) {
+        return Err(error(ErrorKind::FileChecksum, head::CRC));
+    }
+    if !head::RESERVED.is_zero(bytes) {
+        return Err(error(ErrorKind::Reserved, head::RESERVED));
+    }
+    Ok(&bytes[HEADER_SIZE..])
+}
+
 /// Room for the header, and the start of the payload.
-fn begin(payload: &[u8]) -> Vec<u8> {
+pub(crate) fn begin(payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![0; HEADER_SIZE];
     bytes.extend_from_slice(payload);
     bytes
 }
 
-fn finish(kind: u8, mut bytes: Vec<u8>) -> Vec<u8> {
+pub(crate) fn finish(kind: u8, mut bytes: Vec<u8>) -> Vec<u8> {
     let len = bytes.len() - HEADER_SIZE;
     assert!(len <= LEN_MAX, "a frame of {len} bytes");
     head::VERSION.put(&mut bytes, &[VERSION]);
@@ -391,15 +397,15 @@ fn crc(bytes: &[u8]) -> u64 {
 }
 
 /// An error at this offset in the payload.
-fn refused(kind: ErrorKind, offset: usize) -> DecodeError {
+pub(crate) fn refused(kind: ErrorKind, offset: usize) -> DecodeError {
     DecodeError::new(kind, WHAT, (HEADER_SIZE + offset) as u64)
 }
 
-fn whole(payload: &[u8], size: usize) -> Result<&[u8], DecodeError> {
+pub(crate) fn whole(payload: &[u8], size: usize) -> Result<&[u8], DecodeError> {
     payload.get(..size).ok_or_else(|| refused(ErrorKind::Field, payload.len()).detail("the length of another kind"))
 }
 
-fn epoch(record: &[u8], field: Field) -> Result<Epoch, DecodeError> {
+pub(crate) fn epoch(record: &[u8], field: Field) -> Result<Epoch, DecodeError> {
     Epoch::new(field.u64(record)).ok_or_else(|| refused(ErrorKind::Field, field.offset))
 }
 
@@ -412,7 +418,7 @@ fn pos(record: &[u8], txid: Field, checksum: Field) -> Result<Pos, DecodeError> 
 }
 
 /// The text from `start` to the end of the payload.
-fn text(payload: &[u8], start: usize, size_max: usize) -> Result<String, DecodeError> {
+pub(crate) fn text(payload: &[u8], start: usize, size_max: usize) -> Result<String, DecodeError> {
     let text = std::str::from_utf8(&payload[start..]).map_err(|_| refused(ErrorKind::Syntax, start))?;
     if text.len() > size_max {
         return Err(refused(ErrorKind::Field, start).detail(format!("{} bytes of text", text.len())));

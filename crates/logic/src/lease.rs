@@ -31,7 +31,7 @@ use rhyolite_format::lease::{DurablePos, LeaseRecord, LeaseState, Witnesses};
 use rhyolite_format::{Epoch, Format1, Nonce, Timestamp};
 
 /// A reading of a clock of one machine that never goes back, in milliseconds. It goes on while the machine sleeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Monotonic(pub u64);
 
 impl Monotonic {

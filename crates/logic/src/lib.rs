@@ -22,6 +22,7 @@ pub mod park;
 pub mod pick;
 pub mod prepare;
 pub mod proxy;
+pub mod push;
 pub mod reconcile;
 pub mod restore_plan;
 pub mod role;

@@ -46,6 +46,13 @@ pub struct Policy {
     pub bytes_max: u64,
 }
 
+impl Policy {
+    /// No database is ever parked.
+    pub fn never() -> Self {
+        Self { bytes_max: 0, ..Self::default() }
+    }
+}
+
 impl Default for Policy {
     fn default() -> Self {
         let seconds = Duration::from_secs;

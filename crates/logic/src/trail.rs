@@ -27,6 +27,17 @@ impl Trail {
         self.0.drain(..surplus);
     }
 
+    /// Where the file is.
+    pub fn last(&self) -> Option<Pos> {
+        self.0.back().copied()
+    }
+
+    /// The trail up to where it was there last; nothing when it never was.
+    pub fn until(&self, pos: Pos) -> Vec<Pos> {
+        let end = self.0.iter().rposition(|known| *known == pos).map_or(0, |index| index + 1);
+        self.0.iter().take(end).copied().collect()
+    }
+
     /// Whether the file has been there.
     pub fn has(&self, pos: Pos) -> bool {
         self.0.contains(&pos)
@@ -35,11 +46,6 @@ impl Trail {
     /// Whether it was elsewhere at that TXID: where the file is does not go on from there.
     pub fn has_instead_of(&self, pos: Pos) -> bool {
         self.0.iter().any(|passed| passed.txid == pos.txid) && !self.has(pos)
-    }
-
-    /// Where it has come to.
-    pub fn last(&self) -> Option<Pos> {
-        self.0.back().copied()
     }
 }
 
@@ -56,9 +62,10 @@ mod tests {
         trail.note([pos(1), pos(1), pos(2)]);
         trail.note((3..=POSITIONS_MAX as u64 + 1).map(pos));
         assert!(!trail.has(pos(1)) && trail.has(pos(2)) && trail.has(pos(POSITIONS_MAX as u64 + 1)));
+        assert_eq!(trail.last(), Some(pos(POSITIONS_MAX as u64 + 1)));
+        assert_eq!((trail.until(pos(4)), trail.until(pos(1))), (vec![pos(2), pos(3), pos(4)], vec![]));
         let other = Pos { checksum: Checksum::from_crc(9), ..pos(2) };
         assert!(!trail.has(other) && trail.has_instead_of(other));
         assert!(!trail.has_instead_of(pos(1)) && !trail.has_instead_of(pos(2)));
-        assert_eq!(trail.last(), Some(pos(POSITIONS_MAX as u64 + 1)));
     }
 }

@@ -32,6 +32,11 @@ impl Ledger {
         self.reached.clear();
     }
 
+    /// Forgets what all other nodes have.
+    pub fn keep(&mut self, mut is_kept: impl FnMut(&str) -> bool) {
+        self.reached.retain(|node, _| is_kept(node));
+    }
+
     /// How far a node is.
     pub fn reached(&self, node: &str) -> Option<Txid> {
         self.reached.get(node).copied()
@@ -64,8 +69,8 @@ impl Ledger {
     }
 }
 
-/// The list that is to be in the lease: the nodes that are here, and those of the present list that have not been away for long. The present one as long as
-/// there are fewer than `count`.
+/// The list that is to be in the lease: the nodes that are here, and those of the present list that have not been away for long; none when these are fewer than `count`. It takes the place of
+/// the present one when everything that was told is safe by it ([`Ledger::is_safe_by`]).
 pub fn next_list(
     (of, count): (&str, u32),
     present: Option<&Witnesses>,
@@ -82,7 +87,7 @@ pub fn next_list(
         }
     }
     if nodes.len() < count as usize {
-        return own.cloned();
+        return None;
     }
     Some(Witnesses { of: of.to_owned(), count, nodes: nodes.into_iter().collect() })
 }
@@ -120,6 +125,22 @@ impl Passed {
     }
 }
 
+impl Passed {
+    /// The name in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::End => "end",
+            Self::Elsewhere => "elsewhere",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// That of a name; what is not known says nothing.
+    pub fn of_name(name: &str) -> Self {
+        [Self::End, Self::Elsewhere].into_iter().find(|known| known.name() == name).unwrap_or(Self::Unknown)
+    }
+}
+
 impl From<bool> for Passed {
     /// Whether it has come through that very end; nothing else is known.
     fn from(has_passed: bool) -> Self {
@@ -129,17 +150,16 @@ impl From<bool> for Passed {
 
 /// Judges where the file of a node is against the end of the log of `lineage`.
 ///
-/// What a winner had found is one commit in the log, where there were several: the end may have a lower TXID than a file whose content it is, or has.
+/// What a winner had found is one commit in the log, where it were several: the end may have a lower TXID than a file whose content it is, or has.
 pub fn testimony((lineage, end): (Lineage, Pos), file: Option<(Lineage, Pos)>, passed: impl Into<Passed>) -> Testimony {
     match file {
         // A primary streams no other history than that of the log.
-        Some((theirs, pos)) if theirs == lineage && pos.txid > end.txid && pos.checksum != end.checksum => {
-            match passed.into() {
-                Passed::End => Testimony::Beyond(pos),
-                Passed::Elsewhere => Testimony::Nothing,
-                Passed::Unknown => Testimony::Unproved(pos),
-            }
-        }
+        Some((theirs, pos)) if theirs == lineage && pos.txid > end.txid => match passed.into() {
+            Passed::End => Testimony::Beyond(pos),
+            Passed::Elsewhere => Testimony::Nothing,
+            Passed::Unknown if pos.checksum == end.checksum => Testimony::Nothing,
+            Passed::Unknown => Testimony::Unproved(pos),
+        },
         Some(_) | None => Testimony::Nothing,
     }
 }
@@ -213,7 +233,7 @@ mod tests {
         let present = list(1, &["b", "c"]);
         assert_eq!(next(1, Some(&present), &["b"], &["c"]).as_deref(), Some("b c"));
         assert_eq!(next(1, Some(&present), &["b"], &[]).as_deref(), Some("b"));
-        assert_eq!(next(1, Some(&present), &[], &[]).as_deref(), Some("b c"), "nobody is left to take their place");
+        assert_eq!(next(1, Some(&present), &[], &[]), None, "nobody is left");
         assert_eq!(next(2, Some(&present), &["d"], &[]), None, "it is for another count");
         let theirs = Witnesses { of: "z".to_owned(), ..present };
         assert_eq!(next(1, Some(&theirs), &["d"], &["b"]).as_deref(), Some("d"));

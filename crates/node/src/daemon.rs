@@ -20,7 +20,7 @@ use tokio::sync::watch;
 
 use crate::cli::exit::{Failure, Status};
 use crate::config::SocketConfig;
-use crate::config::cluster::ClusterConfig;
+use crate::config::cluster::{ClusterConfig, TlsFiles};
 use crate::config::units::format_duration;
 use crate::control::{self, Controller};
 use crate::exec::Application;
@@ -29,8 +29,10 @@ use crate::observe::{http, status_file};
 use crate::proxy::About;
 use crate::signals::StopRequest;
 use crate::status::{DatabaseStatus, Figures, StatusBoard};
+use crate::stream::client::Address;
+use crate::stream::push::{self, Right};
 use crate::stream::server::{self, Server};
-use crate::stream::tls::Acceptor;
+use crate::stream::tls::{self, Acceptor};
 use crate::time;
 
 /// What the daemon is given beside the replication.
@@ -129,12 +131,8 @@ async fn listen(
         let listener = http::bind(addr).await?;
         tokio::spawn(http::serve(listener, Arc::clone(&controller.board)));
     }
-    if let Some(ClusterConfig { listen, token, tls, proxy }) = cluster {
-        let tls = tls.map(Acceptor::new).transpose()?;
-        let listener = http::bind(listen).await?;
-        let handoffs = controller.node.as_ref().map(|node| node.handoffs.clone());
-        let server = Server::new(Arc::clone(&controller.board), token, tls, About { proxy }, handoffs);
-        tokio::spawn(server::serve(listener, server));
+    if let Some(cluster) = cluster {
+        serve_followers(cluster, &controller).await?;
     }
     if let Some(socket) = socket {
         let listener = control::bind(socket)?;
@@ -142,6 +140,31 @@ async fn listen(
     }
     if controller.reload.is_some() {
         tokio::spawn(controller.reload_on_hangup());
+    }
+    Ok(())
+}
+
+/// Serves those who dial, and dials those who are to be.
+async fn serve_followers(cluster: ClusterConfig, controller: &Controller) -> Result<(), String> {
+    let ClusterConfig { listen, push_to, token, tls, proxy } = cluster;
+    let files = tls.as_ref().map(TlsFiles::as_client).unwrap_or_default();
+    if push_to.iter().any(Address::is_secret) {
+        // That the files can be read is seen before anything is begun.
+        tls::client_config(&files)?;
+    }
+    let acceptor = tls.map(Acceptor::new).transpose()?;
+    let handoffs = controller.node.as_ref().map(|node| node.handoffs.clone());
+    let replicas = controller.node.as_ref().map(|node| node.folder.clone());
+    let about = About { proxy };
+    let server =
+        Arc::new(Server::new(Arc::clone(&controller.board), token.clone(), acceptor, about, handoffs, replicas));
+    if let Some(listen) = listen {
+        let listener = http::bind(listen).await?;
+        tokio::spawn(server::serve(listener, Arc::clone(&server)));
+    }
+    if !push_to.is_empty() {
+        let right = if controller.node.is_some() { Right::OfNode } else { Right::OfDatabases };
+        tokio::spawn(push::push(server, push_to, token, files, right));
     }
     Ok(())
 }

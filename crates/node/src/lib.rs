@@ -22,6 +22,9 @@ pub mod manifest_swap;
 mod memory;
 #[cfg(target_os = "linux")]
 pub mod mount;
+#[cfg(not(target_os = "linux"))]
+#[path = "no_mount.rs"]
+pub mod mount;
 pub mod notify;
 pub mod observe;
 pub mod park;
@@ -43,4 +46,5 @@ pub mod time;
 pub mod upload;
 mod uploads;
 pub mod verify;
+pub mod witness_board;
 pub mod world;

@@ -12,7 +12,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use rhyolite_format::{Epoch, Lineage, PageCount, PageSize, Pos, Timestamp};
 use rhyolite_store::Counters;
@@ -23,8 +23,11 @@ use crate::cluster::report::NodeReport;
 use crate::drill::Drill;
 use crate::observe::events::Events;
 use crate::pulse::Pulse;
+use crate::stream::accept::Accepting;
 use crate::stream::feed::Feed;
+use crate::stream::push::{AcceptReport, PushReport};
 use crate::time;
+use crate::witness_board::WitnessBoard;
 
 /// What a database is doing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -374,7 +377,13 @@ impl DatabaseStatus {
 
     /// Changes the figures under the lock. Keep it short: no I/O inside.
     pub fn update(&self, change: impl FnOnce(&mut Figures)) {
-        change(&mut self.lock());
+        {
+            let mut figures = self.lock();
+            change(&mut figures);
+            if let (Some(lineage), Some(pos)) = (figures.lineage, figures.local) {
+                self.feed.note_local(lineage, pos);
+            }
+        }
         if !self.dirty.swap(true, Ordering::AcqRel)
             && let (Some(changes), Some(own)) = (self.changed.upgrade(), self.own.upgrade())
         {
@@ -445,6 +454,12 @@ pub struct StatusBoard {
     pub leaving: watch::Sender<bool>,
     /// What is said of the node, where this is one of a cluster.
     node: Mutex<Option<NodeReport>>,
+    /// Replicas that are dialed.
+    pushes: Mutex<Vec<PushReport>>,
+    /// The place for a primary that dials, where there is one.
+    accepting: OnceLock<Arc<Accepting>>,
+    /// Who has what is captured here, where this is a primary.
+    pub witnesses: WitnessBoard,
 }
 
 impl StatusBoard {
@@ -460,6 +475,9 @@ impl StatusBoard {
             unsettled: Arc::default(),
             leaving: watch::Sender::default(),
             node: Mutex::default(),
+            pushes: Mutex::default(),
+            accepting: OnceLock::new(),
+            witnesses: WitnessBoard::default(),
         })
     }
 
@@ -520,6 +538,38 @@ impl StatusBoard {
     /// How things stand with this node; `None` where it is none of a cluster.
     pub fn node(&self) -> Option<NodeReport> {
         self.node.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The same, without a copy of everything.
+    pub fn look_at_node<T>(&self, look: impl FnOnce(&NodeReport) -> T) -> Option<T> {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(look)
+    }
+
+    /// Says how things stand with a replica that is dialed. Gives it back when that is something new.
+    pub fn set_push(&self, report: PushReport) -> Option<PushReport> {
+        let mut pushes = self.pushes.lock().unwrap_or_else(PoisonError::into_inner);
+        match pushes.iter_mut().find(|known| known.to == report.to) {
+            Some(known) if (known.connected, &known.error) == (report.connected, &report.error) => return None,
+            Some(known) => *known = report.clone(),
+            None => pushes.push(report.clone()),
+        }
+        Some(report)
+    }
+
+    /// The replicas that are dialed.
+    pub fn pushes(&self) -> Vec<PushReport> {
+        self.pushes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows the place for a primary that dials.
+    pub fn set_accepting(&self, accepting: Arc<Accepting>) {
+        // There is one for the process.
+        let _ = self.accepting.set(accepting);
+    }
+
+    /// How things stand with the place for a primary that dials; `None` where there is none.
+    pub fn accepts(&self) -> Option<AcceptReport> {
+        self.accepting.get().map(|accepting| accepting.report())
     }
 
     /// Takes a database off the board.

@@ -16,6 +16,7 @@ use rhyolite_format::ltx::{
 };
 use rhyolite_format::manifest::Manifest;
 use rhyolite_format::probe::ProbeRecord;
+use rhyolite_format::push::Greeting;
 use rhyolite_format::segment::{self, Segment, SegmentHeader};
 use rhyolite_format::sqlite::header::DatabaseHeader;
 use rhyolite_format::sqlite::journal::{self, Journal};
@@ -49,6 +50,7 @@ pub const BODIES: &[(&str, Body)] = &[
     ("page_table", page_table_file),
     ("parked", parked),
     ("probe", probe),
+    ("push", push_frame),
     ("segment", segment_object),
     ("state", state),
     ("stream", stream_frame),
@@ -245,13 +247,7 @@ pub fn follow(bytes: &[u8]) {
 
 /// A frame of the live stream, as it is, and with its length and CRC made right.
 pub fn stream_frame(bytes: &[u8]) {
-    let mut signed = bytes.to_vec();
-    if let Some(len) = signed.len().checked_sub(stream::HEADER_SIZE) {
-        signed[4..8].copy_from_slice(&(len as u32).to_be_bytes());
-        let crc = crc64(&[&signed[..8], &signed[stream::HEADER_SIZE..]].concat());
-        signed[8..16].copy_from_slice(&crc.to_be_bytes());
-    }
-    for bytes in [bytes, &signed] {
+    for bytes in [bytes, &framed(bytes)] {
         let again = match Frame::decode(bytes) {
             Ok(Frame::Transactions(commits)) => {
                 stream::encode_transactions(&commits.span, commits.files.iter().map(|range| &bytes[range.clone()]))
@@ -261,6 +257,26 @@ pub fn stream_frame(bytes: &[u8]) {
         };
         assert_eq!(again, bytes, "a frame has one form only");
     }
+}
+
+/// A frame by which a primary that dials and its replica make themselves known, in the same way.
+pub fn push_frame(bytes: &[u8]) {
+    for bytes in [bytes, &framed(bytes)] {
+        if let Ok(greeting) = Greeting::decode(bytes) {
+            assert_eq!(greeting.encode(), bytes, "a frame has one form only");
+        }
+    }
+}
+
+/// The bytes with the length and the CRC of a frame in their place.
+fn framed(bytes: &[u8]) -> Vec<u8> {
+    let mut signed = bytes.to_vec();
+    if let Some(len) = signed.len().checked_sub(stream::HEADER_SIZE) {
+        signed[4..8].copy_from_slice(&(len as u32).to_be_bytes());
+        let crc = crc64(&[&signed[..8], &signed[stream::HEADER_SIZE..]].concat());
+        signed[8..16].copy_from_slice(&crc.to_be_bytes());
+    }
+    signed
 }
 
 /// A page table, as it is, and with its CRC made right.

@@ -90,6 +90,11 @@ impl CommitLines {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).get(&inode).map(Arc::clone)
     }
 
+    /// Nothing is captured, and is about to be: what is known of databases from before is of no use.
+    pub fn begin_anew(&self) {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner).values().for_each(|line| line.forget());
+    }
+
     /// The line of the file with this inode.
     pub fn of(&self, inode: u64) -> Arc<CommitLine> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -217,6 +222,15 @@ impl CommitLine {
     /// The last commit in the log, and its time.
     pub fn captured(&self) -> Option<(Pos, Timestamp)> {
         *self.captured.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was captured once is not by now; whoever listens goes on.
+    fn forget(&self) {
+        if !self.is_listening() {
+            *self.captured.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.is_opened.store(false, Ordering::SeqCst);
+            self.set_gate(GATE_UNKNOWN);
+        }
     }
 
     /// The file is empty: what is known of one that had its number before is of no use.

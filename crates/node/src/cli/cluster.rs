@@ -1,4 +1,4 @@
-//! Flags of the daemons that say where followers are served.
+//! Flags of the daemons that say where followers are served, and which are dialed.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,6 +14,9 @@ pub(super) struct ClusterArgs {
     /// Serve the databases at IP:PORT to `rhyolite follow`; without TLS a loopback address
     #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
     cluster_listen: Option<SocketAddr>,
+    /// Dial this replica, which cannot reach this process and listens with --accept: HOST:PORT, over TLS with --cluster-cert; https://HOST:PORT in any case; may be given again
+    #[arg(long, value_name = "HOST:PORT")]
+    cluster_push_to: Vec<String>,
     /// Secret that followers must show
     #[arg(long, value_name = "TOKEN", env = "RHYOLITE_CLUSTER_TOKEN", hide_env_values = true)]
     cluster_token: Option<String>,
@@ -33,21 +36,28 @@ impl ClusterArgs {
     pub(super) fn apply(&self, config: &mut Config) -> Result<(), Failure> {
         let token = token(self.cluster_token.as_deref())?;
         let before = config.cluster.take();
-        let listen = self.cluster_listen.or(before.as_ref().map(|cluster| cluster.listen));
+        let listen = self.cluster_listen.or(before.as_ref().and_then(|cluster| cluster.listen));
+        let push_to = match (&before, &self.cluster_push_to) {
+            (Some(before), own) if own.is_empty() => before.push_to.iter().map(ToString::to_string).collect(),
+            (_, own) => own.clone(),
+        };
         let tls = TlsFiles::new(self.cluster_cert.clone(), self.cluster_key.clone(), self.cluster_client_ca.clone());
         let tls = tls.map_err(|m| Failure::usage(format!("--cluster-cert and --cluster-key: {m}")))?;
         let (has_token, has_tls) = (token.is_some(), tls.is_some());
         let (token_before, tls_before) = before.map_or((None, None), |cluster| (cluster.token, cluster.tls));
         let (token, tls) = (token.or(token_before), tls.or(tls_before));
-        match listen {
-            Some(listen) => config.cluster = Some(ClusterConfig::new(listen, token, tls).map_err(Failure::usage)?),
-            None if has_token => {
-                return Err(Failure::usage("--cluster-token has no effect without an address to listen at"));
+        let cluster = ClusterConfig::new(listen, &push_to, token, tls).map_err(Failure::usage)?;
+        match (cluster.has_effect(), has_token, has_tls) {
+            (true, ..) => config.cluster = Some(cluster),
+            (false, true, _) => {
+                return Err(Failure::usage(
+                    "--cluster-token has no effect without an address to listen at, or to dial",
+                ));
             }
-            None if has_tls => {
-                return Err(Failure::usage("--cluster-cert has no effect without an address to listen at"));
+            (false, false, true) => {
+                return Err(Failure::usage("--cluster-cert has no effect without an address to listen at, or to dial"));
             }
-            None => {}
+            (false, false, false) => {}
         }
         Ok(())
     }

@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use rhyolite_format::Txid;
+use rhyolite_logic::role::Role;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::exit::{Failure, Status};
 use super::output::Output;
 use crate::cluster::report::NodeReport;
+use crate::cluster::witness::Durability;
 use crate::config::units::{format_duration, parse_duration};
 use crate::config::{DEFAULT_SOCKET, DatabaseConfig};
 use crate::control::client::{self, AskError};
-use crate::control::{Info, List, Reached, Wanted};
+use crate::control::{Info, Level, List, Reached, Wanted};
+use crate::stream::push::{AcceptReport, PushReport};
 use crate::supervise::reload::Reloaded;
 use crate::time;
 
@@ -129,6 +132,10 @@ pub(super) struct PromoteArgs {
     /// How long it may take (30s)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
+    /// Become the primary also without commits that were acknowledged and that no node can be asked for (`--durability` of `node`): they are lost, unless a node that has them comes
+    /// back, which keeps them as a lost branch
+    #[arg(long)]
+    forget_acknowledged: bool,
     #[command(flatten)]
     socket: SocketArgs,
 }
@@ -153,9 +160,11 @@ pub(super) struct SyncArgs {
     socket: SocketArgs,
 }
 
-/// Wait until commits are durable in the store: those that were made before, or up to a TXID.
+/// Wait until commits are durable in the store, or on other nodes: those that were made before, or up to a TXID.
 #[derive(Args, Debug)]
-#[command(after_help = "Exit statuses: 0 durable; 6 not in time.\n\nExample:\n  rhyolite wait app.db --timeout 5s")]
+#[command(
+    after_help = "Exit statuses: 0 durable; 6 not in time.\n\nExamples:\n  rhyolite wait app.db --timeout 5s\n  rhyolite wait app.db --level replica"
+)]
 pub(super) struct WaitArgs {
     /// Database
     #[arg(value_name = "DB")]
@@ -166,6 +175,9 @@ pub(super) struct WaitArgs {
     /// Wait at most so long (30s)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     timeout: Option<Duration>,
+    /// Where they must be: on other nodes only where these have `--durability` (store)
+    #[arg(long, value_name = "LEVEL")]
+    level: Option<Level>,
     #[command(flatten)]
     socket: SocketArgs,
 }
@@ -177,8 +189,9 @@ impl SocketArgs {
     }
 
     /// Has the node become the primary.
-    pub(super) fn promote(&self, limit: Duration) -> Result<(), Failure> {
-        self.ask("POST", "/promote", &Wanted { timeout_ms: timeout_ms(Some(limit)), ..Wanted::default() })
+    pub(super) fn promote(&self, limit: Duration, forget_acknowledged: bool) -> Result<(), Failure> {
+        let timeout_ms = timeout_ms(Some(limit));
+        self.ask("POST", "/promote", &Wanted { timeout_ms, forget_acknowledged, ..Wanted::default() })
     }
 
     pub(super) fn ask<T: DeserializeOwned>(&self, method: &str, path: &str, wanted: &Wanted) -> Result<T, Failure> {
@@ -251,7 +264,7 @@ pub(super) fn run(command: CtlCommand) -> Result<(), Failure> {
             args.socket.print(&(), |()| vec!["the role is handed on".to_owned()])
         }
         CtlCommand::Promote(args) => {
-            args.socket.promote(args.timeout.unwrap_or(PROMOTE_TIMEOUT))?;
+            args.socket.promote(args.timeout.unwrap_or(PROMOTE_TIMEOUT), args.forget_acknowledged)?;
             args.socket.print(&(), |()| vec!["this node is the primary".to_owned()])
         }
     }
@@ -279,13 +292,37 @@ fn info(args: &InfoArgs) -> Result<(), Failure> {
     args.socket.print(&info, |info| {
         let (process, totals) = (&info.process, &info.totals);
         let states = totals.states.iter().map(|(name, count)| format!("{count} {name}")).collect::<Vec<_>>();
-        vec![
+        let mut lines = vec![
             format!("rhyolite {} with process id {}", process.version, process.pid),
             format!("{} databases ({}), {} of them parked", totals.databases, states.join(", "), totals.parked),
             format!("{} not durable, longest lag {} ms", totals.behind, totals.lag_ms_max),
             format!("{} requests to stores", totals.store_requests),
-        ]
+        ];
+        lines.extend(info.pushes.iter().map(pushed));
+        lines.extend(info.accepts.iter().map(accepted));
+        lines
     })
+}
+
+/// A replica that is dialed.
+fn pushed(push: &PushReport) -> String {
+    let since = time::format_utc(push.since);
+    match &push.error {
+        _ if push.connected => format!("pushes to {} since {since}", push.to),
+        Some(error) => format!("cannot push to {} since {since}: {error}", push.to),
+        None => format!("does not push to {}: this process is not the primary", push.to),
+    }
+}
+
+/// The place for a primary that dials.
+fn accepted(accept: &AcceptReport) -> String {
+    match accept.from.zip(accept.since) {
+        Some((from, since)) => {
+            let epoch = accept.epoch.map(|epoch| format!(" with epoch {epoch}")).unwrap_or_default();
+            format!("a primary{epoch} has dialed {} from {from}, at {}", accept.listen, time::format_utc(since))
+        }
+        None => format!("no primary has dialed {}", accept.listen),
+    }
 }
 
 fn node(report: &NodeReport) -> Vec<String> {
@@ -308,6 +345,10 @@ fn node(report: &NodeReport) -> Vec<String> {
         }
         None => "nobody is known to hold it".to_owned(),
     });
+    if report.durability != Durability::Local.name() && report.is(Role::Primary) {
+        let nodes = if report.witnesses.is_empty() { "none".to_owned() } else { report.witnesses.join(", ") };
+        lines.push(format!("nodes that count for `{}`: {nodes}", report.durability));
+    }
     for replica in &report.replicas {
         let txid = replica.txid.map_or_else(|| "-".to_owned(), |txid| txid.to_string());
         let lag = format_duration(Duration::from_millis(replica.lag_ms));
@@ -319,7 +360,12 @@ fn node(report: &NodeReport) -> Vec<String> {
 }
 
 fn reached(reached: &Reached) -> Vec<String> {
-    vec![format!("TXID {} is {}", reached.txid, if reached.durable { "durable" } else { "captured" })]
+    let place = match (reached.durable, reached.safe) {
+        (true, _) => "durable",
+        (false, true) => "on other nodes",
+        (false, false) => "captured",
+    };
+    vec![format!("TXID {} is {place}", reached.txid)]
 }
 
 fn timeout_ms(timeout: Option<Duration>) -> Option<u64> {
@@ -335,7 +381,8 @@ pub(super) fn sync(args: &SyncArgs) -> Result<(), Failure> {
 
 pub(super) fn wait(args: &WaitArgs) -> Result<(), Failure> {
     let timeout_ms = timeout_ms(args.timeout);
-    let wanted = Wanted { path: known_path(&args.db)?, txid: args.txid, timeout_ms, ..Wanted::default() };
+    let (path, txid, level) = (known_path(&args.db)?, args.txid, args.level);
+    let wanted = Wanted { path, txid, timeout_ms, level, ..Wanted::default() };
     let answer: Reached = args.socket.ask("POST", "/wait", &wanted)?;
     args.socket.print(&answer, reached)
 }

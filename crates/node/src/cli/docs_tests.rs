@@ -10,8 +10,8 @@ use serde::{Deserialize, forward_to_deserialize_any};
 use super::Cli;
 use super::exit::Status;
 use crate::config::file::{
-    ClusterFile, ConfigFile, DatabaseFile, DrillFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, ReplicaFile,
-    RetentionFile, SocketFile, TlsFile,
+    ClusterFile, ConfigFile, DatabaseFile, DrillFile, IntervalFile, KeepFile, LeaseFile, LoggingFile, NodeFile,
+    ProxyFile, ReplicaFile, RetentionFile, SocketFile, TlsFile,
 };
 use crate::observe::metrics::{BUILD_INFO, METRICS};
 use crate::status::{DiffReason, State};
@@ -30,6 +30,8 @@ const DEPLOYMENTS: [(&str, &str); 6] = [
     ("node", include_str!("../../../../deploy/kubernetes/cluster.yaml")),
     ("node", include_str!("../../../../deploy/fly/fly.toml")),
 ];
+/// The configuration of the unit that has one.
+const NODE_FILE: &str = include_str!("../../../../deploy/systemd/rhyolite-node.yml");
 /// What other programs are told there.
 const OPTIONS_OF_OTHERS: [&str; 7] = ["now", "from", "port", "db", "fail", "silent", "if-missing"];
 
@@ -96,6 +98,13 @@ fn example_deployments_use_options_that_there_are() {
 }
 
 #[test]
+fn the_example_of_a_node_is_a_configuration_of_one() {
+    let config = crate::config::file::parse(NODE_FILE).unwrap();
+    let node = config.node.unwrap();
+    assert!(node.dir.is_some() && node.store.is_some() && node.listen.is_some() && node.proxy.target.is_some());
+}
+
+#[test]
 fn every_command_and_flag_is_documented_in_the_words_of_its_help() {
     let mut commands = Vec::new();
     leaves(&Cli::command(), "rhyolite", &mut commands);
@@ -152,6 +161,8 @@ fn every_key_is_documented() {
         ("socket", fields::<SocketFile>()),
         ("cluster", fields::<ClusterFile>()),
         ("cluster.tls", fields::<TlsFile>()),
+        ("node", fields::<NodeFile>()),
+        ("node.proxy", fields::<ProxyFile>()),
         ("bundle", fields::<IntervalFile>()),
         ("merge", fields::<IntervalFile>()),
         ("snapshot", fields::<IntervalFile>()),

@@ -1,7 +1,9 @@
 //! `follow`: plain files that are kept up to date with the databases of another node.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -13,14 +15,17 @@ use super::cluster::token;
 use super::exit::{Failure, Status};
 use super::output::Output;
 use super::store;
+use crate::config::cluster::{AcceptConfig, TlsFiles};
 use crate::config::units::parse_duration;
-use crate::config::{LogLevel, LoggingConfig, io_text};
+use crate::config::{LogLevel, LoggingConfig, io_text, parse_addr};
 use crate::exec::RunningChild;
 use crate::follow::ReplicaJournal;
 use crate::follow::node::{Event, NodeError, NodeOptions, Reached, follow_node};
-use crate::observe::logging;
+use crate::follow::source::Source;
+use crate::observe::{http, logging};
 use crate::restore::{Existing, RestoreError};
 use crate::stream::SILENCE_MAX;
+use crate::stream::accept::Accepting;
 use crate::stream::client::{Access, Address};
 use crate::stream::tls::{self, ClientFiles};
 use crate::{signals, time};
@@ -36,7 +41,7 @@ const EVENTS_MAX: usize = 1024;
 
 /// Keep plain files up to date with the databases of a node, commit by commit.
 ///
-/// URL is where a `rhyolite replicate` or `mount` with --cluster-listen serves what it captures. Without DB all its databases are followed into a
+/// URL is where a `rhyolite replicate` or `mount` with --cluster-listen serves what it captures. Instead of it --accept lets the node dial, with --cluster-push-to. Without DB all its databases are followed into a
 /// folder, with DB one into a file. SQLite may read the files at any time, but not write to them. Each step is proved by the checksum of the whole
 /// database before it is applied. What the node does not have any more, and the beginning, come from the store, through the node.
 #[derive(Debug, Args)]
@@ -44,25 +49,29 @@ const EVENTS_MAX: usize = 1024;
     after_help = "A connection that is lost is made again. SIGINT or SIGTERM stops; the next start goes on from there.\n\nExit \
 statuses: 0 stopped; 1 the file is no longer what was followed, or the node refuses; 3 damage found; 4 another history; 5 no such \
 database.\n\nExamples:\n  rhyolite follow http://127.0.0.1:20202 app.db --into replica.db\n  rhyolite follow \
-https://primary.example:20202 --ca ca.pem --into ./replicas --json"
+https://primary.example:20202 --ca ca.pem --into ./replicas --json\n  rhyolite follow --accept 127.0.0.1:20203 \
+app.db --into replica.db"
 )]
 pub(super) struct FollowArgs {
-    /// Where the node listens
-    #[arg(value_name = "URL")]
-    url: Address,
+    /// Where the node listens; not with --accept
+    #[arg(value_name = "URL", required_unless_present = "accept")]
+    url: Option<String>,
     /// Name of one database: its path below the node's folder, or its file name
     #[arg(value_name = "DB")]
     database: Option<String>,
+    /// Do not dial the node, but let it dial this address, IP:PORT; without TLS a loopback address
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
+    accept: Option<SocketAddr>,
     /// File to keep up to date; without DB, or when it is a folder, a folder of files
     #[arg(long, value_name = "PATH")]
     into: PathBuf,
-    /// Secret that the node wants to be shown
+    /// Secret that the node wants to be shown, and must know with --accept
     #[arg(long, value_name = "TOKEN", env = "RHYOLITE_CLUSTER_TOKEN", hide_env_values = true)]
     cluster_token: Option<String>,
-    /// With https: who vouches for the node, instead of those whom the system trusts: a PEM file
+    /// With https: who vouches for the node, instead of those whom the system trusts; with --accept: it must show a certificate for which one of these vouches: a PEM file
     #[arg(long, value_name = "PATH")]
     ca: Option<PathBuf>,
-    /// Certificate for a node that asks for one: a PEM file
+    /// Certificate for a node that asks for one, and with --accept for every node: a PEM file
     #[arg(long, value_name = "PATH", requires = "key")]
     cert: Option<PathBuf>,
     /// Private key of the certificate: a PEM file
@@ -130,21 +139,29 @@ struct Followed {
 }
 
 pub(super) fn run(args: &FollowArgs) -> Result<(), Failure> {
+    let (source, database) = source(args)?;
+    let accepting = match &source {
+        Source::Accepted(accepting) => Some(Arc::clone(accepting)),
+        Source::Dialed { .. } => None,
+    };
+    let node = source.to_string();
     let options = NodeOptions {
-        address: args.url.clone(),
-        access: access(args)?,
-        database: args.database.clone(),
+        source,
+        database,
         into: args.into.clone(),
         existing: if args.force { Existing::Replace } else { Existing::Refuse },
         journal: match args.journal_mode {
             JournalMode::Wal => ReplicaJournal::Wal,
             JournalMode::Delete => ReplicaJournal::Rollback,
         },
+        mount: None,
+        meta_root: None,
         lock_timeout: LOCK_TIMEOUT,
         silence_max: args.timeout.unwrap_or(SILENCE_MAX),
         threads: args.threads.map_or_else(store::default_threads, std::num::NonZeroUsize::get),
         trails: None,
-        events: std::sync::Arc::default(),
+        own_address: String::new(),
+        events: Arc::default(),
     };
     let minimum = 2 * crate::stream::HEARTBEAT;
     if options.silence_max < minimum {
@@ -159,8 +176,13 @@ pub(super) fn run(args: &FollowArgs) -> Result<(), Failure> {
     let (tell_stop, stop) = watch::channel(false);
     let (sender, mut events) = mpsc::channel(EVENTS_MAX);
     store::block_on(async {
+        if let Some(accepting) = accepting {
+            let listener = http::bind(accepting.listen()).await.map_err(Failure::failed)?;
+            tracing::info!("waiting for a primary at {}", accepting.listen());
+            tokio::spawn(accepting.serve(listener));
+        }
         let mut following = std::pin::pin!(follow_node(options, sender, stop));
-        let mut said = Said { node: args.url.to_string(), json: args.json, databases: BTreeMap::new() };
+        let mut said = Said { node: node.clone(), json: args.json, databases: BTreeMap::new() };
         let mut print = tokio::time::interval(PRINT_GAP);
         loop {
             tokio::select! {
@@ -169,7 +191,7 @@ pub(super) fn run(args: &FollowArgs) -> Result<(), Failure> {
                         said.note(event)?;
                     }
                     said.positions()?;
-                    return ended.map_err(|error| failure(args, &error));
+                    return ended.map_err(|error| failure(&node, &error));
                 }
                 Some(event) = events.recv() => said.note(event)?,
                 _ = print.tick() => said.positions()?,
@@ -182,16 +204,34 @@ pub(super) fn run(args: &FollowArgs) -> Result<(), Failure> {
     })
 }
 
-/// What the node is shown. That the files can be read is seen before anything is begun.
-fn access(args: &FollowArgs) -> Result<Access, Failure> {
+/// Whence what is followed comes, and which database of it.
+fn source(args: &FollowArgs) -> Result<(Source, Option<String>), Failure> {
+    let token = token(args.cluster_token.as_deref())?;
+    let (Some(listen), first) = (args.accept, &args.url) else {
+        let url = args.url.as_deref().unwrap_or_default();
+        let address: Address = url.parse().map_err(|m| Failure::usage(format!("invalid value for URL: {m}")))?;
+        let access = Access { token, tls: client_files(args, &address)? };
+        return Ok((Source::Dialed { address, access }, args.database.clone()));
+    };
+    if args.database.is_some() || first.as_ref().is_some_and(|first| first.contains("://")) {
+        return Err(Failure::usage("with --accept the node dials: give no URL, but DB at most"));
+    }
+    let tls = TlsFiles::new(args.cert.clone(), args.key.clone(), args.ca.clone());
+    let tls = tls.map_err(|_| Failure::usage("with --accept --ca has no effect without TLS: give --cert and --key"))?;
+    let config = AcceptConfig::new(listen, token, tls).map_err(|m| Failure::usage(format!("--{m}")))?;
+    Ok((Source::Accepted(Accepting::new(config).map_err(Failure::failed)?), first.clone()))
+}
+
+/// By what the node is known, and what it is shown. That the files can be read is seen before anything is begun.
+fn client_files(args: &FollowArgs, address: &Address) -> Result<ClientFiles, Failure> {
     let identity = args.cert.clone().zip(args.key.clone());
     let tls = ClientFiles { ca: args.ca.clone(), identity };
-    if args.url.is_secret() {
+    if address.is_secret() {
         tls::client_config(&tls).map_err(Failure::failed)?;
     } else if tls != ClientFiles::default() {
         return Err(Failure::usage("--ca, --cert and --key have no effect without TLS: write https://"));
     }
-    Ok(Access { token: token(args.cluster_token.as_deref())?, tls })
+    Ok(tls)
 }
 
 struct Said {
@@ -255,15 +295,14 @@ impl Said {
     }
 }
 
-fn failure(args: &FollowArgs, error: &NodeError) -> Failure {
+fn failure(node: &str, error: &NodeError) -> Failure {
     match error {
         NodeError::Database(name, error @ RestoreError::Exists { .. }) => {
-            let text =
-                format!("cannot follow {name} of {}: {error}, and is not followed yet: --force replaces it", args.url);
+            let text = format!("cannot follow {name} of {node}: {error}, and is not followed yet: --force replaces it");
             Failure::failed(text)
         }
-        NodeError::Database(name, error) => store::failure(&format!("follow {name} of {}", args.url), error),
-        NodeError::Unknown(..) => Failure::new(Status::NoRestorePoint, format!("cannot follow {}: {error}", args.url)),
-        NodeError::Refused(_) => Failure::failed(format!("cannot follow {}: {error}", args.url)),
+        NodeError::Database(name, error) => store::failure(&format!("follow {name} of {node}"), error),
+        NodeError::Unknown(..) => Failure::new(Status::NoRestorePoint, format!("cannot follow {node}: {error}")),
+        NodeError::Refused(_) => Failure::failed(format!("cannot follow {node}: {error}")),
     }
 }

@@ -15,7 +15,7 @@ use crate::config::folder::FolderConfig;
 use crate::config::settings::{self, Settings};
 use crate::config::units::parse_duration;
 use crate::config::{Config, LogFormat, LogLevel, SocketConfig, parse_addr};
-use crate::mount::Mounted;
+use crate::mount::{MountOptions, Mounted};
 use crate::observe::logging;
 
 /// Mount a folder, and replicate every database that is used there, in every journal mode.
@@ -102,11 +102,6 @@ fn gate_timeout(args: &MountArgs) -> Result<Option<Duration>, Failure> {
     }
 }
 
-/// Awake as long as the mount is there: a parked database sees its next commit too late to tell it from the one after.
-fn never_park() -> Policy {
-    Policy { bytes_max: 0, ..Policy::default() }
-}
-
 pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
     let mut config = Config { exec: args.exec.clone(), addr: args.addr, ..Config::default() };
     config.socket = args.socket.clone().map(SocketConfig::private);
@@ -120,7 +115,7 @@ pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
     if gate_timeout.is_some() && config.cluster.is_some() {
         // What waits for the store is in the log already, and may yet be rolled back.
         return Err(Failure::usage(
-            "--cluster-listen with `--durability store` is not possible yet: followers would see commits that may still fail",
+            "--cluster-listen and --cluster-push-to with `--durability store` are not possible yet: followers would see commits that may still fail",
         ));
     }
     check_inputs(&config)?;
@@ -130,9 +125,11 @@ pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
     );
     // A signal must not end the process between the mount and its end.
     let signals = Signals::listen(&config)?;
-    let mounted = Mounted::mount(&args.dir, &args.at, Arc::clone(&lines), gate_timeout).map_err(Failure::failed)?;
+    let options = MountOptions { lines: Arc::clone(&lines), gate_timeout, is_ours_alone: false };
+    let mounted = Mounted::mount(&args.dir, &args.at, options).map_err(Failure::failed)?;
     config.folders = vec![folder(args, mounted.at().to_owned())?];
-    let ended = run_daemon(config, signals, None, never_park(), Some(lines));
+    // A parked database would see its next commit too late to tell it from the one after.
+    let ended = run_daemon(config, signals, None, Policy::never(), Some(lines));
     drop(mounted);
     ended
 }

@@ -8,34 +8,43 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use rhyolite_logic::park::Policy;
-use rhyolite_logic::pick::Pattern;
 use rustix::fs::{FlockOperation, flock};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::cluster::token;
 use super::exit::Failure;
 use super::proxy::ProxyArgs;
 use super::replicate::{COMMANDS_MAX, Signals, UPLOAD_MARGIN, block_on, check_inputs};
+#[cfg(target_os = "linux")]
+use crate::capture::commits::CommitLines;
 use crate::cluster::promote::NodeControl;
+use crate::cluster::witness::Durability;
 use crate::cluster::{self, Guard, NodeConfig};
-use crate::config::cluster::{ClusterConfig, TlsFiles};
+#[cfg(target_os = "linux")]
+use crate::config::DatabaseConfig;
+use crate::config::cluster::{AcceptConfig, ClusterConfig, TlsFiles};
 use crate::config::folder::FolderConfig;
-use crate::config::settings::{self, Settings};
+use crate::config::node::{DurabilityLevel, NODES};
+use crate::config::settings::Settings;
 use crate::config::units::parse_duration;
-use crate::config::{Config, LogFormat, LogLevel, SocketConfig, parse_addr};
-use crate::control::Controller;
+use crate::config::{self, Config, LogFormat, LogLevel, parse_addr};
+use crate::control::{Controller, Reload};
 use crate::daemon::Daemon;
 use crate::follow::trails::Trails;
 use crate::lease_place::LeaseUrl;
+#[cfg(target_os = "linux")]
+use crate::mount::MountOptions;
+use crate::mount::Mounted;
 use crate::observe::{http, logging};
 use crate::proxy::{Flight, Proxy, ProxyConfig};
 use crate::status::StatusBoard;
+use crate::stream::accept::Accepting;
 use crate::stream::client::Access;
 use crate::stream::tls::{self, ClientFiles};
+use file::Resolved;
 
-/// How long a holder of the lease that is not heard of keeps it. Long enough for two renewals to fail while a store hiccups, and for an
-/// application to stop; a primary that is lost is missed for this time and a margin.
-const LEASE_TTL: Duration = Duration::from_secs(10);
+mod file;
+
 /// Held by the process whose folder it is, and by the guard of its application.
 const LOCK_FILE: &str = "node.lock";
 /// How long the process before this one is waited for.
@@ -53,38 +62,59 @@ const LOCK_LOOK: Duration = Duration::from_millis(20);
 ///
 /// The application must write only on the primary: with --exec it runs there alone, and a guard ends it before the lease can be another's. What a former
 /// primary had and the others did not get is kept: `rhyolite branch list DIR`.
-#[derive(Debug, Args)]
+///
+/// With --at the folder is mounted, as `mount` does it, and the application and readers use the mount: every journal mode is captured, nobody but the node writes on
+/// a replica, and whoever has a database open for writing when the role ends can change nothing any more. It needs FUSE.
+///
+/// Everything can be said by flags, by a configuration file, or by both: a flag wins over its key.
+#[derive(Clone, Debug, Args)]
 #[command(
     after_help = "SIGINT or SIGTERM stops the application, uploads what is left and gives the lease up, so that another node takes \
 over at once.\n\nExit statuses: 0 stopped and everything is durable; 6 stopped before that; with --exec, that of the \
 application.\n\nExamples:\n  rhyolite node ./a --store ./backup --listen 127.0.0.1:20201\n  rhyolite node ./b --store \
 ./backup --listen 127.0.0.1:20202\n  rhyolite node ./a --store s3://bucket/prod --listen 127.0.0.1:20201 --exec \"./app --db ./a/app.db\"\n  rhyolite node ./a --store \
-./backup --listen 127.0.0.1:20201 --lease etcd://127.0.0.1:2379/app/lease"
+./backup --listen 127.0.0.1:20201 --lease etcd://127.0.0.1:2379/app/lease\n  rhyolite node ./a --at ./db --store \
+./backup --listen 127.0.0.1:20201 --exec \"./app --db ./db/app.db\"\n  rhyolite node --config rhyolite.yml"
 )]
 pub(super) struct NodeArgs {
     /// Folder of the databases, and of nothing that is not replicated
     #[arg(value_name = "DIR")]
-    dir: PathBuf,
+    dir: Option<PathBuf>,
+    /// Mount DIR there, in an empty folder: the application and readers use it in every role, in every journal mode
+    #[arg(long, value_name = "FOLDER")]
+    at: Option<PathBuf>,
     /// Store of the cluster: below it every database gets a prefix, its path
     #[arg(long, value_name = "STORE")]
-    store: String,
+    store: Option<String>,
     /// Serve the databases to the other nodes at IP:PORT, while this one is the primary; without TLS a loopback address
     #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
-    listen: SocketAddr,
+    listen: Option<SocketAddr>,
+    /// Configuration file with what no flag says [default, without DIR: /etc/rhyolite.yml]
+    #[arg(long, value_name = "PATH", env = "RHYOLITE_CONFIG", hide_env_values = true)]
+    config: Option<PathBuf>,
+    /// Leave $NAME and ${NAME} in the configuration file as they are
+    #[arg(long)]
+    no_expand_env: bool,
     /// Where the other nodes reach this one, if not at the address of --listen: HOST:PORT
     #[arg(long, value_name = "HOST:PORT")]
     advertise: Option<String>,
+    /// While this node is the primary, dial this replica, which cannot reach it and has --accept: HOST:PORT; may be given again
+    #[arg(long, value_name = "HOST:PORT")]
+    push_to: Vec<String>,
+    /// Do not dial the primary, but let it dial this address, IP:PORT; only with --candidate=false; without TLS a loopback address
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
+    accept: Option<SocketAddr>,
     /// Secret that the nodes show each other
     #[arg(long, value_name = "TOKEN", env = "RHYOLITE_CLUSTER_TOKEN", hide_env_values = true)]
     cluster_token: Option<String>,
     /// Certificate of this node, with those that lead to its root: a PEM file, read again when it changes
-    #[arg(long, value_name = "PATH", requires = "cluster_key")]
+    #[arg(long, value_name = "PATH")]
     cluster_cert: Option<PathBuf>,
     /// Private key of the certificate: a PEM file
-    #[arg(long, value_name = "PATH", requires = "cluster_cert")]
+    #[arg(long, value_name = "PATH")]
     cluster_key: Option<PathBuf>,
     /// Each node must show a certificate for which one of these vouches: a PEM file
-    #[arg(long, value_name = "PATH", requires = "cluster_cert")]
+    #[arg(long, value_name = "PATH")]
     cluster_ca: Option<PathBuf>,
     /// Where the lease lies, if not in the store: consul://HOST:PORT/KEY, etcd://HOST:PORT/KEY, kubernetes://NAMESPACE/NAME; or who is the primary, for good: static://primary (this node) or static://HOST:PORT
     // As text: clap repeats what it cannot parse, and a password may be in it.
@@ -93,6 +123,13 @@ pub(super) struct NodeArgs {
     /// Whether this node may become the primary (true or false; true)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     candidate: Option<bool>,
+    /// On how many disks a commit is before `rhyolite wait --level` calls it safe, and survives the loss of the primary: `local`, this one, and the store when it gets there; `replica`, that of one other
+    /// node; `quorum`, those of a majority of --nodes (local)
+    #[arg(long, value_name = "LEVEL")]
+    durability: Option<DurabilityLevel>,
+    /// How many nodes the cluster has, for `--durability quorum`
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(NODES))]
+    nodes: Option<u32>,
     /// Run this command while this node is the primary; when it ends by itself, the node stops with its exit status
     #[arg(long, value_name = "COMMAND")]
     exec: Option<String>,
@@ -117,48 +154,125 @@ pub(super) struct NodeArgs {
     settings: Settings,
 }
 
-pub(super) fn run(args: &NodeArgs) -> Result<u8, Failure> {
+pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
+    let resolved = file::resolve(given)?;
+    let args = &resolved.args;
     let lease = args.lease.as_deref().map(LeaseUrl::parse).transpose();
     let lease = lease.map_err(|m| Failure::usage(format!("--lease: {m}")))?;
-    let folder = folder(args)?;
-    let (mut server, proxy) = (server(args)?, args.proxy.config(&folder.dir)?);
+    let mut server = server(args)?;
+    let is_candidate = is_candidate(args, lease.as_ref())?;
+    let accepting = accepting(args, &server, is_candidate)?;
+    let durability = durability(args)?;
+    let proxy = args.proxy.config(needed(args.dir.as_ref(), "DIR", "node.dir")?)?;
+    let mut folder = folder(&resolved)?;
     server.proxy = proxy.as_ref().map(|proxy| proxy.advertise.clone());
-    let (flight, trails) = (Flight::default(), Arc::<Trails>::default());
-    let mut config = Config { addr: args.addr, exec: args.exec.clone(), ..Config::default() };
-    config.socket = args.socket.clone().map(SocketConfig::private);
-    config.logging.level = args.log_level.unwrap_or(config.logging.level);
-    config.logging.format = args.log_format.unwrap_or(config.logging.format);
-    config.shutdown_sync_timeout = args.shutdown_sync_timeout.unwrap_or(config.shutdown_sync_timeout);
-    config.folders = vec![folder.clone()];
+    let (flight, trails) = (Flight::default(), Arc::new(Trails::new(durability != Durability::Local)));
+    let config = config(&resolved, folder.clone());
     check_inputs(&config)?;
     logging::start(config.logging);
     let lock = lock(&folder)?;
     // Before any other thread or process is there, and before any database is opened.
     let guard =
         args.exec.as_deref().map(|command| Guard::start(command, &lock)).transpose().map_err(Failure::failed)?;
+    // And a signal must not end the process between the mount and its end.
     let signals = Signals::listen(&config)?;
+    let mounted = mount(args, &mut folder)?;
+    let proxy = proxy.map(|proxy| ProxyConfig { dir: folder.dir.clone(), ..proxy });
     let node = NodeConfig {
+        mount: mounted.as_ref().map(Mounted::handle),
         folder,
         address: address(args)?,
         access: access(args, &server)?,
-        is_candidate: is_candidate(args, lease.as_ref())?,
+        is_candidate,
+        accepting,
         lease,
         stop_timeout: config.shutdown_sync_timeout,
-        parking: Policy::default(),
+        // As for `mount`: a parked database would see its next commit too late to tell it from the one after.
+        parking: if args.at.is_some() { Policy::never() } else { Policy::default() },
         flight: flight.clone(),
         trails,
+        durability,
+        forgets: watch::Sender::new(false),
     };
-    config.cluster = Some(server);
-    let ended = run_daemon(config, node, guard, signals, proxy.map(|proxy| (proxy, flight)));
+    let config = Config { cluster: Some(server), ..config };
+    let parts =
+        Parts { guard, signals, proxy: proxy.map(|proxy| (proxy, flight)), reload: file::reload(given, &resolved) };
+    let ended = run_daemon(config, node, parts);
+    drop(mounted);
     drop(lock);
     ended
+}
+
+/// Where there is no FUSE nothing is mounted.
+#[cfg(not(target_os = "linux"))]
+fn mount(args: &NodeArgs, _: &mut FolderConfig) -> Result<Option<Mounted>, Failure> {
+    match &args.at {
+        None => Ok(None),
+        Some(_) => Err(Failure::usage("--at needs FUSE, which rhyolite uses on Linux only")),
+    }
+}
+
+/// Mounts the folder, if that is wanted. From then on its databases are those in front, and their state folders lie behind.
+#[cfg(target_os = "linux")]
+fn mount(args: &NodeArgs, folder: &mut FolderConfig) -> Result<Option<Mounted>, Failure> {
+    let Some(at) = &args.at else { return Ok(None) };
+    let lines = CommitLines::new(false).map_err(|e| Failure::failed(format!("start a thread: {e}")))?;
+    // Nobody writes before this node is the primary.
+    let options = MountOptions { lines: Arc::new(lines), gate_timeout: None, is_ours_alone: true };
+    let mounted = Mounted::mount(&folder.dir, at, options).map_err(Failure::failed)?;
+    let template = folder.template.clone();
+    let (behind, store) = (folder.dir.clone(), template.store.clone());
+    *folder =
+        FolderConfig { pick: folder.pick.clone(), ..FolderConfig::everything(mounted.at().to_owned(), behind, store) };
+    folder.template = DatabaseConfig { path: folder.dir.clone(), ..template };
+    Ok(Some(mounted))
+}
+
+/// What runs beside the node.
+struct Parts {
+    guard: Option<Guard>,
+    signals: Signals,
+    proxy: Option<(ProxyConfig, Flight)>,
+    reload: Option<Reload>,
+}
+
+/// What the node has in common with every daemon.
+fn config(resolved: &Resolved, folder: FolderConfig) -> Config {
+    let args = &resolved.args;
+    let mut config = Config { addr: args.addr, exec: args.exec.clone(), folders: vec![folder], ..Config::default() };
+    config.socket.clone_from(&resolved.socket);
+    config.logging.level = args.log_level.unwrap_or(config.logging.level);
+    config.logging.format = args.log_format.unwrap_or(config.logging.format);
+    config.shutdown_sync_timeout = args.shutdown_sync_timeout.unwrap_or(config.shutdown_sync_timeout);
+    config
+}
+
+/// What must be said somewhere.
+fn needed<'a, T>(value: Option<&'a T>, flag: &str, key: &str) -> Result<&'a T, Failure> {
+    value.ok_or_else(|| Failure::usage(format!("{flag} is missing: give it, or {key} in a configuration file")))
+}
+
+fn listen(args: &NodeArgs) -> Result<SocketAddr, Failure> {
+    needed(args.listen.as_ref(), "--listen", "cluster.listen").copied()
 }
 
 /// Where the others are served.
 fn server(args: &NodeArgs) -> Result<ClusterConfig, Failure> {
     let tls = TlsFiles::new(args.cluster_cert.clone(), args.cluster_key.clone(), args.cluster_ca.clone());
     let tls = tls.map_err(|m| Failure::usage(format!("--cluster-cert and --cluster-key: {m}")))?;
-    ClusterConfig::new(args.listen, token(args.cluster_token.as_deref())?, tls).map_err(Failure::usage)
+    let token = token(args.cluster_token.as_deref())?;
+    ClusterConfig::new(Some(listen(args)?), &args.push_to, token, tls).map_err(Failure::usage)
+}
+
+/// The place for a primary that dials this node. Only a node that never dials anybody has one: whoever may become the primary is reached by the others.
+fn accepting(args: &NodeArgs, server: &ClusterConfig, is_candidate: bool) -> Result<Option<Arc<Accepting>>, Failure> {
+    let Some(listen) = args.accept else { return Ok(None) };
+    if is_candidate {
+        return Err(Failure::usage("--accept is for nodes that never become the primary: give --candidate=false"));
+    }
+    let config = AcceptConfig::new(listen, server.token.clone(), server.tls.clone());
+    let config = config.map_err(|m| Failure::usage(format!("--{m}")))?;
+    Accepting::new(config).map(Some).map_err(Failure::failed)
 }
 
 /// What this node shows the others, as a replica: the same as a primary.
@@ -171,6 +285,26 @@ fn access(args: &NodeArgs, server: &ClusterConfig) -> Result<Access, Failure> {
     Ok(Access { token: server.token.clone(), tls })
 }
 
+/// When a commit counts as safe. What belongs together is said together.
+fn durability(args: &NodeArgs) -> Result<Durability, Failure> {
+    if args.at.is_some() && args.durability.is_some_and(|level| level != DurabilityLevel::Local) {
+        return Err(Failure::usage(
+            "--durability cannot be kept with --at: replicas on a mount do not sync each commit",
+        ));
+    }
+    match (args.durability.unwrap_or(DurabilityLevel::Local), args.nodes) {
+        (DurabilityLevel::Local, None) => Ok(Durability::Local),
+        (DurabilityLevel::Replica, None) => Ok(Durability::Replica),
+        (DurabilityLevel::Quorum, Some(nodes)) => Ok(Durability::Quorum { nodes }),
+        (DurabilityLevel::Quorum, None) => {
+            Err(Failure::usage("--durability quorum needs --nodes: how many nodes the cluster has"))
+        }
+        (_, Some(_)) => {
+            Err(Failure::usage("--nodes says how many nodes a quorum is of: give --durability quorum, too"))
+        }
+    }
+}
+
 /// Whether this node may become the primary. Where a person has said who it is, that decides.
 fn is_candidate(args: &NodeArgs, lease: Option<&LeaseUrl>) -> Result<bool, Failure> {
     let Some(lease) = lease.filter(|lease| lease.is_static()) else {
@@ -180,6 +314,11 @@ fn is_candidate(args: &NodeArgs, lease: Option<&LeaseUrl>) -> Result<bool, Failu
     let is_primary = named.is_none();
     if args.candidate.is_some_and(|candidate| candidate != is_primary) {
         return Err(Failure::usage(format!("--candidate contradicts --lease {lease}")));
+    }
+    if args.durability.is_some_and(|level| level != DurabilityLevel::Local) {
+        return Err(Failure::usage(format!(
+            "--durability has no effect with --lease {lease}: whoever is made the primary next asks nobody what others have"
+        )));
     }
     if args.settings.lease_ttl.is_some() {
         return Err(Failure::usage(format!("--lease-ttl has no effect with --lease {lease}: it never runs out")));
@@ -193,8 +332,9 @@ fn is_candidate(args: &NodeArgs, lease: Option<&LeaseUrl>) -> Result<bool, Failu
 
 /// What the others are told: with TLS the name that the certificate has.
 fn address(args: &NodeArgs) -> Result<String, Failure> {
-    let place = args.advertise.clone().unwrap_or_else(|| args.listen.to_string());
-    let is_everywhere = args.advertise.is_none() && args.listen.ip().is_unspecified();
+    let listen = listen(args)?;
+    let place = args.advertise.clone().unwrap_or_else(|| listen.to_string());
+    let is_everywhere = args.advertise.is_none() && listen.ip().is_unspecified();
     if is_everywhere {
         return Err(Failure::usage(format!(
             "{place} is no address for others: say by --advertise where they reach this node"
@@ -205,13 +345,8 @@ fn address(args: &NodeArgs) -> Result<String, Failure> {
     cluster::known_address(&address).map_err(|m| Failure::usage(format!("--advertise: {m}")))
 }
 
-fn run_daemon(
-    config: Config,
-    node: NodeConfig,
-    guard: Option<Guard>,
-    signals: Signals,
-    proxy: Option<(ProxyConfig, Flight)>,
-) -> Result<u8, Failure> {
+fn run_daemon(config: Config, node: NodeConfig, parts: Parts) -> Result<u8, Failure> {
+    let Parts { guard, signals, proxy, reload } = parts;
     let stop = signals.stop;
     block_on(async {
         let board = StatusBoard::new();
@@ -223,10 +358,17 @@ fn run_daemon(
             let proxy = Proxy::new(config, Arc::clone(&board), sender.clone(), node.access.clone(), parts);
             tokio::spawn(proxy.serve(listener));
         }
+        if let Some(accepting) = &node.accepting {
+            let listener = http::bind(accepting.listen()).await.map_err(Failure::failed)?;
+            board.set_accepting(Arc::clone(accepting));
+            tokio::spawn(Arc::clone(accepting).serve(listener));
+        }
         let flight = node.flight.clone();
         let patience = node.folder.template.lease.ttl / 2;
-        let control = NodeControl { handoffs: handoff_sender, access: node.access.clone(), patience };
-        let controller = Controller { board: board.clone(), commands: sender, reload: None, node: Some(control) };
+        let (folder, access) = (node.folder.clone(), node.access.clone());
+        let (durability, forgets) = (node.durability, node.forgets.clone());
+        let control = NodeControl { handoffs: handoff_sender, folder, access, patience, durability, forgets };
+        let controller = Controller { board: board.clone(), commands: sender, reload, node: Some(control) };
         let stop_timeout = config.shutdown_sync_timeout;
         let daemon = Daemon {
             board: board.clone(),
@@ -248,17 +390,13 @@ fn run_daemon(
     })
 }
 
-fn folder(args: &NodeArgs) -> Result<FolderConfig, Failure> {
-    std::fs::create_dir_all(&args.dir).map_err(|e| Failure::io("make", &args.dir, &e))?;
-    let dir = args.dir.canonicalize().map_err(|e| Failure::io("use", &args.dir, &e))?;
-    let mut folder = FolderConfig::everything(dir.clone(), dir, args.store.clone());
-    // What restores leave when they are cut off looks like a database.
-    folder.pick.exclude.push(Pattern::new("*-rhyolite-*").expect("it is one"));
-    folder.template.lease.ttl = LEASE_TTL;
-    args.settings.apply(&mut folder.template);
-    settings::validate(&folder.template).map_err(Failure::usage)?;
-    folder.share_lease();
-    Ok(folder)
+fn folder(resolved: &Resolved) -> Result<FolderConfig, Failure> {
+    let args = &resolved.args;
+    let dir = needed(args.dir.as_ref(), "DIR", "node.dir")?;
+    let store = needed(args.store.as_ref(), "--store", "node.replica.url")?;
+    std::fs::create_dir_all(dir).map_err(|e| Failure::io("make", dir, &e))?;
+    let dir = dir.canonicalize().map_err(|e| Failure::io("use", dir, &e))?;
+    config::node::folder(dir, store.clone(), resolved.credentials.clone(), &args.settings).map_err(Failure::usage)
 }
 
 /// Takes the folder for this process. That of a process before this one is waited for, and so is the guard of its application.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit::Failure;
+use crate::config::node::ProxySection;
 use crate::config::parse_addr;
 use crate::config::units::parse_duration;
 use crate::proxy::ProxyConfig;
@@ -18,47 +19,92 @@ const HOLD: Duration = Duration::from_secs(20);
 /// A replica that is farther behind is not healthy.
 const LAG_MAX: Duration = Duration::from_secs(10);
 
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ProxyArgs {
     /// Pass HTTP requests that come in at IP:PORT to the application: reads here, writes on the primary
-    #[arg(long, value_name = "ADDRESS", value_parser = parse_addr, requires = "proxy_target")]
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_addr)]
     proxy_listen: Option<SocketAddr>,
     /// Where the application of this node listens: HOST:PORT
-    #[arg(long, value_name = "HOST:PORT", requires = "proxy_listen")]
+    #[arg(long, value_name = "HOST:PORT")]
     proxy_target: Option<String>,
     /// Where an application listens that only reads, beside a replica; never the place where that of --exec will listen: HOST:PORT
-    #[arg(long, value_name = "HOST:PORT", requires = "proxy_listen")]
+    #[arg(long, value_name = "HOST:PORT")]
     proxy_read_target: Option<String>,
     /// Where the proxies of the other nodes reach this one, if not at the address of --proxy-listen: HOST:PORT
-    #[arg(long, value_name = "HOST:PORT", requires = "proxy_listen")]
+    #[arg(long, value_name = "HOST:PORT")]
     proxy_advertise: Option<String>,
     /// Database for whose commits clients wait, by its path in the folder; needed where there are several
-    #[arg(long, value_name = "NAME", requires = "proxy_listen")]
+    #[arg(long, value_name = "NAME")]
     proxy_db: Option<String>,
     /// Paths that have nothing to do with the database, with `*` for anything: always answered here; may be given again
-    #[arg(long, value_name = "PATTERN", requires = "proxy_listen")]
+    #[arg(long, value_name = "PATTERN")]
     proxy_passthrough: Vec<String>,
     /// Paths that are written to by GET as well, with `*` for anything; may be given again
-    #[arg(long, value_name = "PATTERN", requires = "proxy_listen")]
+    #[arg(long, value_name = "PATTERN")]
     proxy_always_forward: Vec<String>,
     /// How long a read waits for the commits that its client has seen, before the primary answers it (5s)
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "proxy_listen")]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     proxy_read_wait: Option<Duration>,
     /// How long requests are held while there is no primary, or the application does not listen (20s)
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "proxy_listen")]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     proxy_hold: Option<Duration>,
     /// A replica that is farther behind says on /rhyolite/health that it is not healthy (10s)
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration, requires = "proxy_listen")]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     proxy_max_lag: Option<Duration>,
     /// Answer writes on a replica with the header fly-replay, for Fly.io's own proxy, instead of passing them on
-    #[arg(long, requires = "proxy_listen")]
+    #[arg(long)]
     proxy_fly_replay: bool,
 }
 
 impl ProxyArgs {
+    /// What is set here, and otherwise what a file says.
+    pub(super) fn or(&self, file: &ProxySection) -> Self {
+        let list = |own: &[String], file: &[String]| if own.is_empty() { file.to_vec() } else { own.to_vec() };
+        Self {
+            proxy_listen: self.proxy_listen.or(file.listen),
+            proxy_target: self.proxy_target.clone().or_else(|| file.target.clone()),
+            proxy_read_target: self.proxy_read_target.clone().or_else(|| file.read_target.clone()),
+            proxy_advertise: self.proxy_advertise.clone().or_else(|| file.advertise.clone()),
+            proxy_db: self.proxy_db.clone().or_else(|| file.db.clone()),
+            proxy_passthrough: list(&self.proxy_passthrough, &file.passthrough),
+            proxy_always_forward: list(&self.proxy_always_forward, &file.always_forward),
+            proxy_read_wait: self.proxy_read_wait.or(file.read_wait),
+            proxy_hold: self.proxy_hold.or(file.hold),
+            proxy_max_lag: self.proxy_max_lag.or(file.max_lag),
+            proxy_fly_replay: self.proxy_fly_replay || file.fly_replay.unwrap_or(false),
+        }
+    }
+
+    /// The first of those flags that have no effect without a proxy.
+    fn idle(&self) -> Option<&'static str> {
+        let flags = [
+            ("--proxy-read-target", self.proxy_read_target.is_some()),
+            ("--proxy-advertise", self.proxy_advertise.is_some()),
+            ("--proxy-db", self.proxy_db.is_some()),
+            ("--proxy-passthrough", !self.proxy_passthrough.is_empty()),
+            ("--proxy-always-forward", !self.proxy_always_forward.is_empty()),
+            ("--proxy-read-wait", self.proxy_read_wait.is_some()),
+            ("--proxy-hold", self.proxy_hold.is_some()),
+            ("--proxy-max-lag", self.proxy_max_lag.is_some()),
+            ("--proxy-fly-replay", self.proxy_fly_replay),
+        ];
+        flags.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
+    }
+
     /// The proxy, if there is to be one.
     pub(super) fn config(&self, dir: &Path) -> Result<Option<ProxyConfig>, Failure> {
-        let (Some(listen), Some(target)) = (self.proxy_listen, &self.proxy_target) else { return Ok(None) };
+        let (listen, target) = match (self.proxy_listen, &self.proxy_target) {
+            (Some(listen), Some(target)) => (listen, target),
+            (Some(_), None) => {
+                return Err(Failure::usage("--proxy-listen needs --proxy-target: where the application listens"));
+            }
+            (None, Some(_)) => return Err(Failure::usage("--proxy-target needs --proxy-listen: where clients ask")),
+            (None, None) => {
+                let no_effect =
+                    |flag| Failure::usage(format!("{flag} has no effect without --proxy-listen and --proxy-target"));
+                return self.idle().map_or(Ok(None), |flag| Err(no_effect(flag)));
+            }
+        };
         let is_place = |text: &str| {
             text.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
         };

@@ -208,6 +208,10 @@ fn reload(args: &ReplicateArgs) -> Option<Reload> {
     let expand = !args.no_expand_env;
     Some(Arc::new(move || {
         let config = file::load(&path, expand)?;
+        if config.node.is_some() {
+            let text = "`node` is for `rhyolite node`: this process replicates the databases of `dbs`";
+            return Err(ConfigError { file: Some(path.clone()), ..ConfigError::new(text) });
+        }
         let all = config.databases.iter().chain(config.folders.iter().map(|folder| &folder.template));
         for database in all {
             let opened = rhyolite_store::open(&database.store, &database.store_options());
@@ -285,6 +289,10 @@ fn from_file(args: &ReplicateArgs) -> Result<Config, Failure> {
         return Err(Failure::usage(message));
     }
     let config = file::load(path, !args.no_expand_env)?;
+    if config.node.is_some() {
+        let text = "`node` describes a node of a cluster: start it with `rhyolite node --config`";
+        return Err(Failure::usage(format!("{}: {text}", path.display())));
+    }
     if config.databases.is_empty() && config.folders.is_empty() {
         return Err(Failure::usage(format!("{}: no databases: list them under `dbs`", path.display())));
     }

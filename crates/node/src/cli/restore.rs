@@ -204,6 +204,7 @@ fn run_follow(args: &RestoreArgs, store: Arc<dyn Store>) -> Result<(), Failure> 
         output: args.output().to_owned(),
         existing: existing(args),
         journal: ReplicaJournal::Rollback,
+        mount: None,
         interval: args.follow_interval.unwrap_or(FOLLOW_INTERVAL),
         lock_timeout: FOLLOW_LOCK_TIMEOUT,
         may_be_ahead: false,

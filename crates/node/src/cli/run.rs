@@ -55,7 +55,7 @@ pub(super) fn run(args: &RunArgs) -> Result<(), Failure> {
         return Ok(());
     }
     if args.promote {
-        socket.promote(args.timeout.unwrap_or(PROMOTE_TIMEOUT))?;
+        socket.promote(args.timeout.unwrap_or(PROMOTE_TIMEOUT), false)?;
     }
     let error = Command::new(program).args(rest).exec();
     Err(Failure::failed(format!("cannot run {}: {}", program.display(), io_text(&error))))

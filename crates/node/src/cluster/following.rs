@@ -15,13 +15,16 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::CHANGE;
 use super::report::ReplicaReport;
+use crate::config::folder::FolderConfig;
 use crate::follow::ReplicaJournal;
 use crate::follow::node::{Event, NodeError, NodeOptions, Reached, follow_node};
+use crate::follow::source::Source;
 use crate::follow::trails::Trails;
+use crate::mount::MountHandle;
 use crate::observe::events::Events;
 use crate::restore::Existing;
 use crate::stream::SILENCE_MAX;
-use crate::stream::client::{Access, Address, Link, LinkError};
+use crate::stream::client::LinkError;
 
 /// How long readers of a file are waited for before they get another turn.
 const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
@@ -34,6 +37,12 @@ const EVENTS_MAX: usize = 256;
 
 /// How far the primary is, by the names of its databases.
 type Asked = Arc<Mutex<HashMap<String, Txid>>>;
+
+/// By what journal the files of a replica are changed. On a plain folder what is promoted and brought back has no WAL: readers would hold that up. On a mount
+/// readers see a database in the journal mode that it has on the primary, and can be made to let go.
+pub(super) fn replica_journal(mount: Option<&MountHandle>) -> ReplicaJournal {
+    if mount.is_some() { ReplicaJournal::AsLogged } else { ReplicaJournal::Rollback }
+}
 
 /// What is followed.
 pub(super) struct Following {
@@ -66,30 +75,31 @@ impl Drop for Following {
 impl Following {
     /// Begins to follow. Must be called in a runtime.
     pub(super) fn begin(
-        address: Address,
-        access: Access,
-        into: PathBuf,
+        source: Source,
+        own_address: String,
+        (folder, mount): (&FolderConfig, Option<MountHandle>),
         (trails, events, lease): (Arc<Trails>, Arc<Events>, LeaseHandle),
     ) -> Self {
         let options = NodeOptions {
-            address: address.clone(),
-            access: access.clone(),
+            source: source.clone(),
             database: None,
-            into,
+            into: folder.dir.clone(),
             existing: Existing::Refuse,
-            // What is promoted and brought back has no WAL.
-            journal: ReplicaJournal::Rollback,
+            journal: replica_journal(mount.as_ref()),
+            mount,
+            meta_root: folder.meta_path.clone(),
             lock_timeout: LOCK_TIMEOUT,
             silence_max: SILENCE_MAX,
             threads: std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get),
             trails: Some(trails),
+            own_address,
             events,
         };
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(follow_node(options, sender, stopped));
         let asked = Asked::default();
-        let asking = tokio::spawn(keep_asking(address, access, Arc::clone(&asked))).abort_handle();
+        let asking = tokio::spawn(keep_asking(source, Arc::clone(&asked))).abort_handle();
         Self { stop, task, events, asking, asked, lease, looked: None, replicas: BTreeMap::new() }
     }
 
@@ -152,9 +162,9 @@ impl Following {
 }
 
 /// Asks the primary again and again. What it said goes when it says nothing any more: then nobody knows.
-async fn keep_asking(address: Address, access: Access, asked: Asked) {
+async fn keep_asking(source: Source, asked: Asked) {
     loop {
-        let answer = tokio::time::timeout(ASK_PATIENCE, ask(&address, &access)).await;
+        let answer = tokio::time::timeout(ASK_PATIENCE, ask(&source)).await;
         let answer = answer.ok().and_then(Result::ok).unwrap_or_default();
         let pause = ASK_INTERVAL.max(Duration::from_millis(answer.len() as u64));
         *asked.lock().unwrap_or_else(PoisonError::into_inner) = answer;
@@ -162,8 +172,8 @@ async fn keep_asking(address: Address, access: Access, asked: Asked) {
     }
 }
 
-async fn ask(address: &Address, access: &Access) -> Result<HashMap<String, Txid>, LinkError> {
-    let link = Link::connect(address, access, ASK_PATIENCE).await?;
+async fn ask(source: &Source) -> Result<HashMap<String, Txid>, LinkError> {
+    let link = source.ask(ASK_PATIENCE).await?;
     let mut frames = link.frames("/v1/databases").await?;
     let mut positions = HashMap::new();
     while let Some((frame, _)) = frames.next().await? {
@@ -173,6 +183,6 @@ async fn ask(address: &Address, access: &Access) -> Result<HashMap<String, Txid>
             Frame::Gone { .. } | Frame::Transactions(_) | Frame::End(_) | Frame::Leaving | Frame::Reached(_) => {}
         }
     }
-    link.close();
+    source.asked(&link);
     Ok(positions)
 }

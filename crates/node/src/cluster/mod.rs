@@ -12,8 +12,8 @@
 //! ```
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rhyolite_format::lease::{LeaseState, NAME_SIZE_MAX};
@@ -31,29 +31,40 @@ use tokio::task::JoinHandle;
 
 use crate::cli::exit::{Failure, Status};
 use crate::config::folder::FolderConfig;
+use crate::follow::replica;
+use crate::follow::source::Source;
 use crate::follow::trails::Trails;
 use crate::lease;
 use crate::lease_place::LeaseUrl;
+use crate::mount::MountHandle;
 use crate::proxy::Flight;
 use crate::replicate::ReplicateError;
 use crate::signals::StopRequest;
 use crate::status::StatusBoard;
+use crate::stream::accept::Accepting;
 use crate::stream::client::{Access, Address};
 use crate::supervise::control::Command;
+use crate::supervise::reload::Reloaded;
 use crate::supervise::{self, SuperviseOptions};
 use crate::world::RealWorld;
 use crate::{process, time};
 use application::{Application, Told};
 use following::Following;
+use hearing::Hearing;
 use prepare::Prepare;
-use report::{Holder, NodeReport};
+use quiet::Quiet;
+use report::{Holder, NodeReport, ReplicaReport};
+use witness::{Durability, Lists};
 
 mod application;
 mod following;
 pub mod guard;
+mod hearing;
 mod prepare;
 pub mod promote;
+mod quiet;
 pub mod report;
+pub mod witness;
 
 pub use application::Guard;
 
@@ -83,6 +94,8 @@ pub struct NodeConfig {
     pub access: Access,
     /// Whether it may become the primary.
     pub is_candidate: bool,
+    /// The primary is not dialed, but dials and has this place.
+    pub accepting: Option<Arc<Accepting>>,
     /// How long the application, and then the last uploads, may take at an end.
     pub stop_timeout: Duration,
     /// When databases are parked.
@@ -91,6 +104,12 @@ pub struct NodeConfig {
     pub flight: Flight,
     /// Where the files of a replica have been.
     pub trails: Arc<Trails>,
+    /// Whose commits are called safe before they are in the store.
+    pub durability: Durability,
+    /// Turns true when commits that were acknowledged and cannot be found are given up.
+    pub forgets: watch::Sender<bool>,
+    /// Where the databases are mounted, if they are.
+    pub mount: Option<MountHandle>,
 }
 
 /// A request to hand the role on.
@@ -117,7 +136,9 @@ struct Capture {
 /// Databases are being prepared.
 struct Preparing {
     cancel: watch::Sender<bool>,
-    task: JoinHandle<bool>,
+    task: JoinHandle<Option<Vec<String>>>,
+    /// The lease says that there is something which may be nowhere but on other nodes.
+    owes: bool,
 }
 
 /// Something that has happened.
@@ -127,7 +148,8 @@ enum Event {
     Stop(Signal),
     Told(Told),
     Unfollowed(Result<(), String>),
-    Prepared(bool),
+    /// With the databases of which the store has something.
+    Prepared(Option<Vec<String>>),
     Captured(Vec<ReplicateError>),
     Command(Command),
     Handoff(Handoff),
@@ -161,6 +183,9 @@ struct Node {
     following: Option<Following>,
     preparing: Option<Preparing>,
     capture: Option<Capture>,
+    lists: Lists,
+    /// Keeps others from committing on the mount.
+    quiet: Option<Quiet>,
     trails: Arc<Trails>,
     /// With what the process ends.
     code: u8,
@@ -185,6 +210,9 @@ pub async fn run(
     let application = guard.map(Application::new).transpose();
     let application = application.map_err(|e| Failure::failed(format!("cannot talk to the guard: {e}")))?;
     let place = place(&config, &terms)?;
+    let folder = config.folder.dir.clone();
+    let recovered = tokio::task::spawn_blocking(move || replica::recover(&folder, 0)).await;
+    recovered.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
     let lease = lease::keep(Arc::clone(&place), &config.folder.template, terms.clone(), config.is_candidate);
     let trails = Arc::clone(&config.trails);
     let node = Node {
@@ -208,6 +236,8 @@ pub async fn run(
         following: None,
         preparing: None,
         capture: None,
+        lists: Lists::default(),
+        quiet: None,
         trails,
         code: Status::Ok.code(),
         failure: None,
@@ -255,6 +285,7 @@ impl Node {
                 changes = self.lease.changes();
                 self.take_standing().await;
             }
+            self.keep_witnesses().await;
             self.report();
             if let Some((reply, answer)) = self.reply.take() {
                 // Whoever has asked may be gone.
@@ -291,6 +322,7 @@ impl Node {
             if let Some(capture) = &mut self.capture {
                 capture.loan = None;
             }
+            self.end_witnesses();
             return;
         }
         if let View::Ours { until, .. } = view {
@@ -305,7 +337,8 @@ impl Node {
     }
 
     async fn next(&mut self, changes: impl Future<Output = ()>) -> Event {
-        let due = self.machine.poll_timeout().map_or(LOOK, |due| RealWorld.now().until(due).min(LOOK));
+        let look = if self.is_watching_witnesses() { witness::LOOK } else { LOOK };
+        let due = self.machine.poll_timeout().map_or(look, |due| RealWorld.now().until(due).min(look));
         let is_captured_elsewhere = self.capture.is_none();
         let (kill_at, is_told) = (self.kill_at, self.signal.is_some());
         let (stop, following, preparing) = (&mut self.stop, &mut self.following, &mut self.preparing);
@@ -341,9 +374,11 @@ impl Node {
                     preparing.cancel.send_replace(true);
                 }
             }
-            Action::Serve => self.serve().await,
+            Action::Serve => self.serve().await?,
             Action::StopApplication(why) => self.stop_application(why).await,
             Action::StopCapture { drain } => {
+                self.end_witnesses();
+                self.quiet_mount(drain).await;
                 self.board.leaving.send_replace(drain);
                 if let Some(capture) = &mut self.capture {
                     if !drain {
@@ -353,7 +388,11 @@ impl Node {
                 }
             }
             Action::Release { is_quiet } => {
-                let (lease, last_will) = (self.lease.clone(), LastWill { is_quiet, successor: self.successor.take() });
+                // Who has acknowledged what nobody here can be asked for may be back.
+                let asked = self.lease.witnesses().filter(|_| !is_quiet).map(|witnesses| witnesses.of);
+                let asked = asked.filter(|of| *of != self.config.address);
+                let successor = self.successor.take().or(asked);
+                let (lease, last_will) = (self.lease.clone(), LastWill { is_quiet, successor });
                 // The end of the lease is seen as its standing.
                 tokio::spawn(async move { lease.release(last_will).await });
             }
@@ -369,17 +408,23 @@ impl Node {
     }
 
     fn follow(&mut self, address: &str) {
-        let url = if address.contains("://") { address.to_owned() } else { format!("http://{address}") };
-        match url.parse::<Address>() {
+        match node_address(address) {
             Ok(parsed) => {
                 tracing::info!("role: replica of {address}");
                 self.board.leaving.send_replace(false);
                 self.trails.doubt_all();
                 self.undrained = None;
                 self.name_primary(Some(address));
-                let (access, into) = (self.config.access.clone(), self.config.folder.dir.clone());
+                let source = match &self.config.accepting {
+                    Some(accepting) => Source::Accepted(Arc::clone(accepting)),
+                    None => Source::Dialed { address: parsed, access: self.config.access.clone() },
+                };
+                let place = (&self.config.folder, self.config.mount.clone());
                 let parts = (Arc::clone(&self.trails), Arc::clone(&self.board.events), self.lease.clone());
-                self.following = Some(Following::begin(parsed, access, into, parts));
+                // Who accepts may not be reached where the lease would name it: it is no witness of what it has.
+                let is_reached = self.config.accepting.is_none();
+                let own = if is_reached { self.config.address.clone() } else { String::new() };
+                self.following = Some(Following::begin(source, own, place, parts));
             }
             Err(text) => {
                 tracing::error!("the holder of the lease cannot be followed: {text}");
@@ -401,13 +446,23 @@ impl Node {
                 || self.config.lease.is_some()
                 || !matches!(self.lease.standing(), Standing::Ours { origin, .. } if origin.was_quiet),
             trails: Arc::clone(&self.trails),
+            known: Mutex::default(),
+            hearing: self.lease.witnesses().map(|witnesses| {
+                let (own, access) = (self.config.address.clone(), self.config.access.clone());
+                Hearing::new(witnesses, own, access, self.config.forgets.subscribe())
+            }),
+            mount: self.config.mount.clone(),
             cancelled,
         };
-        self.preparing = Some(Preparing { cancel, task: tokio::spawn(prepare::run(prepare)) });
+        let owes = prepare.hearing.is_some();
+        self.preparing = Some(Preparing { cancel, task: tokio::spawn(prepare::run(prepare)), owes });
     }
 
-    async fn serve(&mut self) {
+    async fn serve(&mut self) -> Result<(), Failure> {
         tracing::info!("role: primary");
+        if let Some(mount) = &self.config.mount {
+            mount.admit_all().map_err(|e| Failure::failed(format!("cannot let others write on the mount: {e}")))?;
+        }
         self.undrained = None;
         self.board.leaving.send_replace(false);
         self.board.unsettled.store(false, Ordering::Release);
@@ -420,15 +475,17 @@ impl Node {
             folders: vec![self.config.folder.clone()],
             stop_timeout: self.config.stop_timeout,
             parking: self.config.parking,
-            commits: None,
+            commits: self.config.mount.as_ref().map(MountHandle::lines),
             serves: true,
             lease: Some(lent),
         };
         let task = tokio::spawn(supervise::run(options, Arc::clone(&self.board), stopped, Some(receiver)));
+        let is_settling = self.begin_to_settle(commands.clone());
         self.capture = Some(Capture { stop, task, commands, loan: Some(loan) });
-        if let Some(application) = &mut self.application {
-            application.run(self.told_until).await;
+        if !is_settling {
+            self.begin_to_serve(&[]).await;
         }
+        Ok(())
     }
 
     async fn stop_application(&mut self, why: Why) {
@@ -462,11 +519,19 @@ impl Node {
             }
             Event::Told(told) => self.note_told(told),
             Event::Unfollowed(ended) => self.note_unfollowed(ended),
-            Event::Prepared(is_done) => {
-                self.preparing = None;
+            Event::Prepared(done) => {
+                let owes = self.preparing.take().is_some_and(|preparing| preparing.owes);
+                let is_done = done.is_some();
+                if !is_done {
+                    replica::close(false);
+                }
+                self.lists = Lists::owing(done.filter(|_| owes));
+                // Before anything is captured, or a follower of before asks again.
+                self.board.witnesses.withhold(self.lists.withholds());
                 self.machine.handle_prepared(is_done, RealWorld.now());
             }
-            Event::Captured(errors) => return self.note_captured(&errors),
+            Event::Captured(errors) => return self.note_captured(&errors).await,
+            Event::Command(Command::Reload(wanted, reply)) => self.take_settings(wanted.1, reply),
             Event::Command(command) => self.pass_on(command).await,
             Event::Handoff(Handoff { to, reply }) => self.reply = Some((reply, self.hand_on(to))),
             Event::KillDue => {
@@ -555,8 +620,9 @@ impl Node {
         }
     }
 
-    fn note_captured(&mut self, errors: &[ReplicateError]) -> Result<(), Failure> {
+    async fn note_captured(&mut self, errors: &[ReplicateError]) -> Result<(), Failure> {
         self.capture = None;
+        self.shut_mount().await?;
         let behind = self.board.databases().iter().any(|d| d.look(|f| f.pending_since.is_some()));
         self.board.clear();
         let is_drained = errors.is_empty() && !behind;
@@ -567,10 +633,43 @@ impl Node {
         if !is_drained {
             tracing::warn!("stopped before everything was durable: {text}");
         }
+        self.settle_witnesses(is_drained);
+        replica::close(false);
         self.undrained = (!is_drained).then_some(text);
         let is_settled = is_drained && !self.board.unsettled.load(Ordering::Acquire);
         self.machine.handle_capture_stopped(is_drained, is_settled, RealWorld.now());
         Ok(())
+    }
+
+    /// Nothing is captured any more: nobody but this process changes anything on the mount.
+    async fn shut_mount(&mut self) -> Result<(), Failure> {
+        let Some(mount) = self.config.mount.clone() else { return Ok(()) };
+        let quiet = self.quiet.take();
+        let paths = self.paths();
+        let shut = move || {
+            let shut = mount.shut(&paths);
+            // Whoever waited for these locks has lost the files that they are on.
+            drop(quiet);
+            shut
+        };
+        let shut = tokio::task::spawn_blocking(shut).await.expect("it does not panic");
+        shut.map_err(|e| Failure::failed(format!("cannot keep others from writing on the mount: {e}")))
+    }
+
+    /// The databases that are captured.
+    fn paths(&self) -> Vec<PathBuf> {
+        self.board.databases().iter().map(|status| status.path.to_path_buf()).collect()
+    }
+
+    /// Capture is about to end. Where it is to take in the last commits, nobody makes any more of them.
+    async fn quiet_mount(&mut self, drain: bool) {
+        let Some(mount) = &self.config.mount else { return };
+        if !drain {
+            return mount.leave_to_us();
+        }
+        let paths = self.paths();
+        let quiet = tokio::task::spawn_blocking(move || Quiet::over(&paths)).await.expect("it does not panic");
+        self.quiet = Some(quiet);
     }
 
     /// Requests about databases are for capture, as long as there is any.
@@ -582,8 +681,31 @@ impl Node {
             (Command::Add(_, reply), _) | (Command::Remove(_, reply), _) => {
                 drop(reply.send(Err("the databases of a node are those in its folder".to_owned())));
             }
-            // Nobody can ask for it: there is no configuration to be read again.
+            // The caller has taken it.
             (Command::Reload(_, reply), _) => drop(reply),
+        }
+    }
+
+    /// Replicates as it is said from now on: at once where something is captured, otherwise when this node is the primary again.
+    fn take_settings(&mut self, folders: Vec<FolderConfig>, reply: oneshot::Sender<Reloaded>) {
+        let Some(folder) = folders.into_iter().next() else { return };
+        let folder = match &self.config.mount {
+            None => folder,
+            // It stays where it is mounted, and its state folders behind that.
+            Some(_) => {
+                let own = self.config.folder.clone();
+                let template = DatabaseConfig { path: own.template.path.clone(), ..folder.template };
+                FolderConfig { template, ..own }
+            }
+        };
+        let changed = usize::from(self.config.folder != folder);
+        self.config.folder = folder.clone();
+        match &self.capture {
+            // Whoever waits for the answer is told by the end of the channel when it cannot be given.
+            Some(capture) => {
+                drop(capture.commands.try_send(Command::Reload(Box::new((Vec::new(), vec![folder])), reply)))
+            }
+            None => drop(reply.send(Reloaded { changed, ..Reloaded::default() })),
         }
     }
 
@@ -602,47 +724,21 @@ impl Node {
         }
     }
 
-    /// Where the lease lies, for people.
-    fn lease_shown(&self) -> String {
-        let place = self.place.describe();
-        if self.config.lease.is_some() { place } else { format!("{}/{}", place.trim_end_matches('/'), keys::LEASE) }
+    /// Lets readers of the mount know how far it is behind.
+    fn tell_lag(&self, replicas: &[ReplicaReport]) {
+        let Some(mount) = &self.config.mount else { return };
+        let is_primary = self.machine.role() == Role::Primary;
+        let largest = replicas.iter().map(|replica| replica.lag_ms).max().map(Duration::from_millis);
+        mount.set_lag(if is_primary { Some(Duration::ZERO) } else { largest });
     }
+}
 
-    fn report(&mut self) {
-        let at = |moment: Monotonic| {
-            let left = RealWorld.now().until(moment).as_millis();
-            Timestamp(time::now().0.saturating_add(i64::try_from(left).unwrap_or(0)))
-        };
-        let (ends, is_named) = self.config.lease.as_ref().map_or((true, false), |lease| {
-            // What a person has decided says no more than who it is.
-            (!lease.is_static(), lease.named_primary().is_some())
-        });
-        let holder = match self.lease.standing() {
-            Standing::Ours { epoch, until, .. } => Some(Holder {
-                is_self: true,
-                name: self.terms.holder.clone(),
-                address: self.terms.address.clone(),
-                epoch: Some(epoch),
-                until: ends.then(|| at(until)),
-            }),
-            Standing::Theirs { record, free } if record.state == LeaseState::Held => Some(Holder {
-                is_self: false,
-                name: record.holder,
-                address: record.address,
-                epoch: (!is_named).then_some(record.epoch),
-                until: ends.then(|| at(free)),
-            }),
-            Standing::Theirs { .. } | Standing::Unknown | Standing::Ended => None,
-        };
-        self.board.set_node(NodeReport {
-            role: self.machine.role().name().to_owned(),
-            candidate: self.config.is_candidate,
-            address: self.config.address.clone(),
-            lease: self.lease_shown(),
-            holder,
-            replicas: self.following.as_mut().map(Following::report).unwrap_or_default(),
-        });
-    }
+/// How a node is reached whose address the lease has.
+///
+/// # Errors
+/// It makes no sense: one line.
+fn node_address(address: &str) -> Result<Address, String> {
+    if address.contains("://") { address.parse() } else { format!("http://{address}").parse() }
 }
 
 /// The address of a node as that one writes it in the lease: HOST:PORT, or with TLS `https://HOST:PORT`.
@@ -650,8 +746,7 @@ impl Node {
 /// # Errors
 /// It makes no sense: one line.
 pub fn known_address(text: &str) -> Result<String, String> {
-    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let address = url.parse::<Address>()?.to_string();
+    let address = node_address(text)?.to_string();
     if address.len() > NAME_SIZE_MAX {
         return Err(format!("an address of {} bytes", address.len()));
     }
@@ -673,7 +768,7 @@ async fn unfollowed(following: &mut Option<Following>) -> Result<(), String> {
     }
 }
 
-async fn prepared(preparing: &mut Option<Preparing>) -> bool {
+async fn prepared(preparing: &mut Option<Preparing>) -> Option<Vec<String>> {
     match preparing {
         Some(preparing) => (&mut preparing.task).await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic())),
         None => std::future::pending().await,

@@ -29,15 +29,19 @@ use rhyolite_writer::lease_keeper::LeaseHandle;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use super::following::replica_journal;
+use super::hearing::{Best, Hearing};
 use crate::capture::local_log::SealedSegment;
 use crate::capture::restart;
 use crate::capture::table::PageTable;
 use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
+use crate::follow::FollowOptions;
 use crate::follow::promote::{Goal, Released, is_follower, measured, promote};
+use crate::follow::replica;
 use crate::follow::trails::Trails;
-use crate::follow::{FollowOptions, ReplicaJournal};
 use crate::log_end::{self, LogEnd};
+use crate::mount::MountHandle;
 use crate::park;
 use crate::progress::Silent;
 use crate::restore::below::prefixes;
@@ -59,14 +63,24 @@ pub(super) struct Prepare {
     /// What was sent under an older right may still come in.
     pub(super) must_fence: bool,
     pub(super) trails: Arc<Trails>,
+    /// Whom to ask what was acknowledged, if the lease says so.
+    pub(super) hearing: Option<Hearing>,
+    /// Databases of which the store has something.
+    pub(super) known: Mutex<Vec<String>>,
+    /// Where the databases are mounted.
+    pub(super) mount: Option<MountHandle>,
     /// Turns true when it is to be given up.
     pub(super) cancelled: watch::Receiver<bool>,
 }
 
-/// Prepares everything. `false` when that was cancelled.
-pub(super) async fn run(prepare: Prepare) -> bool {
+/// Prepares everything. Gives the databases of which the store has something; `None` when that was cancelled.
+pub(super) async fn run(prepare: Prepare) -> Option<Vec<String>> {
     let prepare = Arc::new(prepare);
-    let Some(names) = prepare.names().await else { return false };
+    // From here on SQLite may have the files open in this process.
+    replica::close(true);
+    let waited = tokio::task::spawn_blocking(replica::wait_for_looks).await;
+    waited.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+    let names = prepare.names().await?;
     let (turns, mut tasks) = (Arc::new(Semaphore::new(AT_ONCE)), JoinSet::new());
     // Fences carry the right under which they were made; capture goes on under a later one, by which it tells them from its own.
     let fenced = Arc::new(Mutex::new(None));
@@ -79,15 +93,16 @@ pub(super) async fn run(prepare: Prepare) -> bool {
             done
         });
     }
-    let mut all = true;
+    let mut is_done = true;
     while let Some(done) = tasks.join_next().await {
-        all &= done.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        is_done &= done.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
     }
     let fenced: Option<Epoch> = *fenced.lock().unwrap_or_else(PoisonError::into_inner);
-    match fenced.filter(|_| all) {
+    let is_done = match fenced.filter(|_| is_done) {
         Some(epoch) => prepare.raise(epoch.next()).await,
-        None => all,
-    }
+        None => is_done,
+    };
+    is_done.then(|| std::mem::take(&mut *prepare.known.lock().unwrap_or_else(PoisonError::into_inner)))
 }
 
 impl Prepare {
@@ -178,14 +193,26 @@ impl Prepare {
             return Ok(false);
         }
         let Some(pos) = end.pos else { return Ok(true) };
-        if !is_follower(&config.path) && config.path.exists() && goes_on(config, &end, self.cancelled.clone()).await? {
-            return Ok(true);
-        }
+        self.note_known(name);
+        let is_written = !is_follower(&config.path) && config.path.exists();
+        let goes_on = if is_written { goes_on(config, &end, self.cancelled.clone()).await? } else { None };
+        let better = match (&self.hearing, goes_on) {
+            (None, None) => None,
+            // It has all that it told of: nothing is lost since.
+            (Some(hearing), Some(Content::Kept)) if hearing.is_own() => return Ok(true),
+            (None, Some(_)) => return Ok(true),
+            (Some(hearing), _) => match hearing.hear(name, &config.path, (end.identity.lineage, pos)).await? {
+                Best::Other(better) => Some(better),
+                Best::Nobody | Best::Own if goes_on.is_some() => return Ok(true),
+                Best::Nobody | Best::Own => None,
+            },
+        };
         let options = FollowOptions {
             store,
             output: config.path.clone(),
             existing: Existing::Refuse,
-            journal: ReplicaJournal::Rollback,
+            journal: replica_journal(self.mount.as_ref()),
+            mount: self.mount.clone(),
             interval: Duration::ZERO,
             lock_timeout: LOCK_TIMEOUT,
             may_be_ahead: true,
@@ -196,10 +223,10 @@ impl Prepare {
         if let Some(parent) = config.path.parent() {
             std::fs::create_dir_all(parent).map_err(|e| format!("make {}: {e}", parent.display()))?;
         }
-        let goal = Goal { lineage: end.identity.lineage, pos, is_passed: self.trails.has(name, pos) };
-        let promoted = promote(&options, &config.meta_path, goal, (&self.trails, name), &self.cancelled)
-            .await
-            .map_err(|e| e.to_string())?;
+        let goal = Goal { lineage: end.identity.lineage, pos };
+        let trail = (&*self.trails, name);
+        let promoted = promote(&options, &config.meta_path, goal, better.as_deref(), trail, &self.cancelled).await;
+        let promoted = promoted.map_err(|e| e.to_string())?;
         let Some(released) = promoted else { return Ok(false) };
         if released.pos != pos {
             tracing::info!(database = name, at = %released.pos.txid, "ahead of the store, which ends at {}", pos.txid);
@@ -208,6 +235,13 @@ impl Prepare {
         let left = tokio::task::spawn_blocking(move || leave(&meta_path, released, &end)).await;
         left.expect("writing does not panic").map_err(|e| format!("write the state folder: {e}"))?;
         Ok(true)
+    }
+
+    fn note_known(&self, name: &str) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.iter().any(|known| known == name) {
+            known.push(name.to_owned());
+        }
     }
 
     /// Makes sure that the end of the log is the end: nobody adds to it but under our right. `false` when it has gone on meanwhile, or we have no right
@@ -252,8 +286,12 @@ impl Prepare {
     }
 }
 
-/// Whether the file may be left to capture: the local log goes on from the end of the store's log, and the file is not behind it.
-async fn goes_on(config: &DatabaseConfig, end: &LogEnd, mut cancelled: watch::Receiver<bool>) -> Result<bool, String> {
+/// Whether the file may be left to capture, and why: the local log goes on from the end of the store's log, and the file is not behind it.
+async fn goes_on(
+    config: &DatabaseConfig,
+    end: &LogEnd,
+    mut cancelled: watch::Receiver<bool>,
+) -> Result<Option<Content>, String> {
     let meta_path = config.meta_path.clone();
     let loaded = tokio::task::spawn_blocking(move || restart::load_whole(&meta_path)).await;
     let local = loaded.expect("loading does not panic").map_err(|e| format!("read the state folder: {e}"))?;
@@ -263,16 +301,16 @@ async fn goes_on(config: &DatabaseConfig, end: &LogEnd, mut cancelled: watch::Re
     let boot = restart::boot_id();
     let is_same_boot = boot != [0; 16] && local.state.is_some_and(|state| state.boot_id == boot);
     if is_same_boot || !prepare::goes_on(&start, Content::Kept) {
-        return Ok(prepare::goes_on(&start, Content::Kept));
+        return Ok(Some(Content::Kept).filter(|content| prepare::goes_on(&start, *content)));
     }
     let path = config.path.clone();
     let measuring = tokio::task::spawn_blocking(move || measured_once(&path));
     let measured = tokio::select! {
         measured = measuring => measured.expect("reading does not panic").map_err(|e| e.to_string())?,
         // It is measured to its end all the same, for the next try.
-        _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(false),
+        _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(None),
     };
-    Ok(prepare::goes_on(&start, Content::Measured(measured)))
+    Ok(Some(Content::Measured(measured)).filter(|content| prepare::goes_on(&start, *content)))
 }
 
 /// Size and time of the last write of a file.

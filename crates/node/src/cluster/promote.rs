@@ -4,12 +4,14 @@ use std::fmt;
 use std::time::Duration;
 
 use rhyolite_logic::role::Role;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::Handoff;
+use super::witness::Durability;
+use super::{Handoff, node_address};
+use crate::config::folder::FolderConfig;
 use crate::status::StatusBoard;
-use crate::stream::client::{Access, Address, Link};
+use crate::stream::client::{Access, Link};
 use crate::stream::query::Query;
 
 /// Time between two looks at the role.
@@ -24,10 +26,16 @@ const ANSWER_MAX: Duration = Duration::from_secs(2);
 pub struct NodeControl {
     /// Takes requests to hand the role on.
     pub handoffs: mpsc::Sender<Handoff>,
+    /// The databases.
+    pub folder: FolderConfig,
     /// What nodes show each other.
     pub access: Access,
     /// How long a change of roles is given before it is asked for again.
     pub patience: Duration,
+    /// Whose commits are called safe before they are in the store.
+    pub durability: Durability,
+    /// Turns true when commits that were acknowledged and cannot be found are given up.
+    pub forgets: watch::Sender<bool>,
 }
 
 impl fmt::Debug for NodeControl {
@@ -73,8 +81,7 @@ pub async fn promote(control: &NodeControl, board: &StatusBoard, limit: Duration
 
 /// Asks the primary at `holder` to hand its role on to `own`.
 async fn ask(holder: &str, own: &str, access: &Access) -> Result<(), String> {
-    let url = if holder.contains("://") { holder.to_owned() } else { format!("http://{holder}") };
-    let address: Address = url.parse()?;
+    let address = node_address(holder)?;
     let link = Link::connect(&address, access, ANSWER_MAX).await.map_err(|e| e.to_string())?;
     let path = Query::default().with("to", own).of("/v1/handoff");
     let asked = tokio::time::timeout(ANSWER_MAX, link.post(&path)).await;

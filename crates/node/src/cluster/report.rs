@@ -24,6 +24,12 @@ pub struct NodeReport {
     pub holder: Option<Holder>,
     /// The databases that are followed; none on the primary.
     pub replicas: Vec<ReplicaReport>,
+    /// When a commit is called safe before it is in the store: `local` (never), `replica` or `quorum`.
+    #[serde(default)]
+    pub durability: String,
+    /// On the primary: the nodes that count for that, by their addresses; none while it calls nothing safe.
+    #[serde(default)]
+    pub witnesses: Vec<String>,
 }
 
 impl NodeReport {
@@ -83,5 +89,60 @@ impl NodeReport {
     pub fn lag(&self) -> (u64, u64) {
         let behind = self.replicas.iter().map(|replica| replica.behind).max().unwrap_or(0);
         (behind, self.replicas.iter().map(|replica| replica.lag_ms).max().unwrap_or(0))
+    }
+}
+
+impl Node {
+    /// Where the lease lies, for people.
+    fn lease_shown(&self) -> String {
+        let place = self.place.describe();
+        if self.config.lease.is_some() { place } else { format!("{}/{}", place.trim_end_matches('/'), keys::LEASE) }
+    }
+
+    pub(super) fn report(&mut self) {
+        let at = |moment: Monotonic| {
+            let left = RealWorld.now().until(moment).as_millis();
+            Timestamp(time::now().0.saturating_add(i64::try_from(left).unwrap_or(0)))
+        };
+        let (ends, is_named) = self.config.lease.as_ref().map_or((true, false), |lease| {
+            // What a person has decided says no more than who it is.
+            (!lease.is_static(), lease.named_primary().is_some())
+        });
+        let holder = match self.lease.standing() {
+            Standing::Ours { epoch, until, .. } => Some(Holder {
+                is_self: true,
+                name: self.terms.holder.clone(),
+                address: self.terms.address.clone(),
+                epoch: Some(epoch),
+                until: ends.then(|| at(until)),
+            }),
+            Standing::Theirs { record, free } if record.state == LeaseState::Held => Some(Holder {
+                is_self: false,
+                name: record.holder,
+                address: record.address,
+                epoch: (!is_named).then_some(record.epoch),
+                until: ends.then(|| at(free)),
+            }),
+            Standing::Theirs { .. } | Standing::Unknown | Standing::Ended => None,
+        };
+        let replicas = self.following.as_mut().map(Following::report).unwrap_or_default();
+        self.tell_lag(&replicas);
+        if let Some(accepting) = &self.config.accepting {
+            accepting.expect(holder.as_ref().and_then(|holder| holder.epoch));
+        }
+        self.board.set_node(NodeReport {
+            // Who serves nobody yet has not got there.
+            role: match self.machine.role() {
+                Role::Primary if self.lists.withholds() => Role::Promoting.name().to_owned(),
+                role => role.name().to_owned(),
+            },
+            candidate: self.config.is_candidate,
+            address: self.config.address.clone(),
+            lease: self.lease_shown(),
+            holder,
+            replicas,
+            durability: self.config.durability.name().to_owned(),
+            witnesses: self.board.witnesses.lists().into_iter().next().map(|list| list.nodes).unwrap_or_default(),
+        });
     }
 }

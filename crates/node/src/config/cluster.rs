@@ -1,20 +1,39 @@
-//! `cluster`: what is captured here is served to other nodes.
+//! `cluster`: what is captured here is served to other nodes, and who may push to a replica.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+
+use crate::stream::client::Address;
+use crate::stream::tls::ClientFiles;
+
+/// Replicas that one process dials at most.
+const PUSHES_MAX: usize = 64;
 
 /// Where followers are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterConfig {
     /// Address that is listened at (`cluster.listen`).
-    pub listen: SocketAddr,
-    /// What every request must carry (`cluster.token`).
+    pub listen: Option<SocketAddr>,
+    /// Replicas that are dialed, because they cannot reach this node (`cluster.push-to`).
+    pub push_to: Vec<Address>,
+    /// What every request must carry, and the replicas that are dialed must know (`cluster.token`).
     pub token: Option<Token>,
     /// By what the node proves who it is (`cluster.tls`); without it nothing is encrypted.
     pub tls: Option<TlsFiles>,
     /// Where the proxy of the node is, HOST:PORT, for whoever asks.
     pub proxy: Option<String>,
+}
+
+/// Where a primary may dial, to be followed here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcceptConfig {
+    /// Address that is listened at.
+    pub listen: SocketAddr,
+    /// What it must know.
+    pub token: Option<Token>,
+    /// By what this replica proves who it is; without it nothing is encrypted.
+    pub tls: Option<TlsFiles>,
 }
 
 /// PEM files.
@@ -45,6 +64,11 @@ impl TlsFiles {
             (None, Some(_), _) => Err("a key is of no use without its certificate"),
             (None, None, Some(_)) => Err("followers are asked for certificates over TLS only: give cert and key, too"),
         }
+    }
+
+    /// What is shown where this node dials: its own certificate to whoever asks for one, and it believes those who vouch for followers.
+    pub fn as_client(&self) -> ClientFiles {
+        ClientFiles { ca: self.client_ca.clone(), identity: Some((self.cert.clone(), self.key.clone())) }
     }
 }
 
@@ -88,21 +112,91 @@ impl ClusterConfig {
     ///
     /// # Errors
     /// One line.
-    pub fn new(listen: SocketAddr, token: Option<Token>, tls: Option<TlsFiles>) -> Result<Self, String> {
-        let asks = token.is_some() || tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
-        if !listen.ip().is_loopback() {
-            let missing = match (&tls, asks) {
-                (None, _) => "TLS (cert and key)",
-                (Some(_), false) => "a token, or a client-ca that vouches for followers",
-                (Some(_), true) => return Ok(Self { listen, token, tls, proxy: None }),
-            };
-            return Err(format!(
-                "cluster.listen is {listen}, where others can reach it: that needs {missing}. Without, only a loopback address may be \
-                 listened at, such as 127.0.0.1:{}",
-                listen.port()
-            ));
+    pub fn new(
+        listen: Option<SocketAddr>,
+        push_to: &[String],
+        token: Option<Token>,
+        tls: Option<TlsFiles>,
+    ) -> Result<Self, String> {
+        if let Some(listen) = listen {
+            check_listen("cluster.listen", listen, token.as_ref(), tls.as_ref())?;
         }
-        Ok(Self { listen, token, tls, proxy: None })
+        if push_to.len() > PUSHES_MAX {
+            return Err(format!("cluster.push-to has {} replicas, at most {PUSHES_MAX} are dialed", push_to.len()));
+        }
+        let mut all = Vec::with_capacity(push_to.len());
+        for text in push_to {
+            let address = parse_push_to(text, tls.is_some()).map_err(|m| format!("cluster.push-to: {m}"))?;
+            check_push_to(&address, token.as_ref(), tls.as_ref())?;
+            if all.contains(&address) {
+                return Err(format!("cluster.push-to names {address} twice"));
+            }
+            all.push(address);
+        }
+        Ok(Self { listen, push_to: all, token, tls, proxy: None })
+    }
+
+    /// Whether there is anything to be done.
+    pub fn has_effect(&self) -> bool {
+        self.listen.is_some() || !self.push_to.is_empty()
+    }
+}
+
+impl AcceptConfig {
+    /// Refuses what would let anybody become the primary of this replica, or read what is sent.
+    ///
+    /// # Errors
+    /// One line.
+    pub fn new(listen: SocketAddr, token: Option<Token>, tls: Option<TlsFiles>) -> Result<Self, String> {
+        check_listen("accept", listen, token.as_ref(), tls.as_ref())?;
+        Ok(Self { listen, token, tls })
+    }
+}
+
+/// Where others can reach it, everybody is asked who he is, over TLS.
+fn check_listen(key: &str, listen: SocketAddr, token: Option<&Token>, tls: Option<&TlsFiles>) -> Result<(), String> {
+    if listen.ip().is_loopback() {
+        return Ok(());
+    }
+    let asks = token.is_some() || tls.is_some_and(|tls| tls.client_ca.is_some());
+    let missing = match (tls, asks) {
+        (None, _) => "TLS (cert and key)",
+        (Some(_), false) => "a token, or certificates (PEM) of those who vouch for the other end",
+        (Some(_), true) => return Ok(()),
+    };
+    Err(format!(
+        "{key} is {listen}, where others can reach it: that needs {missing}. Without, only a loopback address may be listened at, such as \
+         127.0.0.1:{}",
+        listen.port()
+    ))
+}
+
+/// `HOST:PORT`, over TLS where this node has it, or a URL that says so itself.
+fn parse_push_to(text: &str, has_tls: bool) -> Result<Address, String> {
+    let scheme = if has_tls { "https" } else { "http" };
+    let url = if text.contains("://") { text.to_owned() } else { format!("{scheme}://{text}") };
+    url.parse().map_err(|_| {
+        format!("{text:?} is no address of a replica: write HOST:PORT, https://HOST:PORT, or without TLS http://127.0.0.1:PORT")
+    })
+}
+
+fn check_push_to(address: &Address, token: Option<&Token>, tls: Option<&TlsFiles>) -> Result<(), String> {
+    let ip: Option<IpAddr> = address.host().parse().ok();
+    if address.is_secret() {
+        let is_known = token.is_some() || tls.is_some();
+        return match ip.is_some_and(|ip| ip.is_loopback()) || is_known {
+            true => Ok(()),
+            false => Err(format!(
+                "cluster.push-to names {address}, which cannot know this node: that needs a token, or a certificate (cert and key)"
+            )),
+        };
+    }
+    // What a name stands for is seen when it is dialed.
+    match ip.is_some_and(|ip| !ip.is_loopback()) {
+        true => Err(format!(
+            "cluster.push-to names {address}, on the way to which others can hear: that needs TLS (https://, or cert and key)"
+        )),
+        false => Ok(()),
     }
 }
 
@@ -116,10 +210,10 @@ mod tests {
         let files =
             |ca: Option<&str>| TlsFiles::new(Some("c".into()), Some("k".into()), ca.map(PathBuf::from)).unwrap();
         let open: SocketAddr = "0.0.0.0:1".parse().unwrap();
-        assert!(ClusterConfig::new(open, token(), files(None)).is_ok());
-        assert!(ClusterConfig::new(open, None, files(Some("ca"))).is_ok());
-        assert!(ClusterConfig::new(open, None, files(None)).unwrap_err().contains("a token"));
-        assert!(ClusterConfig::new(open, token(), None).unwrap_err().contains("TLS"));
+        assert!(ClusterConfig::new(Some(open), &[], token(), files(None)).is_ok());
+        assert!(ClusterConfig::new(Some(open), &[], None, files(Some("ca"))).is_ok());
+        assert!(ClusterConfig::new(Some(open), &[], None, files(None)).unwrap_err().contains("a token"));
+        assert!(ClusterConfig::new(Some(open), &[], token(), None).unwrap_err().contains("TLS"));
         assert!(TlsFiles::new(Some("c".into()), None, None).is_err());
         assert!(TlsFiles::new(None, Some("k".into()), None).is_err());
         assert!(TlsFiles::new(None, None, Some("ca".into())).is_err());
@@ -131,8 +225,33 @@ mod tests {
             .into_iter()
             .chain([("0.0.0.0:1", false), ("10.0.0.1:1", false), ("[::]:1", false)])
         {
-            assert_eq!(ClusterConfig::new(address.parse().unwrap(), None, None).is_ok(), is_right, "{address}");
+            assert_eq!(
+                ClusterConfig::new(Some(address.parse().unwrap()), &[], None, None).is_ok(),
+                is_right,
+                "{address}"
+            );
         }
+    }
+
+    #[test]
+    fn replicas_that_are_dialed_are_reached_over_tls_and_know_this_node() {
+        let token = || Some(Token::new("secret").unwrap());
+        let tls = || TlsFiles::new(Some("c".into()), Some("k".into()), None).unwrap();
+        let check = |to: &[&str], token, tls| {
+            let to: Vec<_> = to.iter().map(|text| (*text).to_owned()).collect();
+            let config = ClusterConfig::new(None, &to, token, tls)?;
+            Ok::<_, String>(config.push_to.iter().map(Address::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(check(&["127.0.0.1:1", "[::1]:2"], None, None).unwrap(), ["http://127.0.0.1:1", "http://[::1]:2"]);
+        assert_eq!(check(&["replica.example:1"], None, tls()).unwrap(), ["https://replica.example:1"]);
+        assert_eq!(check(&["https://replica.example:1"], token(), None).unwrap(), ["https://replica.example:1"]);
+        assert_eq!(check(&["http://localhost:1"], None, tls()).unwrap(), ["http://localhost:1"]);
+        assert!(check(&["10.0.0.1:1"], token(), None).unwrap_err().contains("needs TLS"));
+        assert!(check(&["https://10.0.0.1:1"], None, None).unwrap_err().contains("needs a token"));
+        assert!(check(&["replica.example"], None, None).unwrap_err().contains("no address of a replica"));
+        assert!(check(&["127.0.0.1:1", "http://127.0.0.1:1"], None, None).unwrap_err().contains("twice"));
+        let many: Vec<_> = (1..=PUSHES_MAX + 1).map(|port| format!("127.0.0.1:{port}")).collect();
+        assert!(ClusterConfig::new(None, &many, None, None).unwrap_err().contains("at most 64"));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! how a database is replicated may also stand at the top of the file, as defaults for every database.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,6 +23,9 @@ use super::{
 };
 
 mod folders;
+mod node;
+
+pub use node::{NodeFile, ProxyFile};
 
 /// Most a configuration may hold: parsed values, which bounds what aliases can multiply.
 const NODES_MAX: usize = 20_000;
@@ -115,6 +119,8 @@ with_settings! {
         pub socket: SocketFile,
         /// What others may follow.
         pub cluster: ClusterFile,
+        /// A node of a cluster.
+        pub node: Option<Spanned<NodeFile>>,
         /// Default of `replica.sync-interval`.
         pub sync_interval: Option<DurationText>,
         /// The databases.
@@ -176,6 +182,8 @@ pub struct SocketFile {
 pub struct ClusterFile {
     /// Address at which followers are served.
     pub listen: Option<Spanned<String>>,
+    /// Replicas that are dialed.
+    pub push_to: Vec<String>,
     /// Secret that they must show.
     pub token: Option<String>,
     /// How the node proves who it is.
@@ -432,6 +440,12 @@ fn resolve(file: &ConfigFile) -> Result<Config, ConfigError> {
     let mut defaults = file.settings();
     defaults.sync_interval = file.sync_interval.map(|d| d.0);
     config.socket = resolve_socket(&file.socket).map_err(ConfigError::new)?;
+    if let Some(section) = &file.node {
+        let (node, databases) = node::resolve(section, file)?;
+        config.node = Some(node);
+        config.folders.extend(databases);
+        return Ok(config);
+    }
     config.cluster = resolve_cluster(&file.cluster)?;
     let mut taken = Taken::default();
     for entry in &file.dbs {
@@ -452,23 +466,35 @@ fn resolve(file: &ConfigFile) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
-fn resolve_cluster(file: &ClusterFile) -> Result<Option<ClusterConfig>, ConfigError> {
+/// Address, token and certificates of `cluster`.
+type ClusterParts = (Option<SocketAddr>, Option<Token>, Option<TlsFiles>);
+
+/// What belongs together is not looked at yet.
+fn cluster_parts(file: &ClusterFile) -> Result<ClusterParts, ConfigError> {
     let token = file.token.clone().map(Token::new).transpose();
     let token = token.map_err(|m| ConfigError::new(format!("cluster.token: {m}")))?;
     let TlsFile { cert, key, client_ca } = &file.tls;
     let path = |path: &Option<String>| path.as_deref().map(absolute).transpose().map_err(ConfigError::new);
     let tls = TlsFiles::new(path(cert)?, path(key)?, path(client_ca)?);
     let tls = tls.map_err(|m| ConfigError::new(format!("cluster.tls: {m}")))?;
-    let Some(listen) = &file.listen else {
-        return match (token, tls) {
-            (Some(_), _) => Err(ConfigError::new("cluster.token has no effect without cluster.listen")),
-            (None, Some(_)) => Err(ConfigError::new("cluster.tls has no effect without cluster.listen")),
-            (None, None) => Ok(None),
-        };
-    };
-    let error = |m| ConfigError::at(listen.referenced.line(), m);
-    let address = parse_addr(&listen.value).map_err(error)?;
-    ClusterConfig::new(address, token, tls).map(Some).map_err(error)
+    let listen = file.listen.as_ref().map(|text| (parse_addr(&text.value), text.referenced.line()));
+    let listen = listen.map(|(address, line)| address.map_err(|m| ConfigError::at(line, m))).transpose()?;
+    Ok((listen, token, tls))
+}
+
+fn resolve_cluster(file: &ClusterFile) -> Result<Option<ClusterConfig>, ConfigError> {
+    let (listen, token, tls) = cluster_parts(file)?;
+    let (has_token, has_tls) = (token.is_some(), tls.is_some());
+    let line = file.listen.as_ref().map_or(0, |listen| listen.referenced.line());
+    let cluster = ClusterConfig::new(listen, &file.push_to, token, tls).map_err(|m| ConfigError::at(line, m))?;
+    let no_effect =
+        |key| Err(ConfigError::new(format!("{key} has no effect without cluster.listen or cluster.push-to")));
+    match (cluster.has_effect(), has_token, has_tls) {
+        (true, ..) => Ok(Some(cluster)),
+        (false, true, _) => no_effect("cluster.token"),
+        (false, _, true) => no_effect("cluster.tls"),
+        (false, false, false) => Ok(None),
+    }
 }
 
 fn resolve_database(file: &DatabaseFile, defaults: &Settings) -> Result<DatabaseConfig, String> {
@@ -580,6 +606,13 @@ impl ReplicaFile {
             ("host-key", self.host_key.clone()),
         ];
         options.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    /// Whether nothing is said of a store.
+    fn is_empty(&self) -> bool {
+        let Self { url, r#type, path, bucket, host, user, webdav_url, .. } = self;
+        let parts = [url, path, bucket, host, user, webdav_url];
+        r#type.is_none() && parts.iter().all(|part| part.is_none()) && self.options().is_empty()
     }
 
     /// The store's URL, from `url` or from the parts.

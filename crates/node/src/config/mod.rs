@@ -18,6 +18,7 @@ mod expand;
 pub mod file;
 pub mod folder;
 pub mod litestream;
+pub mod node;
 pub mod settings;
 mod suggest;
 #[cfg(test)]
@@ -44,6 +45,8 @@ pub struct Config {
     pub socket: Option<SocketConfig>,
     /// Where followers are served; nowhere by default (`cluster`).
     pub cluster: Option<ClusterConfig>,
+    /// A node of a cluster, for `rhyolite node`; its databases are then the one folder (`node`).
+    pub node: Option<node::NodeSection>,
     /// The databases that are named one by one (`dbs`).
     pub databases: Vec<DatabaseConfig>,
     /// Folders of databases (`dbs` with `dir`, or with a pattern).
@@ -80,6 +83,7 @@ impl Default for Config {
             logging: LoggingConfig::default(),
             socket: None,
             cluster: None,
+            node: None,
             databases: Vec::new(),
             folders: Vec::new(),
             notes: Vec::new(),

@@ -95,6 +95,35 @@ fn set<T: Copy>(target: &mut T, value: Option<T>) {
 }
 
 impl Settings {
+    /// What is set here, and otherwise what is set there.
+    pub fn or(&self, other: &Self) -> Self {
+        Self {
+            sync_interval: self.sync_interval.or(other.sync_interval),
+            monitor_interval: self.monitor_interval.or(other.monitor_interval),
+            busy_timeout: self.busy_timeout.or(other.busy_timeout),
+            enable_wal: self.enable_wal.or(other.enable_wal),
+            checkpoint_interval: self.checkpoint_interval.or(other.checkpoint_interval),
+            min_checkpoint_page_count: self.min_checkpoint_page_count.or(other.min_checkpoint_page_count),
+            truncate_page_n: self.truncate_page_n.or(other.truncate_page_n),
+            max_log_size: self.max_log_size.or(other.max_log_size),
+            max_segment_size: self.max_segment_size.or(other.max_segment_size),
+            bundle_interval: self.bundle_interval.or(other.bundle_interval),
+            merge_interval: self.merge_interval.or(other.merge_interval),
+            snapshot_interval: self.snapshot_interval.or(other.snapshot_interval),
+            keep_every_commit: self.keep_every_commit.or(other.keep_every_commit),
+            keep_hourly: self.keep_hourly.or(other.keep_hourly),
+            keep_daily: self.keep_daily.or(other.keep_daily),
+            lease: self.lease.or(other.lease),
+            lease_ttl: self.lease_ttl.or(other.lease_ttl),
+            if_held: self.if_held.or(other.if_held),
+            lease_url: self.lease_url.clone().or(other.lease_url.clone()),
+            retention_enabled: self.retention_enabled.or(other.retention_enabled),
+            retention_grace: self.retention_grace.or(other.retention_grace),
+            drill_interval: self.drill_interval.or(other.drill_interval),
+            drill_sample: self.drill_sample.or(other.drill_sample),
+        }
+    }
+
     /// Puts what is set here into `config`.
     pub fn apply(&self, config: &mut DatabaseConfig) {
         set(&mut config.sync_interval, self.sync_interval);

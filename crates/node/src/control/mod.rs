@@ -31,15 +31,17 @@ use axum::routing::{get, post};
 use rhyolite_format::{Pos, Txid};
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::cluster::Handoff;
 use crate::cluster::promote::{NodeControl, promote as promoted};
 use crate::cluster::report::NodeReport;
+use crate::cluster::witness::Durability;
 use crate::config::{Config, ConfigError, DatabaseConfig, SocketConfig, settings};
 use crate::observe::http;
 use crate::observe::report::{ProcessReport, Totals};
 use crate::status::{DatabaseStatus, StatusBoard};
+use crate::stream::push::{AcceptReport, PushReport};
 use crate::supervise::control::{Command, Synced};
 use crate::supervise::reload::Reloaded;
 use crate::time;
@@ -111,6 +113,12 @@ pub struct Info {
     pub process: ProcessReport,
     /// How many databases are in which state.
     pub totals: Totals,
+    /// The replicas that the process dials.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pushes: Vec<PushReport>,
+    /// Its place for a primary that dials, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepts: Option<AcceptReport>,
 }
 
 /// What a request may say. Each takes what it needs; what it does not know is refused.
@@ -133,6 +141,25 @@ pub struct Wanted {
     /// The address of a node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub to: Option<String>,
+    /// Where commits must be that are waited for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub level: Option<Level>,
+    /// Commits that were acknowledged and cannot be found are given up.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub forget_acknowledged: bool,
+}
+
+/// Where a commit must be that is waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// In the store
+    #[default]
+    Store,
+    /// On the disk of one other node, or in the store
+    Replica,
+    /// On the disks of a majority of the nodes, or in the store
+    Quorum,
 }
 
 /// How far a database is.
@@ -144,6 +171,12 @@ pub struct Reached {
     pub durable_txid: Option<Txid>,
     /// Whether the first is durable.
     pub durable: bool,
+    /// The last one that is on as many other nodes as `--durability` asks for; `None` where it asks for none, and before there are so many.
+    #[serde(default)]
+    pub replicated_txid: Option<Txid>,
+    /// Whether it is where it was waited for.
+    #[serde(default)]
+    pub safe: bool,
 }
 
 /// Why a request was not obeyed.
@@ -236,7 +269,12 @@ fn listed(status: &DatabaseStatus, now: rhyolite_format::Timestamp) -> Listed {
 
 async fn info(Shared(controller): Shared<Controller>) -> Json<Info> {
     let board = &controller.board;
-    Json(Info { process: ProcessReport::current(board), totals: Totals::new(&board.databases(), time::now()) })
+    Json(Info {
+        process: ProcessReport::current(board),
+        totals: Totals::new(&board.databases(), time::now()),
+        pushes: board.pushes(),
+        accepts: board.accepts(),
+    })
 }
 
 async fn ask<T>(controller: &Controller, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Refused> {
@@ -267,6 +305,7 @@ async fn remove(Shared(controller): Shared<Controller>, Json(wanted): Json<Wante
 
 async fn sync(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>) -> Result<Json<Reached>, Refused> {
     let limit = wanted.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
+    let level = level(&controller, &wanted)?;
     for _ in 0..SYNC_TRIES {
         let path = wanted.path.clone();
         let synced = ask(&controller, |reply| Command::Sync(path, reply)).await?;
@@ -275,12 +314,12 @@ async fn sync(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>
             // Its capture may be ending: then whoever comes after it is asked.
             let pos: Pos = captured.await.ok()?;
             if wanted.wait {
-                until_durable(&status, pos.txid).await;
+                until(&controller.board, &status, pos.txid, level).await;
             }
             Some(pos.txid)
         };
-        if let Some(txid) = within(limit, &status, work).await? {
-            return Ok(Json(reached(&status, txid)));
+        if let Some(txid) = within(limit, &status, level, work).await? {
+            return Ok(Json(reached(&controller.board, &status, txid, level)));
         }
         tokio::time::sleep(SYNC_PAUSE).await;
     }
@@ -297,17 +336,53 @@ async fn wait(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>
         .find(|d| *d.path == *wanted.path)
         .ok_or_else(|| refuse(StatusCode::NOT_FOUND, format!("{} is not replicated here", wanted.path.display())))?;
     let limit = wanted.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
-    within(limit, &status, until_durable(&status, txid)).await?;
-    Ok(Json(reached(&status, txid)))
+    let level = level(&controller, &wanted)?;
+    within(limit, &status, level, until(&controller.board, &status, txid, level)).await?;
+    Ok(Json(reached(&controller.board, &status, txid, level)))
 }
 
-async fn within<T>(limit: Duration, status: &DatabaseStatus, work: impl Future<Output = T>) -> Result<T, Refused> {
+/// Where commits must be, if that can ever be said here.
+fn level(controller: &Controller, wanted: &Wanted) -> Result<Level, Refused> {
+    let level = wanted.level.unwrap_or_default();
+    let has = controller.node.as_ref().map_or(Durability::Local, |node| node.durability);
+    let is_kept = match level {
+        Level::Store => true,
+        Level::Replica => has != Durability::Local,
+        Level::Quorum => matches!(has, Durability::Quorum { .. }),
+    };
+    let name = if level == Level::Quorum { "quorum` and `--nodes" } else { "replica" };
+    let text =
+        || format!("nobody here knows which other nodes have a commit: start the nodes with `--durability {name}`");
+    is_kept.then_some(level).ok_or_else(|| refuse(StatusCode::BAD_REQUEST, text()))
+}
+
+async fn within<T>(
+    limit: Duration,
+    status: &DatabaseStatus,
+    level: Level,
+    work: impl Future<Output = T>,
+) -> Result<T, Refused> {
     tokio::time::timeout(limit, work).await.map_err(|_| {
         let (state, error) = status.look(|f| (f.state.name(), f.last_error.as_ref().map(|e| e.text.clone())));
         let error = error.map(|text| format!("; last error: {text}")).unwrap_or_default();
         let path = status.path.display();
-        refuse(StatusCode::GATEWAY_TIMEOUT, format!("{path} is not durable so far after {limit:?} ({state}){error}"))
+        let text = match level {
+            Level::Store => format!("{path} is not durable so far after {limit:?} ({state}){error}"),
+            Level::Replica | Level::Quorum => {
+                format!(
+                    "{path} is neither on enough other nodes nor in the store so far after {limit:?} ({state}){error}"
+                )
+            }
+        };
+        refuse(StatusCode::GATEWAY_TIMEOUT, text)
     })
+}
+
+async fn until(board: &StatusBoard, status: &DatabaseStatus, txid: Txid, level: Level) {
+    match level {
+        Level::Store => until_durable(status, txid).await,
+        Level::Replica | Level::Quorum => board.witnesses.until_safe(status, txid).await,
+    }
 }
 
 async fn until_durable(status: &DatabaseStatus, txid: Txid) {
@@ -316,9 +391,12 @@ async fn until_durable(status: &DatabaseStatus, txid: Txid) {
     }
 }
 
-fn reached(status: &DatabaseStatus, txid: Txid) -> Reached {
+fn reached(board: &StatusBoard, status: &DatabaseStatus, txid: Txid, level: Level) -> Reached {
     let durable_txid = status.look(|f| f.durable).map(|pos| pos.txid);
-    Reached { txid, durable_txid, durable: durable_txid.is_some_and(|durable| durable >= txid) }
+    let replicated_txid = board.witnesses.safe(status);
+    let durable = durable_txid >= Some(txid);
+    let safe = durable || (level != Level::Store && replicated_txid >= Some(txid));
+    Reached { txid, durable_txid, durable, replicated_txid, safe }
 }
 
 async fn reload(Shared(controller): Shared<Controller>) -> Result<Json<Reloaded>, Refused> {
@@ -350,9 +428,27 @@ async fn handoff(Shared(controller): Shared<Controller>, body: bytes::Bytes) -> 
     Ok(Json(()))
 }
 
+/// Commits that were acknowledged and cannot be found are given up for as long as this lives.
+struct Forgetting(watch::Sender<bool>);
+
+impl Forgetting {
+    fn new(forgets: &watch::Sender<bool>) -> Self {
+        forgets.send_replace(true);
+        Self(forgets.clone())
+    }
+}
+
+impl Drop for Forgetting {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
+}
+
 async fn promote(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>) -> Result<Json<()>, Refused> {
     let node = controller.node.ok_or_else(no_node)?;
     let limit = wanted.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
+    // For this time only, whatever becomes of it, and of whoever asks.
+    let _forgetting = wanted.forget_acknowledged.then(|| Forgetting::new(&node.forgets));
     let done = promoted(&node, &controller.board, limit).await;
     done.map_err(|text| refuse(StatusCode::CONFLICT, text))?;
     Ok(Json(()))

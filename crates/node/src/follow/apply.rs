@@ -26,6 +26,7 @@ use rhyolite_format::{Checksum, Lineage, PageCount, PageNumber, PageSize, Pos};
 
 use super::ReplicaJournal;
 use super::lock::{Busy, Locks};
+use super::replica;
 use super::wal::{Switched, WalWriter};
 use crate::capture::restart::boot_id;
 use crate::random;
@@ -191,7 +192,7 @@ impl Follower {
             if let Some((table, change_counter)) = this.compare(&end)? {
                 (this.end, this.table, this.change_counter) = (end, table, change_counter);
                 this.write_pos()?;
-                if this.journal == ReplicaJournal::Wal && this.end.commit.get() > 0 {
+                if this.is_for_wal(&this.end.page_one) && this.end.commit.get() > 0 {
                     // Where a reader is in the way it is done with the first batch.
                     let _ = this.enter_wal(Duration::ZERO)?;
                 }
@@ -240,6 +241,9 @@ impl Follower {
     /// readers may have seen all those before. Gives what the file is, or itself when readers do not let go.
     pub(super) fn release(mut self, timeout: Duration) -> Result<Result<Released, Box<Self>>, RestoreError> {
         assert!(!self.is_lost, "nobody knows what it is");
+        if self.journal == ReplicaJournal::AsLogged && self.wal.is_some() && self.end.page_one.is_wal() {
+            return self.release_in_wal().map(Ok);
+        }
         if self.leave_wal(timeout)?.is_err() {
             return Ok(Err(Box::new(self)));
         }
@@ -255,13 +259,34 @@ impl Follower {
         let page_one = self.end.page_one;
         let fields = page_one.for_readers(self.change_counter.wrapping_add(1));
         self.put_page_one(PageOneFields { versions: page_one.versions, ..fields }, &locks)?;
+        let released = FollowState { lineage: self.lineage, boot_id: boot_id(), before: self.end, after: self.end };
+        replace(&replica::released_path(&self.path), &released.encode(), true)?;
+        self.forget_state()?;
+        drop(locks);
+        Ok(Ok(self.released()))
+    }
+
+    /// The same of a file that is in WAL mode and stays so: nobody is waited for.
+    fn release_in_wal(mut self) -> Result<Released, RestoreError> {
+        let wal = self.wal.as_mut().expect("looked at by the caller");
+        if wal.has_moved()? || !wal.is_untouched()? {
+            return Err(self.diverged("somebody has written to it"));
+        }
+        self.forget_state()?;
+        Ok(self.released())
+    }
+
+    /// From here on it is a file that follows nothing.
+    fn forget_state(&self) -> Result<(), RestoreError> {
         for path in [state_path(&self.path), pos_path(&self.path)] {
             remove(&path)?;
         }
-        sync_folder_of(&self.path)?;
-        drop(locks);
+        sync_folder_of(&self.path)
+    }
+
+    fn released(self) -> Released {
         let FollowEnd { pos, page_size, commit, .. } = self.end;
-        Ok(Ok(Released { lineage: self.lineage, pos, page_size, commit, table: self.table }))
+        Released { lineage: self.lineage, pos, page_size, commit, table: self.table }
     }
 
     /// Gives page 1 other fields, with nobody reading.
@@ -283,6 +308,11 @@ impl Follower {
         write_state(&self.path, &FollowState { lineage, boot_id: boot_id(), before: end, after: end }, true)
     }
 
+    /// The checksum of each page as the log has it; 0 for the lock page.
+    pub(super) fn table(&self) -> &[u64] {
+        &self.table
+    }
+
     /// The file itself.
     pub(super) fn file(&self) -> Arc<File> {
         Arc::clone(&self.file)
@@ -300,7 +330,7 @@ impl Follower {
         let Batch { pos, page_size, commit, .. } = *batch;
         let after = FollowEnd { pos, page_size, commit, page_one };
         let stays_whole = page_size == self.end.page_size && commit.get() > 0 && self.end.commit.get() > 0;
-        let is_for_wal = self.journal == ReplicaJournal::Wal && stays_whole;
+        let is_for_wal = self.is_for_wal(&page_one) && stays_whole;
         let entered = if is_for_wal { self.enter_wal(timeout)? } else { self.leave_wal(timeout)? };
         if entered.is_err() {
             return Ok(Err(Busy));
@@ -322,6 +352,16 @@ impl Follower {
         }
         self.write_pos()?;
         Ok(Ok(()))
+    }
+
+    /// Whether a state with this first page is kept in WAL mode. Where the log has left it, the file does not before it is released: that would wait
+    /// until every reader has closed it.
+    fn is_for_wal(&self, page_one: &PageOneFields) -> bool {
+        match self.journal {
+            ReplicaJournal::Rollback => false,
+            ReplicaJournal::Wal => true,
+            ReplicaJournal::AsLogged => self.wal.is_some() || page_one.is_wal(),
+        }
     }
 
     /// Goes over to WAL mode, if the file is not in it.
@@ -631,8 +671,8 @@ pub(super) fn wait<T>(
     }
 }
 
-/// Lets SQLite roll back a hot journal that a crash has left.
-fn roll_back(path: &Path) -> Result<(), RestoreError> {
+/// Lets SQLite roll back a hot journal that a crash has left. Nobody else may be applying anything to the file.
+pub(super) fn roll_back(path: &Path) -> Result<(), RestoreError> {
     if !journal_path(path).exists() {
         return Ok(());
     }
@@ -642,7 +682,7 @@ fn roll_back(path: &Path) -> Result<(), RestoreError> {
         db.busy_timeout(Duration::from_secs(5))?;
         db.query_row("PRAGMA schema_version", [], |row| row.get(0))
     };
-    let rolled_back = read();
+    let rolled_back = replica::with_sqlite(read);
     match rolled_back {
         Ok(_) => remove_cold(&journal_path(path)),
         Err(e) => Err(RestoreError::io("roll back", path, std::io::Error::other(e))),
@@ -650,7 +690,7 @@ fn roll_back(path: &Path) -> Result<(), RestoreError> {
 }
 
 /// Removes a journal whose header was never written: SQLite plays none back that is empty or begins with zero, and leaves it where it is.
-fn remove_cold(journal: &Path) -> Result<(), RestoreError> {
+pub(super) fn remove_cold(journal: &Path) -> Result<(), RestoreError> {
     let mut first = [0];
     match File::open(journal).and_then(|file| file.read_at(&mut first, 0)) {
         Ok(read) if read == 0 || first == [0] => {

@@ -74,6 +74,8 @@ pub(super) struct Member {
     pub(super) trails: Arc<Trails>,
     /// Who wants to know what the file has come to.
     pub(super) events: Arc<Events>,
+    /// Where others reach this node: by that the primary knows who has reached what.
+    pub(super) address: String,
 }
 
 /// Keeps one file up to date.
@@ -127,7 +129,7 @@ impl Live {
     /// Makes the file one of the history. What the history lacks is kept.
     async fn bring_back(&mut self, member: &Member, reason: String) -> Result<(), RestoreError> {
         let mut told = false;
-        while !*self.stop.borrow() && !rejoin::rejoin(&self.options, &member.meta_path, &reason).await? {
+        while !*self.stop.borrow() && !rejoin::rejoin(&self.options, &member.meta_path, &reason, told).await? {
             if !std::mem::replace(&mut told, true) {
                 tracing::warn!(database = %self.database, "waiting for others to close the file: {reason}");
             }
@@ -194,6 +196,9 @@ impl Live {
         }
         let journal = self.options.journal;
         let follower = blocking(move || Follower::open(&output, journal)).await?;
+        if let Some(member) = &self.member {
+            member.trails.open(&self.database, &self.options.output, follower.end.pos);
+        }
         let reader = Arc::new(Reader::new(Arc::clone(&self.options.store)));
         Ok(Some(Following { options: self.options.clone(), reader, follower: Some(follower), log: None }))
     }
@@ -253,9 +258,27 @@ impl Live {
     ) -> Result<Ended, RestoreError> {
         let lineage = following.follower().lineage();
         let query = Query::default().with("db", &self.database).with("lineage", lineage).with("pos", following.pos());
-        let mut frames = match link.frames(&query.of("/v1/log")).await {
-            Ok(frames) => frames,
+        // Who gives no address is no witness.
+        let asked = match self.member.as_ref().filter(|member| !member.address.is_empty()) {
+            Some(member) if !member.address.is_empty() => {
+                let asked = link.frames_both_ways(&query.with("node", &member.address).of("/v1/log")).await;
+                asked.map(|(frames, replies)| (frames, Some(replies)))
+            }
+            // Whom nobody can ask need not say what it has.
+            Some(_) | None => link.frames(&query.of("/v1/log")).await.map(|frames| (frames, None)),
+        };
+        let (mut frames, mut replies) = match asked {
+            Ok(asked) => asked,
             Err(error) => return Ok(Ended::Lost(error)),
+        };
+        // What was applied is on the disk.
+        let trails = self.member.as_ref().map(|member| (Arc::clone(&member.trails), self.database.clone()));
+        let mut say = |pos| {
+            // What nobody can be shown is no use to others.
+            let is_shown = trails.as_ref().is_some_and(|(trails, name)| trails.is_kept(name));
+            if let Some(replies) = replies.as_mut().filter(|_| is_shown) {
+                replies.say(&Frame::Reached(pos));
+            }
         };
         loop {
             let next = tokio::select! {
@@ -268,6 +291,7 @@ impl Live {
                 Ok(Some((Frame::End(end), _))) => return Ok(Ended::End(end)),
                 Ok(Some((Frame::Heartbeat { .. }, _))) => {
                     self.note_proved();
+                    say(following.pos());
                     continue;
                 }
                 Ok(Some((Frame::Database(_) | Frame::Gone { .. } | Frame::Leaving | Frame::Reached(_), _))) => continue,
@@ -278,6 +302,7 @@ impl Live {
             if let Err(error) = self.take(following, group, epoch).await? {
                 return Ok(Ended::Lost(error));
             }
+            say(following.pos());
             if let Some(ended) = ended {
                 return Ok(ended);
             }
@@ -306,9 +331,17 @@ impl Live {
         }
         let last = group.last().expect("at least one").0.span;
         let count = group.iter().map(|(commits, _)| commits.files.len() as u64).sum();
-        let passed = if self.member.is_some() { positions(&group) } else { Vec::new() };
         let folder = following.options.output.parent().map(Path::to_owned).unwrap_or_default();
-        let mut batch = blocking(move || to_batch(&group, &folder)).await?;
+        let trail = self.member.as_ref().map(|member| (Arc::clone(&member.trails), self.database.clone()));
+        let made = blocking(move || {
+            let batch = to_batch(&group, &folder)?;
+            let Some((trails, name)) = trail else { return Ok((batch, Vec::new())) };
+            let mut passed = positions(&group);
+            passed.push(batch.pos);
+            trails.intend(&name, &passed);
+            Ok((batch, passed))
+        });
+        let (mut batch, passed) = made.await?;
         while !*self.stop.borrow() {
             match following.apply_batch(batch).await? {
                 Ok(()) => {

@@ -15,7 +15,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 
-use rhyolite_format::sqlite::lock::{PENDING, RESERVED, SHARED};
+use rhyolite_format::sqlite::lock::{PENDING, RESERVED, SHARED, WAL_WRITE};
 
 /// Readers must still be waited for, or somebody else writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,18 @@ pub(super) struct Locks<'a> {
 }
 
 impl<'a> Locks<'a> {
+    /// Reads: SHARED.
+    pub(super) fn share(file: &'a File) -> io::Result<Result<Self, Busy>> {
+        let locks = Self { file };
+        let pending = one(PENDING);
+        if set(file, libc::F_RDLCK, &pending)?.is_err() {
+            return Ok(Err(Busy));
+        }
+        let shared = set(file, libc::F_RDLCK, &SHARED)?;
+        unlock(file, &pending)?;
+        Ok(shared.map(|()| locks))
+    }
+
     /// Becomes the one writer, beside readers: SHARED and RESERVED.
     pub(super) fn reserve(file: &'a File) -> io::Result<Result<Self, Busy>> {
         let locks = Self { file };
@@ -59,6 +71,18 @@ impl Drop for Locks<'_> {
     fn drop(&mut self) {
         // Fails only for a descriptor that is not open, and this one is borrowed.
         let _ = unlock(self.file, &(PENDING..SHARED.end));
+    }
+}
+
+/// Keeps everybody from writing to a database, and to its WAL where the wal-index is given, until both files are closed. `false` when somebody is writing;
+/// what is locked by then stays so.
+pub(crate) fn keep_writers_out(database: &File, wal_index: Option<&File>) -> io::Result<bool> {
+    let Ok(locks) = Locks::reserve(database)? else { return Ok(false) };
+    // They go with the file.
+    std::mem::forget(locks);
+    match wal_index {
+        Some(wal_index) => Ok(set(wal_index, libc::F_WRLCK, &one(WAL_WRITE))?.is_ok()),
+        None => Ok(true),
     }
 }
 

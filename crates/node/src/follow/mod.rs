@@ -14,8 +14,11 @@ mod live;
 mod lock;
 pub mod lost;
 pub mod node;
+pub(crate) mod peer;
 pub(crate) mod promote;
 mod rejoin;
+pub(crate) mod replica;
+pub mod source;
 pub mod trails;
 mod wal;
 
@@ -29,6 +32,7 @@ use rhyolite_logic::restore_plan::{PlanStep, RestorePlan};
 use rhyolite_store::Store;
 use tokio::sync::watch;
 
+use crate::mount::MountHandle;
 use crate::progress::{Progress, Silent, Stage};
 use crate::restore::assemble::assemble;
 use crate::restore::base::{Base, PageSet};
@@ -43,6 +47,7 @@ use crate::restore::{
 };
 use apply::{Batch, Content, Follower};
 use lock::Busy;
+pub(crate) use lock::keep_writers_out;
 
 /// How long nothing may come before the manifest is looked at.
 const MANIFEST_INTERVAL: Duration = Duration::from_secs(30);
@@ -58,6 +63,8 @@ pub enum ReplicaJournal {
     Rollback,
     /// A WAL: readers are not waited for, and need `-wal` and `-shm`.
     Wal,
+    /// The one that the log has: a WAL where that is in WAL mode.
+    AsLogged,
 }
 
 /// What to follow, and how.
@@ -79,6 +86,8 @@ pub struct FollowOptions {
     pub may_be_ahead: bool,
     /// What the history lacks is kept elsewhere before the file is rewritten: a file from which nothing leads on is judged first.
     pub is_judged: bool,
+    /// The mount on which the file lies: of others who have it open it can be taken.
+    pub mount: Option<MountHandle>,
     /// Threads that unpack; at least one.
     pub threads: usize,
     /// Who wants to know how far the first restore is.

@@ -17,13 +17,15 @@ use tokio::task::{Id, JoinError, JoinSet};
 
 pub use super::live::Reached;
 use super::live::{Live, Member, age_ms};
+use super::source::Source;
 use super::trails::Trails;
 use super::{FollowOptions, ReplicaJournal};
 use crate::config::default_meta_path;
+use crate::mount::MountHandle;
 use crate::observe::events::Events;
 use crate::progress::Silent;
 use crate::restore::{Existing, RestoreError};
-use crate::stream::client::{Access, Address, Link, LinkError};
+use crate::stream::client::{Link, LinkError};
 use crate::stream::remote_store::RemoteStore;
 
 /// Pauses before a lost connection is made again.
@@ -40,10 +42,8 @@ const OURS: &str = "-rhyolite-";
 /// What to follow, and how.
 #[derive(Clone, Debug)]
 pub struct NodeOptions {
-    /// Where the node listens.
-    pub address: Address,
-    /// What it is shown.
-    pub access: Access,
+    /// Which node, and how it is reached.
+    pub source: Source,
     /// The one database that is followed; all of the node otherwise.
     pub database: Option<String>,
     /// The file, or the folder, to keep up to date.
@@ -52,6 +52,10 @@ pub struct NodeOptions {
     pub existing: Existing,
     /// How files are changed.
     pub journal: ReplicaJournal,
+    /// The mount on which the files lie.
+    pub mount: Option<MountHandle>,
+    /// Where state folders are, in the same tree as the files; beside each file otherwise.
+    pub meta_root: Option<PathBuf>,
     /// How long readers are waited for before they get another turn.
     pub lock_timeout: Duration,
     /// How long nothing may be heard before the connection is given up.
@@ -61,6 +65,8 @@ pub struct NodeOptions {
     /// This is a node of a cluster: files that are not what the history has are brought back to it, their state folders lie beside them, and what they
     /// pass is noted here.
     pub trails: Option<Arc<Trails>>,
+    /// Where others reach it then; empty where they cannot.
+    pub own_address: String,
     /// Who wants to know what files of a node come to.
     pub events: Arc<Events>,
 }
@@ -127,7 +133,8 @@ pub async fn follow_node(
     let ended = node.run().await;
     // Those that are in the middle of a batch finish it; those that wait for an answer do not get it.
     node.halt.send_replace(true);
-    if let Some(link) = node.links.send_replace(None) {
+    let link = node.links.send_replace(None);
+    if let Some(link) = link.filter(|_| !node.options.source.is_accepted()) {
         link.close();
     }
     while let Some(task) = node.tasks.join_next_with_id().await {
@@ -160,11 +167,11 @@ impl Node {
         let mut told = None;
         loop {
             let mut stop = self.stop.clone();
-            let NodeOptions { address, access, silence_max, .. } = &self.options;
+            let NodeOptions { source, silence_max, .. } = &self.options;
             let connected = tokio::select! {
                 biased;
                 () = is_told(&mut stop) => return Ok(()),
-                connected = Link::connect(address, access, *silence_max) => connected,
+                connected = source.connect(*silence_max) => connected,
             };
             let lost = match connected {
                 Ok(link) => match self.session(&link, &mut pause).await {
@@ -181,7 +188,9 @@ impl Node {
             };
             self.links.send_replace(None);
             if told.as_ref() != Some(&lost) {
-                tracing::warn!("{}: {lost}; trying again", self.options.address);
+                let again =
+                    if self.options.source.is_accepted() { "waiting for another connection" } else { "trying again" };
+                tracing::warn!("{}: {lost}; {again}", self.options.source);
                 self.tell(Event::Lost(lost.clone())).await;
                 told = Some(lost);
             }
@@ -251,7 +260,9 @@ impl Node {
                 }
                 Frame::Leaving => self.tell(Event::Leaving).await,
                 Frame::Gone { name } => tracing::debug!(database = %name, "is not served any more"),
-                Frame::Transactions(_) | Frame::End(_) => return Session::Lost("frames of another stream".to_owned()),
+                Frame::Transactions(_) | Frame::End(_) | Frame::Reached(_) => {
+                    return Session::Lost("frames of another stream".to_owned());
+                }
             }
         }
     }
@@ -301,12 +312,14 @@ impl Node {
             }
         };
         self.names.insert(name.clone(), output.clone());
-        let node = self.options.address.to_string();
+        let node = self.options.source.to_string();
         let store = RemoteStore { links: self.links.subscribe(), database: name.clone(), node };
         let (reached, receiver) = watch::channel(None);
         let member = self.options.trails.as_ref().map(|trails| {
-            let (meta_path, trails) = (default_meta_path(&output), Arc::clone(trails));
-            Member { meta_path, trails, events: Arc::clone(&self.options.events) }
+            let root = self.options.meta_root.as_ref();
+            let meta_path = default_meta_path(&root.map_or_else(|| output.clone(), |root| root.join(&name)));
+            let (trails, events) = (Arc::clone(trails), Arc::clone(&self.options.events));
+            Member { meta_path, trails, events, address: self.options.own_address.clone() }
         });
         let live = Live {
             member,
@@ -315,6 +328,7 @@ impl Node {
                 output: output.clone(),
                 existing: self.options.existing,
                 journal: self.options.journal,
+                mount: self.options.mount.clone(),
                 interval: Duration::ZERO,
                 lock_timeout: self.options.lock_timeout,
                 may_be_ahead: true,

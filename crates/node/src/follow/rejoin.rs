@@ -28,7 +28,7 @@ use rhyolite_logic::restore_plan::{PlanError, points};
 
 use super::apply::{self, Follower, PageSums, page_sums, wait};
 use super::lock::{Busy, Locks};
-use super::{FollowOptions, Following, ReplicaJournal, lost};
+use super::{FollowOptions, Following, ReplicaJournal, lost, replica};
 use crate::capture::restart;
 use crate::restore::catalog::{Catalog, OnDamage};
 use crate::restore::draft::{beside, sync_folder_of};
@@ -59,8 +59,14 @@ struct History {
 }
 
 /// Makes the file of `options` one that follows, at a state of the history. What the history lacks is kept first; `reason` says why it was looked for.
-/// `false` when others have the file open: nothing has changed then, or only what is done again.
-pub(super) async fn rejoin(options: &FollowOptions, meta_path: &Path, reason: &str) -> Result<bool, RestoreError> {
+/// `false` when others have the file open: nothing has changed then, or only what is done again. On a mount the file is taken from them, with `whole` also from those who may only
+/// read it.
+pub(super) async fn rejoin(
+    options: &FollowOptions,
+    meta_path: &Path,
+    reason: &str,
+    whole: bool,
+) -> Result<bool, RestoreError> {
     let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
     let catalog = Catalog::load(&reader, None, OnDamage::Refuse).await?;
     // Also those within bundles: a file may have been left at any commit.
@@ -73,8 +79,13 @@ pub(super) async fn rejoin(options: &FollowOptions, meta_path: &Path, reason: &s
     };
     let history = History { lineage: catalog.identity.lineage, points: known };
     let (output, meta, why) = (options.output.clone(), meta_path.to_owned(), reason.to_owned());
-    let timeout = options.lock_timeout;
-    let taken = blocking(move || take_in(&output, &meta, &history, &why, timeout)).await?;
+    let (timeout, mount) = (options.lock_timeout, options.mount.clone());
+    let take = move || {
+        let alone = mount.map(|mount| mount.alone_with(&output, whole)).transpose();
+        let _alone = alone.map_err(|e| RestoreError::io("take from others", &output, e))?;
+        take_in(&output, &meta, &history, &why, timeout)
+    };
+    let taken = blocking(take).await?;
     match taken {
         Err(Busy) => Ok(false),
         Ok(Taken::Joined | Taken::Gone) => Ok(true),
@@ -124,10 +135,18 @@ fn take_in(
     if wait(deadline, || locks.exclude_readers()).map_err(failed)?.is_err() {
         return Ok(Err(Busy));
     }
+    // With `journal_mode` PERSIST or TRUNCATE it stays between transactions. Nobody is in one.
+    apply::remove_cold(&apply::journal_path(path))?;
     // Somebody may have written since it was recovered.
     let wal = beside(path, "-wal");
     if std::fs::metadata(&wal).is_ok_and(|meta| meta.len() > 0) || apply::journal_path(path).exists() {
         return Ok(Err(Busy));
+    }
+    if let Some((end, sums)) = unwritten(&file, path, history.lineage)? {
+        Follower::begin(Arc::clone(&file), path, history.lineage, end, sums, &locks)?;
+        remove_companions(path)?;
+        empty_state_folder(meta_path)?;
+        return Ok(Ok(Taken::Joined));
     }
     let Some((end, sums)) = measure(&file, path)? else { return set_file_aside(path, meta_path, reason).map(Ok) };
     let noted = noted(meta_path);
@@ -145,12 +164,21 @@ fn take_in(
         }
     };
     Follower::begin(Arc::clone(&file), path, history.lineage, FollowEnd { pos, ..end }, sums, &locks)?;
-    // Nobody has it open, and nothing is in them.
-    for companion in [wal, beside(path, "-shm")] {
-        apply::remove(&companion)?;
-    }
+    remove_companions(path)?;
     empty_state_folder(meta_path)?;
     Ok(Ok(taken))
+}
+
+/// Nobody has the file open, and nothing is in them.
+fn remove_companions(path: &Path) -> Result<(), RestoreError> {
+    ["-wal", "-shm"].into_iter().try_for_each(|suffix| apply::remove(&beside(path, suffix)))
+}
+
+/// A file that was given to whoever writes to it, which nobody has done since.
+fn unwritten(file: &File, path: &Path, lineage: Lineage) -> Result<Option<(FollowEnd, PageSums)>, RestoreError> {
+    let Some(state) = replica::released(path).filter(|state| state.lineage == lineage) else { return Ok(None) };
+    let sums = replica::still_released(file, path, &state.after)?;
+    Ok(sums.map(|sums| (state.after, sums)))
 }
 
 /// A file that follows already, and is at the state that it was left at.
@@ -263,7 +291,7 @@ fn is_database(path: &Path) -> io::Result<bool> {
 }
 
 /// Lets SQLite roll back what was not committed, and put what was into the file. `false` when others do not let it.
-fn recover(path: &Path) -> Result<bool, RestoreError> {
+pub(super) fn recover(path: &Path) -> Result<bool, RestoreError> {
     let recover = || -> rusqlite::Result<bool> {
         let flags = rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE | rusqlite::OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = rusqlite::Connection::open_with_flags(path, flags)?;
@@ -272,7 +300,7 @@ fn recover(path: &Path) -> Result<bool, RestoreError> {
         let busy: i64 = db.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
         Ok(busy == 0)
     };
-    match recover() {
+    match replica::with_sqlite(recover) {
         Ok(done) => Ok(done),
         Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::DatabaseBusy) => Ok(false),
         Err(error) => Err(RestoreError::io("recover", path, io::Error::other(error))),

@@ -91,6 +91,11 @@ impl WalWriter {
         self.connection().pragma_query_value(None, "data_version", |row| row.get(0)).map_err(self.failed("read"))
     }
 
+    /// Whether nobody else has committed to it.
+    pub(super) fn is_untouched(&self) -> Result<bool, RestoreError> {
+        Ok(self.read_data_version()? == self.data_version)
+    }
+
     /// Goes over to this journal mode.
     pub(super) fn switch(&mut self, mode: &str, timeout: Duration) -> Result<Switched, RestoreError> {
         if self.read_data_version()? != self.data_version {

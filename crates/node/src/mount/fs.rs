@@ -15,7 +15,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -28,17 +28,21 @@ use fuser::{
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType as Kind, Gid, Mode, OFlags, Timestamps, Uid};
 
 use super::anchor::Anchor;
+use super::bar::Bar;
 use super::below::Place;
 use super::database::Verdict;
-use super::door::{self, Door};
+use super::door::{self, Door, is_own};
 use super::gate::Gate;
 use super::groups::{self, Groups};
 use super::handover::{Handover, let_in};
+use super::lag::Lag;
 use super::nodes::{Node, Nodes, is_hidden, mode, timestamp};
 use super::operations::{Operation, count};
 use super::reports::{self, Report};
+use super::revoke::{Files, Revoker, Taken};
 use super::role::{Role, base_of};
 use super::unsynced::Unsynced;
+use super::writers::{self, Writers};
 use crate::capture::commits::{CommitLines, GateState};
 use crate::capture::guard;
 
@@ -46,7 +50,8 @@ mod enter;
 mod folder;
 mod make;
 
-use enter::{Entered, Open};
+pub(super) use enter::Open;
+use enter::{Asker, Entered};
 use folder::OpenFolder;
 use make::Made;
 
@@ -81,17 +86,22 @@ const ABSENT: FileAttr = FileAttr {
 /// The file system.
 #[derive(Debug)]
 pub(super) struct Mirror {
-    nodes: Nodes,
+    nodes: Arc<Nodes>,
     below: Place,
     lines: Arc<CommitLines>,
     anchor: Arc<Anchor>,
-    door: Door,
+    pub(super) door: Arc<Mutex<Arc<Door>>>,
+    /// Who may write.
+    pub(super) writers: Arc<Writers>,
+    pub(super) bar: Bar,
+    pub(super) lag: Arc<Lag>,
+    pub(super) taken: Arc<Taken>,
     handover: Handover,
     /// Where commits wait for the store, if they are to.
     gate: Option<Gate>,
     groups: Groups,
     unsynced: Unsynced,
-    files: Mutex<HashMap<u64, Arc<Open>>>,
+    files: Arc<Files>,
     folders: Mutex<HashMap<u64, Arc<OpenFolder>>>,
     backings: Mutex<HashMap<u64, std::sync::Weak<BackingId>>>,
     next_handle: AtomicU64,
@@ -113,25 +123,34 @@ impl Mirror {
         root: File,
         below: Place,
         (lines, anchor): (Arc<CommitLines>, Arc<Anchor>),
-        gate_timeout: Option<Duration>,
+        (gate_timeout, writers): (Option<Duration>, Writers),
     ) -> io::Result<Self> {
         Ok(Self {
-            nodes: Nodes::new(root)?,
+            nodes: Arc::new(Nodes::new(root)?),
             below,
             lines,
             anchor,
-            door: Door::new()?,
+            door: Arc::new(Mutex::new(Arc::new(Door::new()?))),
+            writers: Arc::new(writers),
+            bar: Bar::default(),
+            lag: Arc::default(),
+            taken: Arc::default(),
             handover: Handover::default(),
             gate: gate_timeout.map(Gate::new).transpose()?,
             groups: Groups::default(),
             unsynced: Unsynced::new()?,
-            files: Mutex::default(),
+            files: Arc::default(),
             folders: Mutex::default(),
             backings: Mutex::default(),
             next_handle: AtomicU64::new(1),
             can_pass_through: AtomicBool::new(false),
             is_root: rustix::process::geteuid().is_root(),
         })
+    }
+
+    /// Takes files of this mount from others.
+    pub(super) fn revoker(&self) -> Revoker {
+        Revoker::new(Arc::clone(&self.nodes), Arc::clone(&self.files), Arc::clone(&self.taken))
     }
 
     fn handle(&self) -> u64 {
@@ -151,7 +170,7 @@ impl Mirror {
     fn look_up(&self, parent: INodeNo, name: &OsStr) -> io::Result<(Arc<Node>, FileAttr)> {
         let found = self.nodes.look_up(parent, name);
         if found.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOENT))
-            && let Some((of, report)) = Report::of_name(parent, name, &self.nodes, &self.lines)
+            && let Some((of, report)) = Report::of_name(parent, name, &self.nodes, (&self.lines, &self.lag))
         {
             return self.nodes.report(of, parent, name, report);
         }
@@ -187,6 +206,12 @@ impl Mirror {
         self.nodes.sibling(&folder, base_of(journal)?)
     }
 
+    /// The path of a database that who opens it has to wait for.
+    fn barred(&self, node: &Node) -> Option<PathBuf> {
+        let path = if self.bar.is_idle() { None } else { self.nodes.path(node) };
+        path.filter(|path| self.bar.is_closed(path))
+    }
+
     /// Notes a write to a database, or refuses it.
     fn check_write(&self, open: &Open, offset: u64, len: u64, thread: u32) -> io::Result<()> {
         match open.node.database.note_write(&open.file, offset, len, thread) {
@@ -199,7 +224,10 @@ impl Mirror {
         }
     }
 
-    fn write_file(&self, open: &Open, offset: u64, data: &[u8], thread: u32) -> io::Result<()> {
+    fn write_file(&self, open: &Open, offset: u64, data: &[u8], (thread, flags): (u32, WriteFlags)) -> io::Result<()> {
+        // What the kernel writes back may come by any handle, and is of somebody who has mapped the file.
+        let is_own = open.is_own && !flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let _admitted = self.writers.admit_if(|| is_own || open.is_for_readers())?;
         if open.role == Role::Plain {
             self.check_write(open, offset, data.len() as u64, thread)?;
         }
@@ -248,6 +276,7 @@ impl Mirror {
 
     fn remove(&self, pid: u32, parent: INodeNo, name: &OsStr, flags: AtFlags) -> io::Result<()> {
         self.refuse_ours(parent, name)?;
+        let _admitted = self.writers.admit(pid)?;
         let folder = self.nodes.get(parent)?;
         let is_journal = Role::of(name) == Role::Journal;
         let base = is_journal.then(|| self.base(parent, name)).flatten();
@@ -353,9 +382,18 @@ impl Filesystem for Mirror {
         Ok(())
     }
 
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+    fn lookup(&self, request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         count(Operation::Lookup);
+        if let Some(node) = self.taken.tell(request.pid(), parent, name) {
+            // To the kernel it is another file with the number of the one before, which is dead by that.
+            return answer!(reply, self.nodes.tell(&node), attributes => {
+                reply.entry(&Duration::ZERO, &attributes, Generation(1));
+            });
+        }
         match self.look_up(parent, name) {
+            Ok((_, attributes)) if self.taken.is_awaited(parent, name) => {
+                reply.entry(&Duration::ZERO, &attributes, Generation(0));
+            }
             Ok((node, attributes)) => reply.entry(ttl(&node), &attributes, Generation(0)),
             // The kernel remembers that too: SQLite asks for a journal at every transaction.
             Err(error)
@@ -382,7 +420,7 @@ impl Filesystem for Mirror {
 
     fn setattr(
         &self,
-        _: &Request,
+        request: &Request,
         inode: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -404,6 +442,9 @@ impl Filesystem for Mirror {
             if node.is_ours {
                 return Err(no_access());
             }
+            let is_for_readers = writers::is_for_readers(&node.place().name);
+            let is_size_alone = [uid, gid, mode].iter().all(Option::is_none) && atime.is_none();
+            let _admitted = self.writers.admit_if(|| is_own(request.pid()) || (is_for_readers && is_size_alone))?;
             if uid.is_some() || gid.is_some() {
                 let (uid, gid) = (uid.map(Uid::from_raw), gid.map(Gid::from_raw));
                 rustix::fs::chownat(&node.fd, "", uid, gid, AtFlags::EMPTY_PATH)?;
@@ -442,6 +483,7 @@ impl Filesystem for Mirror {
         count(Operation::MakeNode);
         let make = || -> io::Result<FileAttr> {
             self.refuse_ours(parent, name)?;
+            let _admitted = self.writers.admit(request.pid())?;
             let folder = self.nodes.get(parent)?;
             let kind = Kind::from_raw_mode(bits);
             let mode = mode(bits, umask);
@@ -455,6 +497,7 @@ impl Filesystem for Mirror {
         count(Operation::MakeFolder);
         let make = || -> io::Result<FileAttr> {
             self.refuse_ours(parent, name)?;
+            let _admitted = self.writers.admit(request.pid())?;
             rustix::fs::mkdirat(&self.nodes.get(parent)?.fd, name, mode(bits, umask))?;
             self.made(request, parent, name)
         };
@@ -475,6 +518,7 @@ impl Filesystem for Mirror {
         count(Operation::SymbolicLink);
         let make = || -> io::Result<FileAttr> {
             self.refuse_ours(parent, name)?;
+            let _admitted = self.writers.admit(request.pid())?;
             rustix::fs::symlinkat(target, &self.nodes.get(parent)?.fd, name)?;
             self.made(request, parent, name)
         };
@@ -483,7 +527,7 @@ impl Filesystem for Mirror {
 
     fn rename(
         &self,
-        _: &Request,
+        request: &Request,
         parent: INodeNo,
         name: &OsStr,
         new_parent: INodeNo,
@@ -495,6 +539,7 @@ impl Filesystem for Mirror {
         let rename = || -> io::Result<()> {
             self.refuse_ours(parent, name)?;
             self.refuse_ours(new_parent, new_name)?;
+            let _admitted = self.writers.admit(request.pid())?;
             let (from, to) = (self.nodes.get(parent)?, self.nodes.get(new_parent)?);
             let flags = rustix::fs::RenameFlags::from_bits_truncate(flags.bits());
             rustix::fs::renameat_with(&from.fd, name, &to.fd, new_name, flags)?;
@@ -504,10 +549,11 @@ impl Filesystem for Mirror {
         answer!(reply, rename(), () => reply.ok());
     }
 
-    fn link(&self, _: &Request, inode: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
+    fn link(&self, request: &Request, inode: INodeNo, new_parent: INodeNo, new_name: &OsStr, reply: ReplyEntry) {
         count(Operation::Link);
         let link = || -> io::Result<FileAttr> {
             self.refuse_ours(new_parent, new_name)?;
+            let _admitted = self.writers.admit(request.pid())?;
             let (node, folder) = (self.nodes.get(inode)?, self.nodes.get(new_parent)?);
             if node.is_ours {
                 return Err(no_access());
@@ -520,18 +566,24 @@ impl Filesystem for Mirror {
 
     fn open(&self, request: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         count(Operation::Open);
-        let opened = self.nodes.get(inode).and_then(|node| Ok((self.open_node(&node, flags)?, node)));
+        let asker = Asker { is_own: is_own(request.pid()) };
+        let opened = self.nodes.get(inode).and_then(|node| Ok((self.open_node(&node, flags, asker)?, node)));
         answer!(reply, opened, (file, node) => {
             let is_database = Role::of(&node.place().name) == Role::Plain && !node.is_ours;
-            let waits_for =
-                if is_database { self.door.closed_for(request.pid(), &node, &self.nodes, &self.lines) } else { None };
-            let entered = self.enter(file, Arc::clone(&node), |file| reply.open_backing(file));
+            let waits_for = if is_database && !self.writers.is_ours_alone() {
+                lock(&self.door).closed_for(request.pid(), &node, &self.nodes, &self.lines)
+            } else {
+                None
+            };
+            let barred = if is_database && !asker.is_own { self.barred(&node) } else { None };
+            let entered = self.enter(file, Arc::clone(&node), asker, |file| reply.open_backing(file));
             let Entered { handle, flags, backing } = entered;
             let after = self.handover.opened(request.pid(), &node, &self.nodes, handle);
-            match (waits_for, after) {
-                (Some(line), _) if backing.is_none() => self.door.wait(line, handle, flags, reply),
-                (_, Some(opened)) => self.handover.wait(opened, handle, flags, backing, reply),
-                (_, None) => let_in(handle, flags, backing.as_deref(), reply),
+            match (barred, waits_for, after) {
+                (Some(path), _, _) => self.bar.wait(path, handle, flags, backing, reply),
+                (_, Some(line), _) if backing.is_none() => lock(&self.door).wait(line, handle, flags, reply),
+                (_, _, Some(opened)) => self.handover.wait(opened, handle, flags, backing, reply),
+                (_, _, None) => let_in(handle, flags, backing.as_deref(), reply),
             }
         });
     }
@@ -548,8 +600,9 @@ impl Filesystem for Mirror {
     ) {
         count(Operation::Create);
         let made = self.create_file(request, (parent, name), mode(bits, umask), flags);
+        let asker = Asker { is_own: is_own(request.pid()) };
         answer!(reply, made, Made { file, node, attributes } => {
-            let entered = self.enter(file, Arc::clone(&node), |file| reply.open_backing(file));
+            let entered = self.enter(file, Arc::clone(&node), asker, |file| reply.open_backing(file));
             // Nobody holds a file that was just made.
             let _ = self.handover.opened(request.pid(), &node, &self.nodes, entered.handle);
             let generation = Generation(0);
@@ -599,13 +652,14 @@ impl Filesystem for Mirror {
         handle: FileHandle,
         offset: u64,
         data: &[u8],
-        _: WriteFlags,
+        flags: WriteFlags,
         _: OpenFlags,
         _: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         count(Operation::Write);
-        let written = self.open_file(handle).and_then(|open| self.write_file(&open, offset, data, request.pid()));
+        let thread = request.pid();
+        let written = self.open_file(handle).and_then(|open| self.write_file(&open, offset, data, (thread, flags)));
         answer!(reply, written, () => reply.written(u32::try_from(data.len()).expect("bounded by the session")));
     }
 
@@ -709,6 +763,7 @@ impl Filesystem for Mirror {
         count(Operation::Allocate);
         let allocate = || -> io::Result<()> {
             let open = self.open_file(handle)?;
+            let _admitted = self.writers.admit_if(|| open.is_own || open.is_for_readers())?;
             let flags = FallocateFlags::from_bits_retain(mode as u32);
             // Holes and zeros are writes; more room alone is none.
             let writes = !FallocateFlags::KEEP_SIZE.contains(flags);

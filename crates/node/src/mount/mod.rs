@@ -15,9 +15,9 @@
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{self, Sender};
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -25,24 +25,35 @@ use fuser::{BackgroundSession, Config, MountOption, SessionACL};
 use rustix::io::Errno;
 
 use self::anchor::Anchor;
+use self::door::Door;
+use self::handle::Ask;
+use self::revoke::Revoker;
+use self::writers::Writers;
 use crate::capture::commits::CommitLines;
 
 mod anchor;
+mod bar;
 mod below;
 mod database;
 mod door;
 mod fs;
 pub mod gate;
 mod groups;
+mod handle;
 mod handover;
 mod journal;
+mod lag;
 mod leftover;
 mod nodes;
 pub mod operations;
 mod reports;
+mod revoke;
 mod role;
 mod stale;
 mod unsynced;
+mod writers;
+
+pub use handle::{Alone, MountHandle};
 
 /// Threads that serve the kernel. None of them ever waits for another.
 const THREADS: usize = 4;
@@ -51,27 +62,37 @@ const DEVICE: &str = "/dev/fuse";
 /// What the mount is called in the system's list.
 const NAME: &str = "rhyolite";
 
+/// How a folder is mounted.
+#[derive(Debug)]
+pub struct MountOptions {
+    /// Commits in rollback mode go here.
+    pub lines: Arc<CommitLines>,
+    /// A commit waits for the store, and fails with an I/O error when that takes longer; `lines` know that their commits wait.
+    pub gate_timeout: Option<Duration>,
+    /// Nobody but this process writes, until [`MountHandle::admit_all`].
+    pub is_ours_alone: bool,
+}
+
 /// A folder that is mounted until this is dropped.
 #[derive(Debug)]
 pub struct Mounted {
-    /// Dropped to unmount.
-    stop: Option<Sender<()>>,
+    handle: MountHandle,
     server: Option<JoinHandle<()>>,
-    at: PathBuf,
+}
+
+/// What those who ask need of a mount, and what its thread needs to answer them.
+struct Started {
+    session: BackgroundSession,
+    revoker: Revoker,
+    door: Arc<Mutex<Arc<Door>>>,
 }
 
 impl Mounted {
-    /// Mounts the folder `behind` at the folder `at`. Commits in rollback mode go to `lines`. With `gate_timeout` a commit waits for the store, and fails with
-    /// an I/O error when that takes longer; `lines` know that their commits wait.
+    /// Mounts the folder `behind` at the folder `at`.
     ///
     /// # Errors
     /// One line: a folder is missing or lies within the other, something lies in the folder `at`, FUSE is not there, or we may not mount.
-    pub fn mount(
-        behind: &Path,
-        at: &Path,
-        lines: Arc<CommitLines>,
-        gate_timeout: Option<Duration>,
-    ) -> Result<Self, String> {
+    pub fn mount(behind: &Path, at: &Path, options: MountOptions) -> Result<Self, String> {
         let error = |path: &Path, e: &io::Error| format!("{}: {}", path.display(), crate::config::io_text(e));
         let real = |path: &Path| path.canonicalize().map_err(|e| error(path, &e));
         // First of all: the files that the kernel has passed through a mount are in use as long as it is there.
@@ -87,31 +108,36 @@ impl Mounted {
             ));
         }
         let (ready, is_ready) = mpsc::channel();
-        let (stop, is_stopped) = mpsc::channel();
+        let (asks, asked) = mpsc::channel();
         let (anchor, anchored) = Anchor::new(&at).map_err(|e| error(&at, &e))?;
         let (place, anchor) = (at.clone(), Arc::new(anchor));
         let serve = move || {
-            let Some(session) = serve(&behind, &place, (lines, gate_timeout), &anchor, &ready) else { return };
-            // Nothing is ever sent: it ends when the other side goes.
-            let _ = is_stopped.recv();
+            let Some(started) = serve((&behind, &place), (options, asks), &anchor, &ready) else { return };
+            answer(&started, &asked);
             anchor.let_go();
             anchored.join().expect("a thread that only asks does not panic");
-            end(&place, session);
+            end(&place, started.session);
         };
         let server = thread::Builder::new().name("mount".to_owned()).spawn(serve).map_err(|e| error(&at, &e))?;
-        is_ready.recv().map_err(|_| format!("mount at {}: the thread has ended", at.display()))??;
-        Ok(Self { stop: Some(stop), server: Some(server), at })
+        let handle = is_ready.recv().map_err(|_| format!("mount at {}: the thread has ended", at.display()))??;
+        Ok(Self { handle, server: Some(server) })
+    }
+
+    /// A way to it, for whoever changes who may write.
+    pub fn handle(&self) -> MountHandle {
+        self.handle.clone()
     }
 
     /// The folder that it is mounted at, without symbolic links.
     pub fn at(&self) -> &Path {
-        &self.at
+        &self.handle.at
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        // A thread that has ended needs not be told.
+        let _ = self.handle.asks.send(Ask::Stop);
         if let Some(server) = self.server.take() {
             server.join().expect("a thread that serves a mount does not panic");
         }
@@ -124,25 +150,45 @@ impl Drop for Mounted {
 /// thread that shares them has ended. Our capture threads use files on the mount: one that waits for an answer cannot end before
 /// the connection does. So those who answer have a table of descriptors of their own, which goes with them.
 fn serve(
-    behind: &Path,
-    at: &Path,
-    commits: (Arc<CommitLines>, Option<Duration>),
+    (behind, at): (&Path, &Path),
+    (options, asks): (MountOptions, Sender<Ask>),
     anchor: &Arc<Anchor>,
-    ready: &Sender<Result<(), String>>,
-) -> Option<BackgroundSession> {
+    ready: &Sender<Result<MountHandle, String>>,
+) -> Option<Started> {
     if let Err(error) = own_descriptors() {
         tracing::warn!("a process that is killed may leave a mount that answers nobody: {error}");
     }
-    let session = match start_session(behind, at, commits, Arc::clone(anchor)) {
-        Ok(session) => session,
+    let (started, handle) = match start_session((behind, at), options, asks, Arc::clone(anchor)) {
+        Ok(started) => started,
         Err(error) => {
             let _ = ready.send(Err(error));
             return None;
         }
     };
     tracing::info!("{} is mounted at {}", behind.display(), at.display());
-    let _ = ready.send(Ok(()));
-    Some(session)
+    let _ = ready.send(Ok(handle));
+    Some(started)
+}
+
+/// Does what is asked for until the mount is to end.
+fn answer(started: &Started, asked: &Receiver<Ask>) {
+    let notifier = started.session.notifier();
+    while let Ok(ask) = asked.recv() {
+        // Who has asked may have given up waiting.
+        match ask {
+            Ask::Revoke(which, thread, reply) => {
+                drop(reply.send(started.revoker.revoke(&which, thread, &notifier)));
+            }
+            Ask::Again(reply) => drop(reply.send(started.revoker.again(&notifier))),
+            Ask::Door(reply) => {
+                let closed = Door::new().map(|door| {
+                    *started.door.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(door);
+                });
+                drop(reply.send(closed));
+            }
+            Ask::Stop => return,
+        }
+    }
 }
 
 /// Unmounts.
@@ -174,16 +220,23 @@ fn own_descriptors() -> io::Result<()> {
 }
 
 fn start_session(
-    behind: &Path,
-    at: &Path,
-    (lines, gate_timeout): (Arc<CommitLines>, Option<Duration>),
+    (behind, at): (&Path, &Path),
+    options: MountOptions,
+    asks: Sender<Ask>,
     anchor: Arc<Anchor>,
-) -> Result<BackgroundSession, String> {
+) -> Result<(Started, MountHandle), String> {
+    let MountOptions { lines, gate_timeout, is_ours_alone } = options;
     let error = |path: &Path, e: &io::Error| format!("{}: {}", path.display(), crate::config::io_text(e));
     let root = File::open(behind).map_err(|e| error(behind, &e))?;
     let place = below::Place::open(at).map_err(|e| error(at, &e))?;
     let hidden = place.hidden();
-    let mirror = fs::Mirror::new(root, place, (lines, anchor), gate_timeout).map_err(|e| error(behind, &e))?;
+    let writers = Writers::new(is_ours_alone);
+    let mirror = fs::Mirror::new(root, place, (Arc::clone(&lines), anchor), (gate_timeout, writers));
+    let mirror = mirror.map_err(|e| error(behind, &e))?;
+    let taken = Arc::clone(&mirror.taken);
+    let (revoker, door) = (mirror.revoker(), Arc::clone(&mirror.door));
+    let (writers, bar, lag) = (Arc::clone(&mirror.writers), mirror.bar.clone(), Arc::clone(&mirror.lag));
+    let handle = MountHandle { at: at.to_owned(), asks, writers, bar, lag, lines, taken, revoking: Arc::default() };
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
     config.mount_options = vec![
@@ -194,7 +247,13 @@ fn start_session(
     if rustix::process::geteuid().is_root() {
         config.acl = SessionACL::All;
     }
-    fuser::spawn_mount(mirror, at, &config).map_err(|e| match e.kind() {
+    let session = fuser::spawn_mount(mirror, at, &config).map_err(|e| not_mounted(at, &e, &hidden))?;
+    Ok((Started { session, revoker, door }, handle))
+}
+
+/// Why a folder is not mounted, for people.
+fn not_mounted(at: &Path, e: &io::Error, hidden: &OnceLock<String>) -> String {
+    match e.kind() {
         io::ErrorKind::DirectoryNotEmpty => format!(
             "mount at {}: the folder is not empty, and what lies in it would be hidden: {}. An application may have made it while nothing was mounted. Move it away, and look whether it is needed",
             at.display(),
@@ -211,6 +270,6 @@ fn start_session(
         io::ErrorKind::NotFound => {
             format!("mount at {}: not permitted without fusermount3, which is not there", at.display())
         }
-        _ => format!("mount at {}", error(at, &e)),
-    })
+        _ => format!("mount at {}: {}", at.display(), crate::config::io_text(e)),
+    }
 }

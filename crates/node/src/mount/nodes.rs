@@ -1,13 +1,16 @@
 //! The files and folders that the kernel knows, each as an `O_PATH` descriptor of the folder behind the mount.
 //!
 //! A descriptor leads to its file whatever its name is by now, and keeps its inode number from being given to another. The number
-//! of a file on the mount is that of the file behind it.
+//! of a file on the mount is that of the file behind it, until it is taken from those who have it open ([`super::revoke`]): from then on it is another, and SQLite
+//! in a process that has the one before open does not take the two for one file.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -23,7 +26,7 @@ use super::reports::Report;
 pub(super) struct Node {
     /// Opened with `O_PATH`.
     pub(super) fd: OwnedFd,
-    /// Number of the inode.
+    /// Its number on the mount.
     pub(super) inode: u64,
     /// It is a state folder of ours, or lies in one: it changes behind the kernel's back.
     pub(super) is_ours: bool,
@@ -31,6 +34,8 @@ pub(super) struct Node {
     pub(super) database: Arc<Database>,
     /// It lies nowhere, and says this. The descriptor is of no use then.
     report: Option<Report>,
+    /// It was taken from those who had it open, and has another number now.
+    is_taken: AtomicBool,
     place: Mutex<Place>,
 }
 
@@ -60,6 +65,11 @@ impl Node {
         self.is_ours && !self.report.as_ref().is_some_and(Report::may_be_written)
     }
 
+    /// Whether it has another number now: nobody opens it by this one any more.
+    pub(super) fn is_taken(&self) -> bool {
+        self.is_taken.load(Ordering::SeqCst)
+    }
+
     /// Where it was found last.
     pub(super) fn place(&self) -> Place {
         self.place.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -78,8 +88,27 @@ struct Known {
 pub(super) struct Nodes {
     root: Arc<Node>,
     device: u64,
-    known: Mutex<HashMap<u64, Known>>,
+    state: Mutex<State>,
 }
+
+#[derive(Debug, Default)]
+struct State {
+    known: HashMap<u64, Known>,
+    /// The numbers of files that were taken from somebody, by those behind the mount.
+    numbers: HashMap<u64, u64>,
+    /// How many numbers were given out for them.
+    given: u64,
+}
+
+impl State {
+    /// The number of a file on the mount, by that behind it.
+    fn number(&self, behind: u64) -> u64 {
+        self.numbers.get(&behind).copied().unwrap_or(behind)
+    }
+}
+
+/// Set in the numbers of files that were taken from somebody, and in no other.
+const TAKEN: u64 = 1 << 61;
 
 impl Nodes {
     /// Those of a folder; only itself at first.
@@ -87,13 +116,21 @@ impl Nodes {
         let stat = fstat(&root)?;
         let place = Mutex::new(Place { parent: INodeNo::ROOT.0, name: OsString::new() });
         let database = Arc::default();
-        let root =
-            Arc::new(Node { fd: root.into(), inode: INodeNo::ROOT.0, is_ours: false, database, report: None, place });
-        Ok(Self { root, device: stat.st_dev, known: Mutex::default() })
+        let root = Node {
+            fd: root.into(),
+            inode: INodeNo::ROOT.0,
+            is_ours: false,
+            database,
+            report: None,
+            is_taken: AtomicBool::new(false),
+            place,
+        };
+        let root = Arc::new(root);
+        Ok(Self { root, device: stat.st_dev, state: Mutex::default() })
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Known>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The node of this number.
@@ -101,7 +138,7 @@ impl Nodes {
         if inode == INodeNo::ROOT {
             return Ok(Arc::clone(&self.root));
         }
-        let known = self.lock().get(&inode.0).map(|known| Arc::clone(&known.node));
+        let known = self.lock().known.get(&inode.0).map(|known| Arc::clone(&known.node));
         known.ok_or_else(|| io::Error::from_raw_os_error(libc::ESTALE))
     }
 
@@ -116,15 +153,16 @@ impl Nodes {
         }
         let place = Place { parent: parent.0, name: name.to_owned() };
         let is_ours = folder.is_ours || is_hidden(name);
-        let mut known = self.lock();
-        let entry = known.entry(stat.st_ino).or_insert_with(|| {
-            let (database, place) = (Arc::default(), Mutex::new(place.clone()));
-            let node = Node { fd, inode: stat.st_ino, is_ours, database, report: None, place };
+        let mut state = self.lock();
+        let inode = state.number(stat.st_ino);
+        let entry = state.known.entry(inode).or_insert_with(|| {
+            let (database, place, is_taken) = (Arc::default(), Mutex::new(place.clone()), AtomicBool::new(false));
+            let node = Node { fd, inode, is_ours, database, report: None, is_taken, place };
             Known { node: Arc::new(node), lookups: 0 }
         });
         entry.lookups += 1;
         *entry.node.place.lock().unwrap_or_else(PoisonError::into_inner) = place;
-        Ok((Arc::clone(&entry.node), attributes(&stat)))
+        Ok((Arc::clone(&entry.node), FileAttr { ino: INodeNo(inode), ..attributes(&stat) }))
     }
 
     /// The node of a report about the file or folder with the number `of`, and counts that the kernel is told.
@@ -137,10 +175,11 @@ impl Nodes {
     ) -> io::Result<(Arc<Node>, FileAttr)> {
         let (inode, fd) = (Report::inode(of), self.root.fd.try_clone()?);
         let attributes = report.attributes(inode);
-        let mut known = self.lock();
-        let entry = known.entry(inode).or_insert_with(|| {
+        let mut state = self.lock();
+        let entry = state.known.entry(inode).or_insert_with(|| {
             let place = Mutex::new(Place { parent: parent.0, name: name.to_owned() });
-            let node = Node { fd, inode, is_ours: true, database: Arc::default(), report: Some(report), place };
+            let (database, is_taken) = (Arc::default(), AtomicBool::new(false));
+            let node = Node { fd, inode, is_ours: true, database, report: Some(report), is_taken, place };
             Known { node: Arc::new(node), lookups: 0 }
         });
         entry.lookups += 1;
@@ -149,11 +188,11 @@ impl Nodes {
 
     /// The kernel has forgotten so many lookups.
     pub(super) fn forget(&self, inode: INodeNo, lookups: u64) {
-        let mut known = self.lock();
-        if let Some(entry) = known.get_mut(&inode.0) {
+        let mut state = self.lock();
+        if let Some(entry) = state.known.get_mut(&inode.0) {
             entry.lookups = entry.lookups.saturating_sub(lookups);
             if entry.lookups == 0 {
-                known.remove(&inode.0);
+                state.known.remove(&inode.0);
             }
         }
     }
@@ -161,7 +200,46 @@ impl Nodes {
     /// The node of a name that the kernel knows; nothing is counted.
     pub(super) fn sibling(&self, folder: &Node, name: &OsStr) -> Option<Arc<Node>> {
         let stat = statat(&folder.fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-        self.lock().get(&stat.st_ino).map(|known| Arc::clone(&known.node))
+        let state = self.lock();
+        state.known.get(&state.number(stat.st_ino)).map(|known| Arc::clone(&known.node))
+    }
+
+    /// The number on the mount of what has a name in a folder.
+    pub(super) fn number_of(&self, folder: &Node, name: &OsStr) -> Option<u64> {
+        let behind = statat(&folder.fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?.st_ino;
+        Some(self.lock().number(behind))
+    }
+
+    /// Gives another number to a file that the kernel knows. The node of the number before is taken from whoever has it.
+    pub(super) fn take(&self, folder: &Node, name: &OsStr) -> Option<Arc<Node>> {
+        let behind = statat(&folder.fd, name, AtFlags::SYMLINK_NOFOLLOW).ok()?.st_ino;
+        let mut state = self.lock();
+        let node = state.known.get(&state.number(behind)).map(|known| Arc::clone(&known.node))?;
+        state.given += 1;
+        let number = TAKEN | state.given;
+        state.numbers.insert(behind, number);
+        node.is_taken.store(true, Ordering::SeqCst);
+        Some(node)
+    }
+
+    /// Counts that the kernel is told of a node once more, and says what it looks like.
+    pub(super) fn tell(&self, node: &Arc<Node>) -> io::Result<FileAttr> {
+        let attributes = self.attributes(node)?;
+        let mut state = self.lock();
+        let known = Known { node: Arc::clone(node), lookups: 0 };
+        state.known.entry(node.inode).or_insert(known).lookups += 1;
+        Ok(attributes)
+    }
+
+    /// Where a node lies below the root, by the names under which it and its folders were found last. `None` when a folder is not known any more.
+    pub(super) fn path(&self, node: &Node) -> Option<PathBuf> {
+        let mut place = node.place();
+        let mut names = vec![place.name.clone()];
+        while place.parent != INodeNo::ROOT.0 {
+            place = self.get(INodeNo(place.parent)).ok()?.place();
+            names.push(place.name.clone());
+        }
+        Some(names.iter().rev().collect())
     }
 
     /// What lies under a name now got it by a rename.

@@ -12,16 +12,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{FileAttr, FileType, INodeNo};
-use rustix::fs::{AtFlags, MemfdFlags, memfd_create, statat};
+use rustix::fs::{MemfdFlags, memfd_create};
 
+use super::lag::Lag;
 use super::nodes::Nodes;
 use crate::capture::commits::{CommitLine, CommitLines};
 
 /// Set in the inode numbers of reports, and in no other.
 const REPORT: u64 = 1 << 63;
-/// What the lag of a mount is called, on which everything is written here: it is none.
+/// What the lag of a mount is called.
 const LAG_NAME: &str = ".lag";
-const LAG: &str = "+000000000\n";
 const POS_SUFFIX: &[u8] = b"-pos";
 const LOCK_SUFFIX: &[u8] = b"-lock";
 /// Set as well in that of a file which is locked.
@@ -33,7 +33,7 @@ pub(super) enum Report {
     /// The last commit in the log of this database.
     Pos(Arc<CommitLine>),
     /// How far the databases are behind those of the primary.
-    Lag,
+    Lag(Arc<Lag>),
     /// Nothing: it is there to be locked.
     Lock,
 }
@@ -50,13 +50,18 @@ pub(super) fn may_mean_one(name: &OsStr) -> bool {
 
 impl Report {
     /// What a name means that no file has, and the number of what it is about.
-    pub(super) fn of_name(parent: INodeNo, name: &OsStr, nodes: &Nodes, lines: &CommitLines) -> Option<(u64, Self)> {
+    pub(super) fn of_name(
+        parent: INodeNo,
+        name: &OsStr,
+        nodes: &Nodes,
+        (lines, lag): (&CommitLines, &Arc<Lag>),
+    ) -> Option<(u64, Self)> {
         if parent == INodeNo::ROOT && name == LAG_NAME {
-            return Some((parent.0, Self::Lag));
+            return Some((parent.0, Self::Lag(Arc::clone(lag))));
         }
         let folder = nodes.get(parent).ok()?;
         let captured = |base: &OsStr| {
-            let inode = statat(&folder.fd, base, AtFlags::SYMLINK_NOFOLLOW).ok()?.st_ino;
+            let inode = nodes.number_of(&folder, base)?;
             let line = lines.get(inode).filter(|line| !folder.is_ours && line.captured().is_some())?;
             Some((inode, line))
         };
@@ -78,7 +83,7 @@ impl Report {
 
     fn text(&self) -> String {
         match self {
-            Self::Lag => LAG.to_owned(),
+            Self::Lag(lag) => lag.text(),
             Self::Lock => String::new(),
             Self::Pos(line) => match line.captured() {
                 Some((pos, _)) => format!("{}/{}\n", pos.txid, pos.checksum),
@@ -90,7 +95,7 @@ impl Report {
     fn changed(&self) -> SystemTime {
         let time = match self {
             Self::Pos(line) => line.captured().map(|(_, time)| time),
-            Self::Lag | Self::Lock => Some(crate::time::now()),
+            Self::Lag(_) | Self::Lock => Some(crate::time::now()),
         };
         let milliseconds = time.and_then(|time| u64::try_from(time.0).ok()).unwrap_or(0);
         SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds)

@@ -41,6 +41,8 @@ enum Source {
     Process(fn(&StatusReport) -> Option<f64>),
     /// Several values for the process, told apart by a label.
     Parts(&'static str, fn() -> Vec<(&'static str, u64)>),
+    /// One value for each of several things of the process, by their names in a label.
+    Named(&'static str, fn(&StatusReport) -> Vec<(String, f64)>),
     /// One value per database, without further labels.
     Database(fn(&DatabaseReport) -> Option<f64>),
     /// Several values per database, told apart by a label.
@@ -69,7 +71,7 @@ impl Metric {
     pub fn labels(&self) -> Vec<&'static str> {
         match self.source {
             Source::Process(_) => vec![],
-            Source::Parts(label, _) => vec![label],
+            Source::Parts(label, _) | Source::Named(label, _) => vec![label],
             Source::Database(_) => vec!["db"],
             Source::Labelled(label, _) => vec!["db", label],
         }
@@ -136,6 +138,19 @@ pub const METRICS: &[Metric] = &[
         "rhyolite_node_replica_lag_transactions_max",
         "Commits of the primary that the replica which is furthest behind lacks.",
         |r| r.node.as_ref().map(|node| node.lag().0 as f64),
+    ),
+    Metric {
+        name: "rhyolite_push_connected",
+        kind: Gauge,
+        help: "1 for a replica that this process dials and that follows it, 0 for one that is not reached or has not to be.",
+        source: Source::Named("to", |r| {
+            r.pushes.iter().map(|push| (push.to.clone(), f64::from(u8::from(push.connected)))).collect()
+        }),
+    },
+    process(
+        "rhyolite_accept_connected",
+        "1 on a replica with --accept while a primary is connected, 0 while none is; absent elsewhere.",
+        |r| r.accepts.as_ref().map(|accepts| f64::from(u8::from(accepts.from.is_some()))),
     ),
     process("process_resident_memory_bytes", "Memory of the process that is in RAM (Linux).", |_| resident_bytes()),
     Metric {
@@ -319,12 +334,18 @@ fn render_samples(out: &mut String, metric: &Metric, report: &StatusReport) {
             }
             return;
         }
+        Source::Named(label, values) => {
+            for (text, value) in values(report) {
+                push(out, format_args!("{name}{{{label}=\"{}\"}} {value}\n", escape(Path::new(&text))));
+            }
+            return;
+        }
         Source::Database(_) | Source::Labelled(..) => {}
     }
     for database in &report.databases {
         let db = escape(&database.path);
         match metric.source {
-            Source::Process(_) | Source::Parts(..) => unreachable!("returned above"),
+            Source::Process(_) | Source::Parts(..) | Source::Named(..) => unreachable!("returned above"),
             Source::Database(value) => {
                 if let Some(value) = value(database) {
                     push(out, format_args!("{name}{{db=\"{db}\"}} {value}\n"));

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster::report::NodeReport;
 use crate::status::{DatabaseStatus, Figures, State, StatusBoard};
+use crate::stream::push::{AcceptReport, PushReport};
 use crate::time;
 
 /// Version of the JSON. A reader refuses another one.
@@ -172,6 +173,12 @@ pub struct StatusReport {
     /// The node, where it is one of a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeReport>,
+    /// The replicas that this process dials, to be followed by them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pushes: Vec<PushReport>,
+    /// The place for a primary that dials, where this is a replica that has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accepts: Option<AcceptReport>,
     /// The databases one by one: all, where there are no more than [`DETAIL_MAX`]; otherwise so many of those that are awake or in
     /// trouble.
     pub databases: Vec<DatabaseReport>,
@@ -202,7 +209,8 @@ impl StatusReport {
     fn of(board: &StatusBoard, totals: Totals, databases: &[Arc<DatabaseStatus>], now: Timestamp) -> Self {
         let databases = databases.iter().map(|d| DatabaseReport::new(d, now)).collect();
         let (process, node) = (ProcessReport::current(board), board.node());
-        Self { format: REPORT_FORMAT, process, time: now, totals, node, databases }
+        let (pushes, accepts) = (board.pushes(), board.accepts());
+        Self { format: REPORT_FORMAT, process, time: now, totals, node, pushes, accepts, databases }
     }
 }
 

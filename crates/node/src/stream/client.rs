@@ -1,20 +1,23 @@
 //! The follower's end of a connection to a node (docs/spec/stream.md).
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use h2::RecvStream;
-use h2::client::SendRequest;
+use h2::client::{Connection, ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use rhyolite_format::DecodeError;
 use rhyolite_format::stream::Frame;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
+use super::server::silence;
 use super::tls::{self, ClientFiles};
 use crate::config::cluster::Token;
 
@@ -39,6 +42,11 @@ impl Address {
     /// Whether it is spoken to over TLS.
     pub fn is_secret(&self) -> bool {
         self.is_secret
+    }
+
+    /// The name or the IP address of its machine.
+    pub fn host(&self) -> &str {
+        &self.host
     }
 }
 
@@ -126,15 +134,43 @@ pub struct Link {
 
 #[derive(Debug)]
 struct Shared {
-    address: Address,
+    /// What stands before the path of a request.
+    base: String,
     token: Option<Token>,
     task: AbortHandle,
+    /// Turns true at the end of the connection.
+    ended: watch::Sender<bool>,
 }
 
 impl Drop for Shared {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+/// Makes a connection to a machine. Without TLS nothing but loopback is reached.
+///
+/// # Errors
+/// Nobody listens there, or it is no place for a connection without TLS.
+pub(super) async fn dial(address: &Address) -> Result<TcpStream, LinkError> {
+    let stream = TcpStream::connect((address.host.as_str(), address.port)).await;
+    let stream = stream.map_err(|e| LinkError::Lost(crate::config::io_text(&e)))?;
+    let peer = stream.peer_addr().map_err(lost)?;
+    stream.set_nodelay(true).map_err(lost)?;
+    if !address.is_secret && !peer.ip().is_loopback() {
+        let text = format!("{peer} is not a loopback address: without TLS (https://) nothing is sent there");
+        return Err(LinkError::NotLoopback(text));
+    }
+    Ok(stream)
+}
+
+async fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+) -> Result<(SendRequest<Bytes>, Connection<S>), LinkError> {
+    let mut builder = h2::client::Builder::new();
+    builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW).enable_push(false);
+    builder.max_header_list_size(HEADERS_BYTES_MAX);
+    builder.handshake(stream).await.map_err(lost)
 }
 
 fn lost(error: impl fmt::Display) -> LinkError {
@@ -152,40 +188,82 @@ impl Link {
     }
 
     async fn connect_now(address: &Address, access: &Access) -> Result<Self, LinkError> {
-        let stream = TcpStream::connect((address.host.as_str(), address.port)).await;
-        let stream = stream.map_err(|e| LinkError::Lost(crate::config::io_text(&e)))?;
-        let peer = stream.peer_addr().map_err(lost)?;
-        stream.set_nodelay(true).map_err(lost)?;
+        let stream = dial(address).await?;
+        let (base, token) = (address.to_string(), access.token.clone());
         if address.is_secret {
             let stream = tls::connect(&access.tls, &address.host, stream).await.map_err(LinkError::Lost)?;
-            return Self::begin(address, access, stream).await;
+            return Self::begin(base, token, stream).await;
         }
-        if !peer.ip().is_loopback() {
-            let text = format!("{peer} is not a loopback address: without TLS (https://) nothing is sent there");
-            return Err(LinkError::NotLoopback(text));
-        }
-        Self::begin(address, access, stream).await
+        Self::begin(base, token, stream).await
+    }
+
+    /// A connection that was made by the other end, which has proved who it is: it is asked as if it had been dialed.
+    ///
+    /// # Errors
+    /// It is gone already.
+    pub(super) async fn accepted(
+        from: SocketAddr,
+        token: Option<Token>,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    ) -> Result<Self, LinkError> {
+        let (send, mut connection) = handshake(stream).await?;
+        // It may be that nobody asks anything for a long time.
+        let silence = silence(connection.ping_pong().expect("asked for once"));
+        let ended = async move {
+            tokio::select! {
+                ended = connection => drop(ended),
+                why = silence => tracing::debug!("a connection is given up: {why}"),
+            }
+        };
+        Ok(Self::new(format!("http://{from}"), token, send, ended))
     }
 
     /// Begins to speak HTTP/2.
     async fn begin(
-        address: &Address,
-        access: &Access,
+        base: String,
+        token: Option<Token>,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> Result<Self, LinkError> {
-        let mut builder = h2::client::Builder::new();
-        builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW).enable_push(false);
-        builder.max_header_list_size(HEADERS_BYTES_MAX);
-        let (send, connection) = builder.handshake::<_, Bytes>(stream).await.map_err(lost)?;
+        let (send, connection) = handshake(stream).await?;
         // Its end is seen by everybody who waits for an answer.
-        let task = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-        let shared = Shared { address: address.clone(), token: access.token.clone(), task };
-        Ok(Self { send, shared: Arc::new(shared) })
+        Ok(Self::new(base, token, send, async move { drop(connection.await) }))
+    }
+
+    fn new(
+        base: String,
+        token: Option<Token>,
+        send: SendRequest<Bytes>,
+        connection: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        let (ended, _) = watch::channel(false);
+        let tell = ended.clone();
+        let task = tokio::spawn(async move {
+            connection.await;
+            tell.send_replace(true);
+        });
+        Self { send, shared: Arc::new(Shared { base, token, task: task.abort_handle(), ended }) }
     }
 
     /// Closes the connection, whoever still has a copy.
     pub fn close(&self) {
         self.shared.task.abort();
+        self.shared.ended.send_replace(true);
+    }
+
+    /// Whether its end is known.
+    pub fn is_closed(&self) -> bool {
+        *self.shared.ended.borrow()
+    }
+
+    /// Ends with the connection.
+    pub(super) async fn closed(&self) {
+        // The sender is borrowed: it tells.
+        let _ = self.shared.ended.subscribe().wait_for(|ended| *ended).await;
+    }
+
+    /// Whether both are copies of one connection.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     async fn get(&self, path: &str) -> Result<Response<RecvStream>, LinkError> {
@@ -200,23 +278,34 @@ impl Link {
         self.ask(Method::POST, path).await.map(drop)
     }
 
+    /// Sends bytes, and gives the answer as a whole.
+    ///
+    /// # Errors
+    /// It was refused, the answer is too long, or was cut off.
+    pub async fn send(&self, path: &str, bytes: Bytes, bytes_max: u64) -> Result<Bytes, LinkError> {
+        let (response, mut body) = self.begin_asking(Method::POST, path, false).await?;
+        body.send_data(bytes, true).map_err(lost)?;
+        read_whole(answered(response).await?.into_body(), bytes_max).await
+    }
+
     async fn ask(&self, method: Method, path: &str) -> Result<Response<RecvStream>, LinkError> {
-        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.shared.address));
+        answered(self.begin_asking(method, path, true).await?.0).await
+    }
+
+    /// Sends a request; `is_all`: nothing follows.
+    async fn begin_asking(
+        &self,
+        method: Method,
+        path: &str,
+        is_all: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), LinkError> {
+        let mut request = Request::builder().method(method).uri(format!("{}{path}", self.shared.base));
         if let Some(token) = &self.shared.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {}", token.secret()));
         }
         let request = request.body(()).map_err(lost)?;
         let mut send = self.send.clone().ready().await.map_err(lost)?;
-        let (response, _) = send.send_request(request, true).map_err(lost)?;
-        let response = response.await.map_err(lost)?;
-        if response.status() == StatusCode::OK {
-            return Ok(response);
-        }
-        let (parts, body) = response.into_parts();
-        let text = read_whole(body, REFUSAL_BYTES_MAX).await?;
-        let kind = parts.headers.get(super::server::ERROR_HEADER).and_then(|kind| kind.to_str().ok());
-        let text = String::from_utf8_lossy(&text).trim_end().to_owned();
-        Err(LinkError::Refused { status: parts.status, kind: kind.map(str::to_owned), text })
+        send.send_request(request, is_all).map_err(lost)
     }
 
     /// An answer as a whole, with its headers.
@@ -233,7 +322,41 @@ impl Link {
     /// # Errors
     /// It was refused.
     pub async fn frames(&self, path: &str) -> Result<Frames, LinkError> {
-        Ok(Frames { body: self.get(path).await?.into_body(), buffer: BytesMut::new() })
+        Ok(Frames::new(self.get(path).await?.into_body()))
+    }
+
+    /// An answer of frames, while frames are sent: as a node that says what it has reached.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub async fn frames_both_ways(&self, path: &str) -> Result<(Frames, Replies), LinkError> {
+        let (response, replies) = self.begin_asking(Method::GET, path, false).await?;
+        let body = answered(response).await?.into_body();
+        Ok((Frames::new(body), Replies(replies)))
+    }
+}
+
+/// The answer to a request, if it is not a refusal.
+async fn answered(response: ResponseFuture) -> Result<Response<RecvStream>, LinkError> {
+    let response = response.await.map_err(lost)?;
+    if response.status() == StatusCode::OK {
+        return Ok(response);
+    }
+    let (parts, body) = response.into_parts();
+    let text = read_whole(body, REFUSAL_BYTES_MAX).await?;
+    let kind = parts.headers.get(super::server::ERROR_HEADER).and_then(|kind| kind.to_str().ok());
+    let text = String::from_utf8_lossy(&text).trim_end().to_owned();
+    Err(LinkError::Refused { status: parts.status, kind: kind.map(str::to_owned), text })
+}
+
+/// The way back, as long as the stream is open.
+#[derive(Debug)]
+pub struct Replies(SendStream<Bytes>);
+
+impl Replies {
+    /// Sends a frame, without waiting. A stream that is over shows when it is read.
+    pub fn say(&mut self, frame: &Frame) {
+        let _ = self.0.send_data(Bytes::from(frame.encode()), false);
     }
 }
 
@@ -245,7 +368,7 @@ async fn piece(body: &mut RecvStream) -> Result<Option<Bytes>, LinkError> {
     Ok(Some(piece))
 }
 
-async fn read_whole(mut body: RecvStream, bytes_max: u64) -> Result<Bytes, LinkError> {
+pub(super) async fn read_whole(mut body: RecvStream, bytes_max: u64) -> Result<Bytes, LinkError> {
     let mut whole = BytesMut::new();
     while let Some(piece) = piece(&mut body).await? {
         if (whole.len() + piece.len()) as u64 > bytes_max {
@@ -261,18 +384,32 @@ async fn read_whole(mut body: RecvStream, bytes_max: u64) -> Result<Bytes, LinkE
 pub struct Frames {
     body: RecvStream,
     buffer: BytesMut,
+    /// No frame may be longer.
+    len_max: usize,
 }
 
 impl Frames {
+    /// Those of a body.
+    fn new(body: RecvStream) -> Self {
+        Self::of_at_most(usize::MAX, body)
+    }
+
+    /// Those of a body that has none of more bytes.
+    pub(super) fn of_at_most(len_max: usize, body: RecvStream) -> Self {
+        Self { body, buffer: BytesMut::new(), len_max }
+    }
+
     /// The next frame and its bytes; `None` at the end. May be dropped and asked again.
     ///
     /// # Errors
     /// The connection is gone, or what came is no frame.
     pub async fn next(&mut self) -> Result<Option<(Frame, Bytes)>, LinkError> {
         loop {
-            if let Some(len) = Frame::len(&self.buffer).map_err(LinkError::Malformed)?
-                && self.buffer.len() >= len
-            {
+            let len = Frame::len(&self.buffer).map_err(LinkError::Malformed)?;
+            if let Some(len) = len.filter(|len| *len > self.len_max) {
+                return Err(LinkError::Unexpected(format!("a frame of {len} bytes")));
+            }
+            if let Some(len) = len.filter(|len| self.buffer.len() >= *len) {
                 let bytes = self.buffer.split_to(len).freeze();
                 let frame = Frame::decode(&bytes).map_err(LinkError::Malformed)?;
                 return Ok(Some((frame, bytes)));

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use rhyolite_format::segment::SegmentEntry;
 use rhyolite_format::stream::{NAME_SIZE_MAX, Span, encode_transactions};
 use rhyolite_format::{Epoch, Lineage, Pos, Txid};
+use rhyolite_logic::witness::Ledger;
 use rhyolite_store::{RetryPolicy, Retrying, Store, StoreError};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
@@ -76,6 +77,19 @@ pub struct Feed {
     moved: Notify,
     ring: Mutex<Ring>,
     served: Mutex<Option<Arc<Served>>>,
+    reached: Mutex<Reached>,
+    /// A node has reached something, or what is safe is told by other lists.
+    pub acknowledged: Notify,
+}
+
+/// What nodes have reached.
+#[derive(Debug, Default)]
+struct Reached {
+    ledger: Ledger,
+    /// Grows when the history begins anew from somewhere: what is said of another one does not count.
+    generation: u64,
+    /// Where it was last.
+    local: Option<(Lineage, Pos)>,
 }
 
 #[derive(Debug, Default)]
@@ -132,6 +146,42 @@ impl Feed {
 
     fn ring(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at what nodes have reached, or changes it.
+    pub fn with_ledger<T>(&self, with: impl FnOnce(&mut Ledger) -> T) -> T {
+        with(&mut self.reached().ledger)
+    }
+
+    /// The history goes on from here as it did, until this number is another one.
+    pub fn generation(&self) -> u64 {
+        self.reached().generation
+    }
+
+    /// A node has reached this commit of the history of that generation.
+    pub fn note_reached(&self, generation: u64, node: &str, txid: Txid) {
+        let mut reached = self.reached();
+        if reached.generation == generation {
+            reached.ledger.note(node, txid);
+            drop(reached);
+            self.acknowledged.notify_waiters();
+        }
+    }
+
+    /// The database is there now. Where that does not go on from where it was, nobody is known to have any of it.
+    pub fn note_local(&self, lineage: Lineage, pos: Pos) {
+        let mut reached = self.reached();
+        let goes_on =
+            reached.local.is_none_or(|(known, before)| known == lineage && (pos == before || pos.txid > before.txid));
+        reached.local = Some((lineage, pos));
+        if !goes_on {
+            reached.generation += 1;
+            reached.ledger.forget_reached();
+        }
+    }
+
+    fn reached(&self) -> MutexGuard<'_, Reached> {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes what the log has got since `told`. To be called when that is in the log's file, and only while somebody follows.
@@ -275,6 +325,26 @@ mod tests {
         push(&feed, 9, 200);
         assert_eq!(after(&feed, at(4), 9), None, "what does not join takes the place of all");
         assert_eq!(after(&feed, at(8), 9), Some((1, at(9))));
+    }
+
+    #[test]
+    fn what_nodes_have_of_a_history_is_nothing_of_another() {
+        let (feed, lineage) = (Feed::default(), Lineage([1; 16]));
+        let reached = |feed: &Feed| feed.with_ledger(|ledger| ledger.reached("b")).map(Txid::get);
+        feed.note_local(lineage, at(5));
+        let generation = feed.generation();
+        feed.note_reached(generation, "b", at(5).txid);
+        [at(5), at(7)].into_iter().for_each(|pos| feed.note_local(lineage, pos));
+        assert_eq!((reached(&feed), feed.generation()), (Some(5), generation));
+        let other = Pos { checksum: at(9).checksum, ..at(7) };
+        for (lineage, pos) in [(lineage, at(6)), (Lineage([2; 16]), at(8)), (Lineage([2; 16]), other)] {
+            let before = feed.generation();
+            feed.note_reached(before, "b", at(1).txid);
+            feed.note_local(lineage, pos);
+            assert_eq!((reached(&feed), feed.generation()), (None, before + 1));
+            feed.note_reached(before, "b", at(1).txid);
+            assert_eq!(reached(&feed), None, "that was said of the one before");
+        }
     }
 
     #[test]

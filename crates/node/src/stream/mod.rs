@@ -8,15 +8,22 @@
 //!   store ───────────────────────────────────┘ who is far behind, or begins
 //! ```
 //!
+//! A replica that cannot reach the primary is dialed by it ([`push`], [`accept`]): then the same is spoken with the roles of client and server the other way
+//! round.
+//!
 //! Capture looks at one number, and only when somebody follows the database it copies what it has just logged into the [`feed`]. Nobody
 //! waits for a follower: who does not keep up finds that the feed has gone on without it, and reads the files of the local log; who cannot go
 //! on from there either reads the store.
 
+pub mod accept;
 pub mod client;
 pub mod feed;
+mod greeting;
 mod log_files;
+pub mod push;
 pub mod query;
 pub mod remote_store;
+mod replicas;
 pub mod server;
 pub mod tls;
 

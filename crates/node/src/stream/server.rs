@@ -13,14 +13,15 @@ use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use rhyolite_format::stream::{Database, End, EndReason, Frame};
-use rhyolite_format::{Lineage, Pos};
+use rhyolite_format::stream::{self, Database, End, EndReason, Frame};
+use rhyolite_format::{Epoch, Lineage, Pos};
 use rhyolite_logic::stream::{Standing, judge};
 use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,17 +29,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
 
+use super::client::{Frames, LinkError};
 use super::feed::{Follower, Origin, Served};
 use super::log_files::{Found, LogFiles};
 use super::query::Query;
 use super::tls::Acceptor;
 use super::{HEARTBEAT, PART_BYTES_MAX, SILENCE_MAX, WHOLE_BYTES_MAX};
 use crate::capture::restart::LOG_FOLDER;
-use crate::cluster::Handoff;
+use crate::cluster::{Handoff, known_address};
 use crate::config::cluster::Token;
+use crate::config::folder::FolderConfig;
 use crate::proxy::About;
 use crate::status::{DatabaseStatus, StatusBoard};
 use crate::time;
+use crate::witness_board::Present;
 
 /// Connections at a time; more wait.
 const CONNECTIONS_MAX: usize = 256;
@@ -71,6 +75,11 @@ const LIST_MAX: usize = 1000;
 
 /// Has the primary hand its role on.
 const HANDOFF: &str = "/v1/handoff";
+/// Pages of a replica's file that differ from those of another.
+const PAGES: &str = "/v1/pages";
+/// Size of a frame that says what a follower has reached.
+const REACHED_BYTES: usize = stream::HEADER_SIZE + 16;
+
 /// Names the size of the whole object.
 pub(super) const SIZE_HEADER: &str = "rhyolite-size";
 /// Names which writing of the object it is.
@@ -82,7 +91,7 @@ pub(super) const ERROR_HEADER: &str = "rhyolite-error";
 #[derive(Debug)]
 pub struct Server {
     /// The databases.
-    board: Arc<StatusBoard>,
+    pub(super) board: Arc<StatusBoard>,
     /// What every request must carry, if anything.
     token: Option<Token>,
     /// How connections are made secret, if they are.
@@ -91,20 +100,21 @@ pub struct Server {
     about: About,
     /// A node of a cluster, which can hand its role on.
     handoffs: Option<mpsc::Sender<Handoff>>,
+    /// Where the files of a node of a cluster lie.
+    pub(super) replicas: Option<FolderConfig>,
     /// For requests.
     requests: Arc<Semaphore>,
     /// For KiB that were read.
     read: Semaphore,
     /// For files of logs.
-    logs: Semaphore,
+    pub(super) logs: Semaphore,
 }
 
 /// The other end has gone away, or does not want any more.
 struct Closed;
 
 /// Answers until the task is dropped.
-pub async fn serve(listener: TcpListener, server: Server) {
-    let server = Arc::new(server);
+pub async fn serve(listener: TcpListener, server: Arc<Server>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -142,7 +152,7 @@ async fn connection(server: &Arc<Server>, stream: TcpStream) -> Result<(), Strin
 }
 
 /// The requests of a connection.
-async fn requests(server: &Arc<Server>, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), String> {
+pub(super) async fn requests(server: &Arc<Server>, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), String> {
     let mut builder = h2::server::Builder::new();
     builder.max_concurrent_streams(STREAMS_MAX).max_send_buffer_size(SEND_BUFFER_BYTES);
     builder.max_header_list_size(HEADERS_BYTES_MAX);
@@ -183,7 +193,7 @@ async fn requests(server: &Arc<Server>, stream: impl AsyncRead + AsyncWrite + Un
 }
 
 /// Asks whether the other end lives; ends when it does not.
-async fn silence(mut pings: PingPong) -> String {
+pub(super) async fn silence(mut pings: PingPong) -> String {
     loop {
         tokio::time::sleep(HEARTBEAT).await;
         match tokio::time::timeout(SILENCE_MAX, pings.ping(Ping::opaque())).await {
@@ -198,17 +208,19 @@ async fn silence(mut pings: PingPong) -> String {
 async fn answer(server: Arc<Server>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let path = request.uri().path();
-    let method = if path == HANDOFF { Method::POST } else { Method::GET };
+    let method = if [HANDOFF, PAGES].contains(&path) { Method::POST } else { Method::GET };
     if request.method() != method {
         return refuse(respond, StatusCode::BAD_REQUEST, None, &format!("only {method} is known"));
     }
     match path {
+        "/v1/replica" => server.replica(&query, respond).await,
+        PAGES => server.pages(&query, request.into_body(), respond).await,
         "/v1/databases" => {
             if let Some(mut sink) = Sink::begin(respond, response(StatusCode::OK)) {
                 let Err(Closed) = server.send_databases(&mut sink).await;
             }
         }
-        "/v1/log" => server.log(&query, respond).await,
+        "/v1/log" => server.log(&query, request.into_body(), respond).await,
         "/v1/object" => server.object(&query, respond).await,
         "/v1/list" => server.list(&query, respond).await,
         HANDOFF => match server.hand_on(query.find("to")).await {
@@ -223,14 +235,14 @@ async fn answer(server: Arc<Server>, request: Request<RecvStream>, respond: Send
     }
 }
 
-fn response(status: StatusCode) -> Response<()> {
+pub(super) fn response(status: StatusCode) -> Response<()> {
     let mut response = Response::new(());
     *response.status_mut() = status;
     response
 }
 
 /// One line instead of what was asked for.
-fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, kind: Option<StoreErrorKind>, text: &str) {
+pub(super) fn refuse(mut respond: SendResponse<Bytes>, status: StatusCode, kind: Option<StoreErrorKind>, text: &str) {
     let mut response = response(status);
     if let Some(kind) = kind {
         response.headers_mut().insert(ERROR_HEADER, http::HeaderValue::from_static(kind.name()));
@@ -249,9 +261,22 @@ impl Server {
         tls: Option<Acceptor>,
         about: About,
         handoffs: Option<mpsc::Sender<Handoff>>,
+        replicas: Option<FolderConfig>,
     ) -> Self {
         let (requests, logs) = (Arc::new(Semaphore::new(REQUESTS_MAX)), Semaphore::new(LOGS_READ_MAX));
-        Self { board, token, tls, about, handoffs, requests, read: Semaphore::new(READ_KIB_MAX as usize), logs }
+        let read = Semaphore::new(READ_KIB_MAX as usize);
+        Self { board, token, tls, about, handoffs, replicas, requests, read, logs }
+    }
+
+    /// What it serves.
+    pub(super) fn board(&self) -> &StatusBoard {
+        &self.board
+    }
+
+    /// The highest right under which a database is captured here; `None` while none is.
+    pub(super) fn highest_epoch(&self) -> Option<Epoch> {
+        let captured = self.databases().filter(|(_, status)| !status.look(|figures| figures.standby));
+        captured.filter_map(|(_, status)| Some(whereabouts(&status)?.0.epoch)).max()
     }
 
     /// Has this node hand its role on.
@@ -265,7 +290,7 @@ impl Server {
     }
 
     /// Room for so many bytes that are read; it is given back when they are sent.
-    async fn room_for(&self, bytes: u64) -> SemaphorePermit<'_> {
+    pub(super) async fn room_for(&self, bytes: u64) -> SemaphorePermit<'_> {
         let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).min(READ_KIB_MAX);
         self.read.acquire_many(kib).await.expect("the semaphore is never closed")
     }
@@ -301,7 +326,8 @@ impl Server {
             let mut starting = self.board.unsearched();
             for (served, status) in self.databases() {
                 let name = &served.name;
-                let Some((origin, pos)) = whereabouts(&status) else {
+                let here = whereabouts(&status).filter(|_| !self.board.witnesses.withholds());
+                let Some((origin, pos)) = here else {
                     starting += 1;
                     continue;
                 };
@@ -332,19 +358,34 @@ impl Server {
         }
     }
 
-    async fn log(&self, query: &Query, respond: SendResponse<Bytes>) {
+    async fn log(&self, query: &Query, body: RecvStream, respond: SendResponse<Bytes>) {
         let asked = self.find(query).and_then(|(_, status)| {
             let bad = |text| (StatusCode::BAD_REQUEST, text);
             let lineage: Lineage = query.get("lineage").map_err(bad)?;
             let pos: Pos = query.get("pos").map_err(bad)?;
-            Ok((status, lineage, pos))
+            let node = query.find("node").map(str::to_owned);
+            // It is compared with what leases say, and may become part of one.
+            match &node {
+                Some(node) if known_address(node).as_ref() != Ok(node) => {
+                    Err(bad("`node` is not the address of a node as the lease has it".to_owned()))
+                }
+                _ => Ok((status, lineage, pos, node)),
+            }
         });
-        let (status, lineage, pos) = match asked {
+        let (status, lineage, pos, node) = match asked {
             Ok(asked) => asked,
             Err((status, text)) => return refuse(respond, status, None, &text),
         };
         let Some(mut sink) = Sink::begin(respond, response(StatusCode::OK)) else { return };
-        if let Ok(end) = self.send_log(status, lineage, pos, &mut sink).await
+        let generation = status.feed.generation();
+        let node = node.map(|node| Present::new(Arc::clone(&self.board), Arc::clone(&status), (node, generation)));
+        let sent = AtomicU64::new(0);
+        let sending = self.send_log((status, generation), (lineage, pos), &mut sink, &sent);
+        let ended = tokio::select! {
+            ended = sending => ended,
+            () = hear(node.as_ref(), body, &sent) => Err(Closed),
+        };
+        if let Ok(end) = ended
             && sink.send(Frame::End(end).encode()).await.is_ok()
         {
             sink.finish();
@@ -354,10 +395,10 @@ impl Server {
     /// Sends commits as they come, until there are none that lead on.
     async fn send_log(
         &self,
-        status: Arc<DatabaseStatus>,
-        lineage: Lineage,
-        mut pos: Pos,
+        (status, generation): (Arc<DatabaseStatus>, u64),
+        (lineage, mut pos): (Lineage, Pos),
         sink: &mut Sink,
+        sent: &AtomicU64,
     ) -> Result<End, Closed> {
         let _follower = Follower::new(Arc::clone(&status));
         let mut files = LogFiles::new(status.meta_path.join(LOG_FOLDER));
@@ -367,7 +408,11 @@ impl Server {
             tokio::pin!(moved);
             // From here on a change is noticed, whatever is seen next.
             moved.as_mut().enable();
-            let here = whereabouts(&status);
+            if status.feed.generation() != generation {
+                // Whoever follows asks anew: what it has reached would be said of another history.
+                return Err(Closed);
+            }
+            let here = whereabouts(&status).filter(|_| !self.board.witnesses.withholds());
             let end = |reason, text: String| End { reason, pos: here.map(|(_, pos)| pos), text };
             match here.map(|(origin, here)| (origin, here, judge((origin.lineage, here), lineage, pos))) {
                 Some((origin, _, Standing::OtherLineage)) => {
@@ -386,6 +431,7 @@ impl Server {
                     }
                     match self.next(&status, &mut files, (origin, pos, here)).await {
                         Ok((frames, room, after)) => {
+                            sent.store(after.txid.get(), Ordering::Release);
                             for frame in frames {
                                 sink.send(frame).await?;
                             }
@@ -399,6 +445,7 @@ impl Server {
                 // Whoever is where the log ends is told that this is so.
                 Some((_, _, Standing::AtEnd)) if !is_greeted => {
                     is_greeted = true;
+                    sent.store(pos.txid.get(), Ordering::Release);
                     sink.send(Frame::Heartbeat { time: time::now(), starting: 0 }.encode()).await?;
                 }
                 Some((_, _, Standing::AtEnd)) | None => {}
@@ -498,6 +545,21 @@ impl Server {
     }
 }
 
+/// Hears what a node has reached, for as long as the stream lives; ends when that makes no sense.
+async fn hear(node: Option<&Present>, body: RecvStream, sent: &AtomicU64) {
+    let Some(node) = node else { return std::future::pending().await };
+    let mut frames = Frames::of_at_most(REACHED_BYTES, body);
+    loop {
+        match frames.next().await {
+            // It cannot have what was not sent to it, nor confirmed.
+            Ok(Some((Frame::Reached(pos), _))) if pos.txid.get() <= sent.load(Ordering::Acquire) => node.has(pos.txid),
+            Ok(Some(_)) | Err(LinkError::Malformed(_) | LinkError::Unexpected(_)) => return,
+            // It says no more, or its connection is lost, which the other direction notices.
+            Ok(None) | Err(_) => return std::future::pending().await,
+        }
+    }
+}
+
 /// Where a database is; `None` while that is not known.
 fn whereabouts(status: &DatabaseStatus) -> Option<(Origin, Pos)> {
     status.look(|f| Some((Origin { lineage: f.lineage?, epoch: f.epoch? }, f.local?)))
@@ -523,7 +585,7 @@ fn refuse_store(respond: SendResponse<Bytes>, error: &StoreError) {
     refuse(respond, status, Some(error.kind), &error.to_string());
 }
 
-async fn send_whole(respond: SendResponse<Bytes>, response: Response<()>, bytes: Bytes) {
+pub(super) async fn send_whole(respond: SendResponse<Bytes>, response: Response<()>, bytes: Bytes) {
     if let Some(mut sink) = Sink::begin(respond, response)
         && sink.send(bytes).await.is_ok()
     {

@@ -20,6 +20,8 @@ use crate::config::io_text;
 
 /// What is spoken on the connection, as ALPN says it (RFC 9113, section 3.2).
 const HTTP2: &[u8] = b"h2";
+/// What is spoken where the primary dials its replica (docs/spec/stream.md, "Pushing").
+const PUSH: &[u8] = b"rhyolite-push";
 
 /// By what a follower knows a node, and proves who it is itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -66,7 +68,7 @@ fn system_roots() -> Result<RootCertStore, String> {
     }
 }
 
-fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, String> {
+fn server_config(files: &TlsFiles, protocol: &[u8]) -> Result<Arc<ServerConfig>, String> {
     let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]);
     let builder = builder.map_err(|e| e.to_string())?;
     let builder = match &files.client_ca {
@@ -78,7 +80,7 @@ fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, String> {
     };
     let config = builder.with_single_cert(certificates(&files.cert)?, key(&files.key)?);
     let mut config = config.map_err(|e| format!("{} and {}: {e}", files.cert.display(), files.key.display()))?;
-    config.alpn_protocols = vec![HTTP2.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     Ok(Arc::new(config))
 }
 
@@ -87,6 +89,10 @@ fn server_config(files: &TlsFiles) -> Result<Arc<ServerConfig>, String> {
 /// # Errors
 /// One line: a file is missing, or holds something else.
 pub fn client_config(files: &ClientFiles) -> Result<Arc<ClientConfig>, String> {
+    client_config_for(files, HTTP2)
+}
+
+fn client_config_for(files: &ClientFiles, protocol: &[u8]) -> Result<Arc<ClientConfig>, String> {
     let roots = files.ca.as_deref().map_or_else(system_roots, roots)?;
     let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]);
     let builder = builder.map_err(|e| e.to_string())?.with_root_certificates(roots);
@@ -97,7 +103,7 @@ pub fn client_config(files: &ClientFiles) -> Result<Arc<ClientConfig>, String> {
         }
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![HTTP2.to_vec()];
+    config.alpn_protocols = vec![protocol.to_vec()];
     Ok(Arc::new(config))
 }
 
@@ -107,9 +113,31 @@ pub(super) async fn connect(
     host: &str,
     stream: TcpStream,
 ) -> Result<client::TlsStream<TcpStream>, String> {
+    connect_for(files, host, stream, HTTP2).await
+}
+
+/// The same for a primary that dials a replica.
+pub(super) async fn connect_to_push(
+    files: &ClientFiles,
+    host: &str,
+    stream: TcpStream,
+) -> Result<client::TlsStream<TcpStream>, String> {
+    let connected = connect_for(files, host, stream, PUSH).await;
+    connected.map_err(|text| match text.contains("NoApplicationProtocol") {
+        true => format!("{text}: it is no replica that was told to --accept"),
+        false => text,
+    })
+}
+
+async fn connect_for(
+    files: &ClientFiles,
+    host: &str,
+    stream: TcpStream,
+    protocol: &'static [u8],
+) -> Result<client::TlsStream<TcpStream>, String> {
     let name = ServerName::try_from(host.to_owned()).map_err(|e| format!("{host}: {e}"))?;
     let files = files.clone();
-    let config = tokio::task::spawn_blocking(move || client_config(&files)).await;
+    let config = tokio::task::spawn_blocking(move || client_config_for(&files, protocol)).await;
     let config = config.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
     TlsConnector::from(config).connect(name, stream).await.map_err(|e| e.to_string())
 }
@@ -118,6 +146,7 @@ pub(super) async fn connect(
 #[derive(Debug)]
 pub struct Acceptor {
     files: TlsFiles,
+    protocol: &'static [u8],
     loaded: Mutex<Loaded>,
 }
 
@@ -138,8 +167,20 @@ impl Acceptor {
     /// # Errors
     /// One line: a file is missing, holds something else, or the key is not that of the certificate.
     pub fn new(files: TlsFiles) -> Result<Self, String> {
-        let loaded = Loaded { written: written(&files), config: server_config(&files)? };
-        Ok(Self { files, loaded: Mutex::new(loaded) })
+        Self::of(files, HTTP2)
+    }
+
+    /// One at which primaries dial.
+    ///
+    /// # Errors
+    /// As for [`Acceptor::new`].
+    pub fn for_pushes(files: TlsFiles) -> Result<Self, String> {
+        Self::of(files, PUSH)
+    }
+
+    fn of(files: TlsFiles, protocol: &'static [u8]) -> Result<Self, String> {
+        let loaded = Loaded { written: written(&files), config: server_config(&files, protocol)? };
+        Ok(Self { files, protocol, loaded: Mutex::new(loaded) })
     }
 
     /// What the files say. While they make no sense, what they said before counts.
@@ -148,7 +189,7 @@ impl Acceptor {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if loaded.written != written {
             loaded.written = written;
-            match server_config(&self.files) {
+            match server_config(&self.files, self.protocol) {
                 Ok(config) => loaded.config = config,
                 Err(error) => tracing::error!("the certificate of before is kept: {error}"),
             }

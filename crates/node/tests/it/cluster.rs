@@ -19,6 +19,8 @@ use crate::program::{Folder, Outcome, Running, wait_for};
 /// Database that the application writes to, and the file in which it notes what is committed.
 const DATABASE: &str = "CLUSTER_TEST_DATABASE";
 const NOTES: &str = "CLUSTER_TEST_NOTES";
+/// Journal mode of the database; WAL without it.
+const MODE: &str = "CLUSTER_TEST_MODE";
 /// Time of the lease, and after it what an observer waits more.
 const TTL: Duration = Duration::from_secs(2);
 const MARGIN: Duration = Duration::from_millis(700);
@@ -29,7 +31,8 @@ fn application() {
     let (Some(database), Some(notes)) = (std::env::var_os(DATABASE), std::env::var_os(NOTES)) else { return };
     let db = Connection::open(database).unwrap();
     db.busy_timeout(Duration::from_secs(20)).unwrap();
-    db.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).unwrap();
+    let mode = std::env::var(MODE).unwrap_or_else(|_| "wal".to_owned());
+    db.pragma_update_and_check(None, "journal_mode", mode, |_| Ok(())).unwrap();
     db.pragma_update(None, "synchronous", "off").unwrap();
     db.execute_batch("CREATE TABLE IF NOT EXISTS t(a INTEGER PRIMARY KEY, n INTEGER UNIQUE, b BLOB)").unwrap();
     let mut number: i64 = db.query_row("SELECT coalesce(max(n), 0) FROM t", [], |row| row.get(0)).unwrap();
@@ -54,6 +57,10 @@ pub(crate) struct Cluster {
     pub(crate) sync_interval: &'static str,
     /// `None` where no lease runs out.
     pub(crate) lease_ttl: Option<&'static str>,
+    /// Each node has its folder mounted, where the application and readers use it.
+    pub(crate) is_mounted: bool,
+    /// Journal mode of the application's database.
+    pub(crate) mode: &'static str,
 }
 
 impl Cluster {
@@ -61,7 +68,15 @@ impl Cluster {
         let folder = Folder::new();
         std::fs::create_dir(folder.path("store")).unwrap();
         let (addresses, running) = (BTreeMap::new(), BTreeMap::new());
-        Self { folder, addresses, running, sync_interval: "--sync-interval=100ms", lease_ttl: Some("--lease-ttl=2s") }
+        Self {
+            folder,
+            addresses,
+            running,
+            sync_interval: "--sync-interval=100ms",
+            lease_ttl: Some("--lease-ttl=2s"),
+            is_mounted: false,
+            mode: "wal",
+        }
     }
 
     /// Starts a node with the application.
@@ -90,8 +105,12 @@ impl Cluster {
         arguments.extend([self.sync_interval, "--drill-interval", "0s"]);
         arguments.extend(self.lease_ttl);
         arguments.extend(more);
+        let front = self.front(name);
+        if self.is_mounted {
+            arguments.extend(["--at", &front]);
+        }
         let (database, notes) = (self.database(name), self.notes(name));
-        let variables = [(DATABASE, database.to_str().unwrap()), (NOTES, notes.to_str().unwrap())];
+        let variables = [(DATABASE, database.to_str().unwrap()), (NOTES, notes.to_str().unwrap()), (MODE, self.mode)];
         self.running.insert(name, self.folder.start_with(&arguments, &variables));
     }
 
@@ -102,8 +121,13 @@ impl Cluster {
         std::fs::rename(new, link).unwrap();
     }
 
+    /// The folder in which a node's databases are used.
+    pub(crate) fn front(&self, name: &str) -> String {
+        if self.is_mounted { format!("at-{name}") } else { name.to_owned() }
+    }
+
     pub(crate) fn database(&self, name: &str) -> PathBuf {
-        self.folder.path(name).join("app.db")
+        self.folder.path(&self.front(name)).join("app.db")
     }
 
     pub(crate) fn notes(&self, name: &str) -> PathBuf {
@@ -193,7 +217,7 @@ impl Cluster {
     /// Waits until what has been committed on the primary is in the store, and gives the last row of it.
     pub(crate) fn wait_durable(&self, name: &str) -> i64 {
         let last = self.last_noted(name);
-        let (db, socket) = (format!("{name}/app.db"), format!("{name}.sock"));
+        let (db, socket) = (format!("{}/app.db", self.front(name)), format!("{name}.sock"));
         wait_for("the rows to be durable", || {
             self.folder.run(&["sync", &db, "--wait", "--timeout", "5s", "--socket", &socket]).code == 0
         });
@@ -254,7 +278,7 @@ pub(crate) fn rows(path: &Path) -> HashSet<i64> {
     distinct
 }
 
-fn assert_sound(path: &Path) {
+pub(crate) fn assert_sound(path: &Path) {
     let db = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     let check: String = db.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
     assert_eq!(check, "ok");

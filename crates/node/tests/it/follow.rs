@@ -27,6 +27,7 @@ fn options(store: &Arc<dyn Store>, output: &Path) -> FollowOptions {
         output: output.to_owned(),
         existing: Existing::Refuse,
         journal: ReplicaJournal::Rollback,
+        mount: None,
         interval: Duration::from_millis(5),
         lock_timeout: Duration::from_millis(50),
         may_be_ahead: false,

@@ -9,6 +9,7 @@ mod coming;
 mod damage;
 mod doctor;
 mod drill;
+mod durability;
 mod events;
 mod follow;
 mod foreign;
@@ -29,7 +30,11 @@ mod many;
 mod mount;
 mod mount_cost;
 #[cfg(target_os = "linux")]
+mod mount_node;
+#[cfg(target_os = "linux")]
 mod mount_user;
+#[cfg(target_os = "linux")]
+mod node_config;
 mod operating;
 mod parked;
 mod pins;
@@ -39,6 +44,9 @@ mod program;
 mod promote;
 mod proxy;
 mod prune;
+mod push;
+#[cfg(target_os = "linux")]
+mod push_cluster;
 mod readme;
 mod restore;
 mod resume;

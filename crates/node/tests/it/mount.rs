@@ -43,12 +43,12 @@ impl Drop for Mount {
 }
 
 /// Ends the connection, which nobody may serve, and then the mount.
-fn take_away(at: &Path) {
+pub(crate) fn take_away(at: &Path) {
     let _ = unmount(at, UnmountFlags::FORCE | UnmountFlags::DETACH);
 }
 
 /// Takes a mount away that outlives its test. A database that is closed on the way out of a failed test may wait for it.
-fn watch_over(at: PathBuf) -> Sender<()> {
+pub(crate) fn watch_over(at: PathBuf) -> Sender<()> {
     let (alive, is_alive) = mpsc::channel();
     std::thread::spawn(move || {
         if is_alive.recv_timeout(LIFE) == Err(RecvTimeoutError::Timeout) {
@@ -59,7 +59,7 @@ fn watch_over(at: PathBuf) -> Sender<()> {
 }
 
 /// Mounting failed for want of permission.
-fn not_permitted(stderr: &str) -> bool {
+pub(crate) fn not_permitted(stderr: &str) -> bool {
     let stderr = stderr.to_lowercase();
     stderr.contains("mount at") && ["not permitted", "permission denied"].iter().any(|text| stderr.contains(text))
 }

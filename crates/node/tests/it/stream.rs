@@ -44,11 +44,16 @@ pub(crate) struct Node {
 
 impl Node {
     pub(crate) fn new() -> Self {
+        let address = free_address();
+        Self::with_cluster(address.clone(), &format!("{{listen: {address}}}"))
+    }
+
+    /// One whose key `cluster` has this value.
+    pub(crate) fn with_cluster(address: String, cluster: &str) -> Self {
         let folder = Folder::new();
         std::fs::create_dir(folder.path("data")).unwrap();
-        let address = free_address();
         let config = format!(
-            "cluster: {{listen: {address}}}\nsync-interval: 200ms\ndbs:\n  - dir: {data}\n    pattern: \"*.db\"\n    watch: true\n    \
+            "cluster: {cluster}\nsocket: {{enabled: true, path: node.sock}}\nsync-interval: 200ms\ndbs:\n  - dir: {data}\n    pattern: \"*.db\"\n    watch: true\n    \
              replica: {{url: {store}}}\n",
             data = folder.path("data").display(),
             store = folder.path("store").display()
@@ -65,7 +70,7 @@ impl Node {
         self.running.as_ref().unwrap().signal(signal);
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.signal(Signal::KILL);
         drop(self.running.take());
     }
@@ -90,10 +95,12 @@ impl Node {
     }
 
     pub(crate) fn follow(&self, url: &str, arguments: &[&str]) -> Follow {
-        let mut all = vec!["follow", url];
-        all.extend_from_slice(arguments);
-        all.push("--json");
-        Follow::start(self.folder.start(&all))
+        Follow::start(self.folder.start(&[&["follow", url], arguments, &["--json"]].concat()))
+    }
+
+    /// A process that lets the node dial it.
+    pub(crate) fn accept(&self, address: &str, arguments: &[&str]) -> Follow {
+        Follow::start(self.folder.start(&[&["follow", "--accept", address], arguments, &["--json"]].concat()))
     }
 
     fn image(&self, name: &str) -> Option<Vec<u8>> {
@@ -136,7 +143,7 @@ impl Follow {
         Self { running: Some(running), lines }
     }
 
-    fn find(&self, is_it: impl Fn(&Value) -> bool) -> Option<Value> {
+    pub(crate) fn find(&self, is_it: impl Fn(&Value) -> bool) -> Option<Value> {
         self.lines.lock().unwrap().iter().rev().find(|line| is_it(line)).cloned()
     }
 
@@ -145,7 +152,7 @@ impl Follow {
         self.find(|line| line["event"] == event).unwrap()
     }
 
-    fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.running.as_ref().unwrap().signal(Signal::KILL);
         drop(self.running.take());
     }
@@ -159,13 +166,13 @@ impl Follow {
 }
 
 /// Writes until it is told to stop, or so many commits.
-struct Writer {
+pub(crate) struct Writer {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<u64>,
 }
 
 impl Writer {
-    fn start(db: Connection, commits: u64, pause: Duration) -> Self {
+    pub(crate) fn start(db: Connection, commits: u64, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let told = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -189,7 +196,7 @@ impl Writer {
         self.thread.join().unwrap()
     }
 
-    fn stop(self) -> u64 {
+    pub(crate) fn stop(self) -> u64 {
         self.stop.store(true, Ordering::Relaxed);
         self.wait()
     }
@@ -450,7 +457,7 @@ fn nobody_listens_where_others_could_hear() {
 }
 
 /// Certificates for tests: testdata/tls/make.sh.
-fn put_certificate(folder: &Folder, from: &str, to: &str) {
+pub(crate) fn put_certificate(folder: &Folder, from: &str, to: &str) {
     let certificates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/tls");
     for suffix in [".pem", ".key"] {
         let from = certificates.join(format!("{from}{suffix}"));

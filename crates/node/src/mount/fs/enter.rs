@@ -11,19 +11,36 @@ use rustix::fs::OFlags;
 use super::{Mirror, lock, no_access};
 use crate::mount::nodes::Node;
 use crate::mount::role::Role;
+use crate::mount::writers::is_for_readers;
 
 /// An open file.
 #[derive(Debug)]
-pub(super) struct Open {
+pub(in crate::mount) struct Open {
     pub(super) file: Arc<File>,
-    pub(super) node: Arc<Node>,
-    pub(super) role: Role,
+    pub(in crate::mount) node: Arc<Node>,
+    pub(in crate::mount) role: Role,
     /// The database whose journal this is.
     pub(super) base: Option<Arc<Node>>,
+    /// It was opened by this process.
+    pub(in crate::mount) is_own: bool,
     /// The kernel writes it without us.
     pub(super) is_passed: bool,
     /// Keeps the kernel's way to the file.
     _backing: Option<Arc<BackingId>>,
+}
+
+impl Open {
+    /// Whether it is one that readers write.
+    pub(super) fn is_for_readers(&self) -> bool {
+        self.role == Role::Shared && is_for_readers(&self.node.place().name)
+    }
+}
+
+/// Who asks for a file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asker {
+    /// It is this process.
+    pub(super) is_own: bool,
 }
 
 /// How the kernel is to use an open file.
@@ -39,6 +56,7 @@ impl Mirror {
         &self,
         file: File,
         node: Arc<Node>,
+        Asker { is_own }: Asker,
         backing: impl FnOnce(&File) -> io::Result<BackingId>,
     ) -> Entered {
         let place = node.place();
@@ -73,7 +91,7 @@ impl Mirror {
         if let Some(base) = base.as_ref().filter(|_| is_passed) {
             base.database.note_passed(handle, Arc::clone(&file));
         }
-        let open = Open { file, node, role, base, is_passed, _backing: shared.clone() };
+        let open = Open { file, node, role, base, is_own, is_passed, _backing: shared.clone() };
         lock(&self.files).insert(handle, Arc::new(open));
         Entered { handle: FileHandle(handle), flags, backing: shared }
     }
@@ -115,12 +133,19 @@ impl Mirror {
     }
 
     /// Opened for reading and writing where that is possible: others may share it.
-    pub(super) fn open_node(&self, node: &Node, flags: OpenFlags) -> io::Result<File> {
+    pub(super) fn open_node(&self, node: &Node, flags: OpenFlags, asker: Asker) -> io::Result<File> {
+        if node.is_taken() {
+            // It is looked up anew by that.
+            return Err(io::Error::from_raw_os_error(libc::ESTALE));
+        }
         let wanted = OFlags::from_bits_truncate(flags.0 as u32);
         let more = wanted & OFlags::TRUNC;
-        if node.is_read_only() && (wanted & OFlags::ACCMODE != OFlags::RDONLY || !more.is_empty()) {
+        let is_to_write = wanted & OFlags::ACCMODE != OFlags::RDONLY || !more.is_empty();
+        if node.is_read_only() && is_to_write {
             return Err(no_access());
         }
+        let may_write = || asker.is_own || is_for_readers(&node.place().name);
+        let _admitted = if is_to_write { Some(self.writers.admit_if(may_write)?) } else { None };
         match node.open(OFlags::RDWR | more) {
             Err(error) if wanted & OFlags::ACCMODE == OFlags::RDONLY && error.raw_os_error() != Some(libc::ENOENT) => {
                 node.open(OFlags::RDONLY | more)

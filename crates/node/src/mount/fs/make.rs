@@ -12,6 +12,7 @@ use super::{LOST_TO_CHOWN, Mirror, proc_path};
 use crate::mount::door::is_own;
 use crate::mount::nodes::Node;
 use crate::mount::role::{Role, database_of};
+use crate::mount::writers::is_for_readers;
 
 /// A file that was just made.
 pub(super) struct Made {
@@ -30,6 +31,7 @@ impl Mirror {
     ) -> io::Result<Made> {
         let (parent, name) = place;
         self.refuse_ours(parent, name)?;
+        let _admitted = self.writers.admit_if(|| is_own(request.pid()) || is_for_readers(name))?;
         let folder = self.nodes.get(parent)?;
         let more = OFlags::from_bits_truncate(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;

@@ -1,0 +1,195 @@
+//! Commits that are on the disks of other nodes before they are in the store.
+
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::cluster::{Cluster, rows};
+use crate::program::wait_for;
+
+const REPLICA: &str = "--durability=replica";
+
+/// A primary `a` whose commits are not uploaded, and replicas that have all of them.
+fn cluster(replicas: &[&'static str]) -> Cluster {
+    let mut cluster = Cluster::new();
+    cluster.start("a");
+    cluster.wait_writing("a");
+    cluster.stop_primary("a");
+    cluster.sync_interval = "--sync-interval=1h";
+    cluster.start_application("a", &[REPLICA]);
+    cluster.wait_writing("a");
+    for name in replicas {
+        cluster.start_application(name, &[REPLICA]);
+        cluster.wait_role(name, "replica");
+    }
+    let addresses: Vec<String> = replicas.iter().map(|name| cluster.addresses[name].clone()).collect();
+    wait_for("the lease to name the witnesses", || {
+        let lease = lease(&cluster);
+        addresses.iter().all(|address| lease["witnesses"]["nodes"].to_string().contains(address))
+    });
+    cluster
+}
+
+fn lease(cluster: &Cluster) -> serde_json::Value {
+    let bytes = std::fs::read(cluster.folder.path("store/lease.json")).unwrap_or_default();
+    serde_json::from_slice(&bytes).unwrap_or_default()
+}
+
+/// The TXID of what was committed a moment before: who waits without one has all of it uploaded as well.
+fn captured(cluster: &Cluster) -> String {
+    std::thread::sleep(Duration::from_millis(200));
+    let listed = cluster.folder.run(&["ctl", "list", "--json", "--socket", "a.sock"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed.stdout).unwrap();
+    listed["databases"][0]["txid"].as_str().unwrap_or_else(|| panic!("{listed}")).to_owned()
+}
+
+/// Waits until a commit that was made now is said to be on another node, and gives its row.
+fn acknowledged(cluster: &Cluster) -> i64 {
+    cluster.wait_writing("a");
+    let row = cluster.last_noted("a");
+    let (txid, began) = (captured(cluster), Instant::now());
+    let wait = ["wait", "a/app.db", "--txid", &txid, "--level", "replica", "--socket", "a.sock"];
+    let waited = cluster.folder.run(&wait);
+    assert_eq!((waited.code, waited.stdout.contains("is on other nodes")), (0, true), "{waited:?}");
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    row
+}
+
+fn has_all(cluster: &Cluster, name: &str, last: i64) -> bool {
+    let rows = rows(&cluster.database(name));
+    (1..=last).all(|n| rows.contains(&n))
+}
+
+/// Whether a node does not become the primary for a while.
+fn stays_behind(cluster: &Cluster, name: &str) {
+    cluster.wait_role(name, "promoting");
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(1500) {
+        assert_eq!(cluster.node(name)["role"], "promoting");
+        assert_eq!(cluster.last_noted(name), 0, "its application writes");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn what_one_node_has_acknowledged_is_found_by_another_that_lacks_it() {
+    let mut cluster = cluster(&["b", "c"]);
+    cluster.freeze("c");
+    let row = acknowledged(&cluster);
+    // From here on `b` has it, which cannot be asked, and not `c`, which wins.
+    cluster.freeze("b");
+    cluster.kill("a");
+    assert!(!cluster.stored().contains(&row) && !rows(&cluster.database("c")).contains(&row));
+    cluster.signal("c", Signal::CONT);
+    stays_behind(&cluster, "c");
+    cluster.signal("b", Signal::CONT);
+    cluster.wait_writing("c");
+    assert!(has_all(&cluster, "c", row), "what was acknowledged is missing");
+    assert!(cluster.stored().contains(&row), "nobody is served before it is in the store");
+    let seen = cluster.last_noted("c");
+    cluster.wait_row("b", seen);
+    cluster.start_application("a", &[REPLICA]);
+    cluster.wait_row("a", seen);
+    cluster.stop_primary("c");
+    assert!(lease(&cluster)["witnesses"].is_null() || lease(&cluster)["holder"] != lease(&cluster)["witnesses"]["of"]);
+    wait_for("another to be the primary", || ["a", "b"].iter().any(|name| cluster.node(name)["role"] == "primary"));
+    cluster.stop("a");
+    cluster.stop("b");
+    assert!(lease(&cluster)["witnesses"].is_null(), "everything is in the store");
+    assert!((1..=seen).all(|n| cluster.stored().contains(&n)));
+    cluster.check_store();
+}
+
+#[test]
+fn a_witness_that_was_restarted_still_has_what_it_acknowledged() {
+    let mut cluster = cluster(&["b"]);
+    let row = acknowledged(&cluster);
+    cluster.kill("b");
+    cluster.kill("a");
+    assert!(!cluster.stored().contains(&row));
+    cluster.start_application("b", &[REPLICA]);
+    cluster.wait_writing("b");
+    assert!(has_all(&cluster, "b", row), "what was acknowledged is missing");
+    assert_eq!(cluster.branches("b"), Vec::<serde_json::Value>::new(), "and nowhere else");
+    cluster.stop_primary("b");
+    assert!((1..=row).all(|n| cluster.stored().contains(&n)));
+    cluster.check_store();
+}
+
+#[test]
+fn who_cannot_find_what_was_acknowledged_waits_until_it_is_told_to_go_on_without() {
+    let mut cluster = cluster(&["b", "c"]);
+    cluster.freeze("c");
+    let row = acknowledged(&cluster);
+    cluster.kill("b");
+    cluster.kill("a");
+    cluster.signal("c", Signal::CONT);
+    stays_behind(&cluster, "c");
+    let promoted = cluster.folder.run(&["ctl", "promote", "--forget-acknowledged", "--socket", "c.sock"]);
+    assert_eq!(promoted.code, 0, "{promoted:?}");
+    cluster.wait_writing("c");
+    // The one that has it comes back, and keeps it.
+    cluster.start_application("b", &[REPLICA]);
+    let seen = cluster.last_noted("c");
+    cluster.wait_row("b", seen);
+    let branches = cluster.branches("b");
+    assert_eq!(branches.len(), 1, "{branches:?}");
+    let kept = cluster.folder.path(branches[0]["path"].as_str().unwrap_or_default());
+    assert!(rows(&kept).contains(&row), "{branches:?}");
+    let outcome = cluster.stop("c");
+    let said = format!("{} acknowledged commits that 1 of", cluster.addresses["a"]);
+    assert!(outcome.stderr.contains(&said), "{outcome:?}");
+    cluster.stop("b");
+}
+
+#[test]
+fn a_level_that_nobody_keeps_is_refused_and_one_that_is_not_reached_is_said() {
+    let mut cluster = Cluster::new();
+    let wait = |cluster: &Cluster, level: &str| {
+        let timeout = ["--timeout", "700ms", "--socket", "a.sock"];
+        cluster.folder.run(&[&["wait", "a/app.db", "--level", level][..], &timeout].concat())
+    };
+    for (flags, text) in [
+        (&["--durability=quorum"][..], "needs --nodes"),
+        (&["--durability=replica", "--nodes=3"], "give --durability quorum"),
+        (&["--nodes=3"], "give --durability quorum"),
+        (&["--durability=replica", "--lease=static://primary"], "--durability has no effect"),
+    ] {
+        cluster.start_with("a", flags);
+        let outcome = cluster.running.remove("a").unwrap().wait();
+        assert_eq!((outcome.code, outcome.stderr.contains(text)), (2, true), "{outcome:?}");
+    }
+    cluster.start("a");
+    cluster.wait_writing("a");
+    let refused = wait(&cluster, "replica");
+    assert_eq!((refused.code, refused.stderr.contains("--durability replica")), (1, true), "{refused:?}");
+    wait_for("what was committed to be in the store", || wait(&cluster, "store").code == 0);
+    cluster.stop_primary("a");
+    cluster.start_application("a", &[REPLICA]);
+    cluster.wait_writing("a");
+    let refused = wait(&cluster, "quorum");
+    assert_eq!((refused.code, refused.stderr.contains("--nodes")), (1, true), "{refused:?}");
+    let stored = wait(&cluster, "replica");
+    assert_eq!((stored.code, stored.stdout.contains("is durable")), (0, true), "the store is as good: {stored:?}");
+    cluster.stop_primary("a");
+    cluster.sync_interval = "--sync-interval=1h";
+    cluster.start_application("a", &["--durability=quorum", "--nodes=5"]);
+    cluster.start_application("b", &["--durability=quorum", "--nodes=5"]);
+    cluster.wait_role("b", "replica");
+    cluster.wait_writing("a");
+    let seen = cluster.last_noted("a");
+    cluster.wait_row("b", seen);
+    let late = |cluster: &Cluster| {
+        let txid = captured(cluster);
+        let flags = ["--txid", &txid, "--timeout", "700ms", "--socket", "a.sock"];
+        cluster.folder.run(&[&["wait", "a/app.db", "--level", "quorum"][..], &flags].concat())
+    };
+    let one = late(&cluster);
+    assert_eq!((one.code, one.stderr.contains("neither on enough other nodes")), (6, true), "one of two: {one:?}");
+    cluster.start_application("c", &["--durability=quorum", "--nodes=5"]);
+    cluster.wait_role("c", "replica");
+    wait_for("two others to have it", || late(&cluster).stdout.contains("is on other nodes"));
+    for name in ["c", "b", "a"] {
+        cluster.stop(name);
+    }
+}
