@@ -132,6 +132,8 @@ pub struct Guards {
     pub reread_before_delete: bool,
     /// A segment that was created counts only when the right is there, under the same epoch, at or after its answer.
     pub right_at_answer: bool,
+    /// Whoever takes the lease keeps the list of witnesses that it found.
+    pub keep_witnesses: bool,
 }
 
 impl Guards {
@@ -146,6 +148,7 @@ impl Guards {
         manifest_epoch: true,
         reread_before_delete: true,
         right_at_answer: true,
+        keep_witnesses: true,
     };
 }
 
@@ -430,7 +433,8 @@ impl<V: Clone + Eq> Lease<V> {
     fn witnesses_due(&self) -> Option<Witnesses> {
         match (&self.known, &self.witnesses) {
             (Known::Ours { origin, .. }, Some((tenure, wish))) if origin.tenure == *tenure => wish.clone(),
-            _ => self.witnesses_seen.clone(),
+            _ if self.guards.keep_witnesses => self.witnesses_seen.clone(),
+            _ => None,
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rhyolite_format::segment::{Segment, SegmentEntry, SegmentHeader};
 use rhyolite_format::state::LocalState;
 use rhyolite_format::{Checksum, Epoch, Lineage, Nonce, PageCount, PageSize, Pos, Seq, Timestamp, Txid};
+use rhyolite_logic::trail::Trail;
 
 use crate::random::Random;
 use crate::scenario::Scenario;
@@ -77,6 +78,10 @@ pub struct Disk {
     pub follow: Option<Follow>,
     /// The contents of the lost branches that are kept.
     pub lost: Vec<Checksum>,
+    /// Where the file was when it was made one that is written to.
+    pub released: Option<Follow>,
+    /// Where a file that follows has been. It is not synced.
+    pub trail: Trail,
     /// Which boot of the machine this is; zeros where that does not matter.
     pub boot: [u8; 16],
 }
@@ -98,6 +103,8 @@ impl Disk {
                 log: Vec::new(),
                 nonces: Vec::new(),
                 follow: None,
+                released: None,
+                trail: Trail::default(),
                 lost: Vec::new(),
                 boot: [0; 16],
             }
@@ -193,6 +200,7 @@ impl Disk {
             let entries = random.below(open.segment.entries.len() as u64 + 1) as usize;
             open.segment.entries.truncate(entries);
         }
+        self.trail = Trail::default();
         if random.permille(200) {
             self.state = None;
         }

@@ -124,7 +124,11 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
             ExitCode::FAILURE
         }
         None => {
-            println!("seed {seed}: everything held; {} acknowledgements", report.acknowledged);
+            println!(
+                "seed {seed}: everything held; {} acknowledgements{}",
+                report.acknowledged,
+                promises(report.promised)
+            );
             ExitCode::SUCCESS
         }
     }
@@ -134,6 +138,7 @@ fn many(arguments: &Arguments) -> ExitCode {
     let (from, count) = (arguments.from, arguments.seeds.unwrap_or(1));
     let begun = Instant::now();
     let (next, done, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+    let promised = AtomicU64::new(0);
     let (failed, first) = (AtomicBool::new(false), Mutex::new(None::<(u64, String)>));
     // A run that fails by a panic tells it in its report.
     std::panic::set_hook(Box::new(|_| {}));
@@ -145,6 +150,7 @@ fn many(arguments: &Arguments) -> ExitCode {
             }
             let report = run(arguments.rules.scenario(from + at), false);
             acknowledged.fetch_add(report.acknowledged, Ordering::Relaxed);
+            promised.fetch_add(report.promised, Ordering::Relaxed);
             if let Some(violation) = report.violation {
                 if arguments.keep_going {
                     println!("seed {}: {violation}", from + at);
@@ -174,8 +180,14 @@ fn many(arguments: &Arguments) -> ExitCode {
             ExitCode::FAILURE
         }
         None => {
-            println!("{done} seeds from {from}, {acknowledged} acknowledgements, 0 violations");
+            let promises = promises(promised.into_inner());
+            println!("{done} seeds from {from}, {acknowledged} acknowledgements{promises}, 0 violations");
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Only clusters promise anything.
+fn promises(promised: u64) -> String {
+    if promised == 0 { String::new() } else { format!(", {promised} promises") }
 }

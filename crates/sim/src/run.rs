@@ -16,6 +16,8 @@ pub struct Report {
     pub violation: Option<String>,
     /// Acknowledgements.
     pub acknowledged: u64,
+    /// How often somebody was told that a commit is safe that was not durable yet. Only in a cluster.
+    pub promised: u64,
     /// Lines, when they were asked for.
     pub trace: Vec<String>,
 }
@@ -36,7 +38,8 @@ pub fn run(scenario: Scenario, traced: bool) -> Report {
     if let Some(violation) = &violation {
         sim.trace(|| format!("VIOLATED: {violation}"));
     }
-    let report = Report { violation, acknowledged, trace: sim.take_trace() };
+    let promised = if sim.is_cluster() { sim.cluster().truth().promises } else { 0 };
+    let report = Report { violation, acknowledged, promised, trace: sim.take_trace() };
     sim.end();
     report
 }

@@ -129,6 +129,20 @@ pub struct Cluster {
     pub commits: u64,
     /// How long an application that was told to stop may take, in microseconds.
     pub stop_timeout: u64,
+    /// How often what was captured is sent to the store, of a thousand looks at it: the rarer, the more is told to be safe that is not durable.
+    pub seals: u64,
+    /// A commit is told to be safe when so many other nodes have it; 0: only when it is durable, and nobody is told.
+    pub witnesses: u32,
+    /// The only machine that loses power; `None`: any of them. A primary and those that have its commits may lose what proves them together, and then nobody
+    /// can go on without an operator.
+    pub frail: Option<usize>,
+}
+
+impl Cluster {
+    /// Clients are told that commits are safe before they are durable.
+    pub fn has_witnesses(&self) -> bool {
+        self.witnesses > 0
+    }
 }
 
 impl Scenario {
@@ -185,10 +199,27 @@ impl Scenario {
             quiet,
             commits: random.between(50, 800) * MS,
             stop_timeout: random.between(200, 2000) * MS,
+            seals: 600,
+            witnesses: 0,
+            frail: None,
         };
+        let (nodes, witnesses) = durability(seed, alone.nodes);
+        let cluster = Cluster { witnesses, ..cluster };
+        let frail = cluster.has_witnesses().then(|| random.below(nodes as u64) as usize);
+        let seals = if cluster.has_witnesses() { [600, 50, 10][random.below(3) as usize] } else { cluster.seals };
+        let cluster = Cluster { frail, seals, ..cluster };
         let calm = alone.calm;
         let end = quiet + 10 * SECOND;
-        Self { shared_database: false, operator: false, cluster: Some(cluster), calm, end, ..alone }
+        Self { nodes, shared_database: false, operator: false, cluster: Some(cluster), calm, end, ..alone }
+    }
+}
+
+/// How many nodes there are, and on how many of the others a commit has to be to be told safe: half of the clusters wait for the store.
+fn durability(seed: u64, nodes: usize) -> (usize, u32) {
+    match seed % 10 {
+        3 | 4 | 5 | 6 | 8 => (nodes, 0),
+        _ if Random::fork(seed, 6).below(5) > 0 => (nodes, 1),
+        _ => (5, 2),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::account::Account;
 use super::driver::{self, Event};
 use super::guard::{self, Told};
 use super::machine::{Frozen, application_of, guard_of};
@@ -60,7 +61,7 @@ fn happen(sim: &Arc<Sim>) {
         (chance.below(sim.scenario.nodes as u64) as NodeId, chance.below(100))
     };
     match roll {
-        0..14 => lose_power(sim, id),
+        0..14 => lose_power(sim, sim.scenario.cluster.and_then(|cluster| cluster.frail).unwrap_or(id)),
         14..26 => crash(sim, id),
         26..31 => kill_guard(sim, id),
         31..48 => drop(freeze(sim, id)),
@@ -94,6 +95,7 @@ fn forget(sim: &Arc<Sim>, id: NodeId) {
     {
         let mut machine = sim.cluster().machine(id);
         (machine.runs, machine.events, machine.captures) = (false, None, None);
+        (machine.is_capturing, machine.account) = (false, Account::default());
     }
     let mut node = sim.node(id);
     (node.handle, node.session) = (None, None);

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, Either, select};
 use rhyolite_format::Epoch;
+use rhyolite_format::lease::Witnesses;
 use rhyolite_logic::lease::{LastWill, Monotonic, Standing, Terms};
 use rhyolite_logic::role::{Action, Role, RoleMachine, RoleTerms, View, Why};
+use rhyolite_logic::witness::next_list;
 use rhyolite_store::Store;
 use rhyolite_writer::World;
 use rhyolite_writer::lease_keeper::{LeaseHandle, Loan, lease};
@@ -14,7 +16,8 @@ use rhyolite_writer::lease_place::InStore;
 use rhyolite_writer::names::Names;
 use tokio::sync::{mpsc, watch};
 
-use super::capture;
+use super::account;
+use super::capture::{self, Lines};
 use super::director;
 use super::files::Files;
 use super::follow::Live;
@@ -48,12 +51,18 @@ pub enum Event {
     Unfollowed,
     /// The databases are prepared, or not.
     Prepared(bool),
+    /// All that the capture of this number had found is durable.
+    Durable(u64),
     /// Capture has ended; whether everything is durable.
     Captured(bool),
 }
 
 struct Capture {
     stop: watch::Sender<bool>,
+    serves: watch::Sender<bool>,
+    number: u64,
+    /// All that was there when it began is durable.
+    is_durable: bool,
     /// Dropped, it takes the right away.
     loan: Option<Loan>,
 }
@@ -79,6 +88,8 @@ struct Driver {
     following: Option<watch::Sender<bool>>,
     preparing: Option<watch::Sender<bool>>,
     capture: Option<Capture>,
+    /// So many have begun.
+    captures: u64,
     role: Role,
 }
 
@@ -121,7 +132,7 @@ async fn run(sim: &Arc<Sim>, node: NodeId, life: u64) {
     let store: Arc<dyn Store> = Arc::new(SimStore { sim: Arc::clone(sim), node });
     let lease = keep_lease(sim, node, (&world, &store), &terms, true);
     let driver = Driver {
-        machine: RoleMachine::new(RoleTerms { rules: rules.role, ..RoleTerms::new(scenario.ttl, true) }),
+        machine: RoleMachine::new(role_terms(sim, rules)),
         sim: Arc::clone(sim),
         node,
         world,
@@ -140,11 +151,20 @@ async fn run(sim: &Arc<Sim>, node: NodeId, life: u64) {
         following: None,
         preparing: None,
         capture: None,
+        captures: 0,
         role: Role::Waiting,
     };
     driver.run().await;
     sim.trace(|| format!("node {node} ends"));
     director::ended(sim, node);
+}
+
+/// Whoever waits for witnesses that cannot be heard gives the lease up for the node that can do without them: here soon enough to see that.
+fn role_terms(sim: &Sim, rules: ClusterRules) -> RoleTerms {
+    let (scenario, terms) = (&sim.scenario, RoleTerms::new(sim.scenario.ttl, true));
+    let has_witnesses = scenario.cluster.is_some_and(|cluster| cluster.has_witnesses());
+    let prepare = if has_witnesses { scenario.ttl * 2 } else { terms.prepare };
+    RoleTerms { rules: rules.role, prepare, ..terms }
 }
 
 fn keep_lease(
@@ -183,6 +203,8 @@ impl Driver {
                 self.act(action);
                 self.take_standing();
             }
+            self.sim.cluster().machine(self.node).is_capturing = self.machine.is_capturing();
+            self.tend_witnesses();
             self.say_role();
             if !self.next(changes).await {
                 return;
@@ -260,10 +282,12 @@ impl Driver {
                 }
             }
             Action::Release { is_quiet } => {
-                let (lease, last_will) = (self.lease.clone(), LastWill { is_quiet, successor: None });
+                let successor = self.successor().filter(|_| !is_quiet);
+                let (lease, last_will) = (self.lease.clone(), LastWill { is_quiet, successor });
                 self.sim.timeline.spawn(Some(self.node), async move { lease.release(last_will).await });
             }
             Action::Watch => {
+                self.sim.cluster().machine(self.node).account.end();
                 self.lease = keep_lease(&self.sim, self.node, (&self.world, &self.store), &self.terms, false);
             }
             Action::Compete => self.lease.set_competes(true),
@@ -309,16 +333,111 @@ impl Driver {
         self.preparing = Some(cancel);
     }
 
+    /// Captures. Whoever has found a list of witnesses serves nobody before what it has found is durable.
     fn serve(&mut self) {
         let (loan, lent) = self.lease.lend();
-        let (stop, stopped) = watch::channel(false);
-        let captured = capture::run(Arc::clone(&self.sim), self.node, lent, Arc::clone(&self.names), stopped);
+        let ((stop, stopped), (serves, may_serve)) = (watch::channel(false), watch::channel(false));
+        self.captures += 1;
+        let number = self.captures;
+        let lines = Lines { stop: stopped, serves: may_serve, durable: (number, self.to_self.clone()) };
+        let captured = capture::run(Arc::clone(&self.sim), self.node, lent, Arc::clone(&self.names), lines);
         let events = self.to_self.clone();
         self.sim.timeline.spawn(Some(self.node), async move {
             let is_drained = captured.await;
             let _ = events.send(Event::Captured(is_drained));
         });
-        self.capture = Some(Capture { stop, loan: Some(loan) });
+        let waits = self.lease.witnesses().is_some() && self.rules.node.witness.durable_first;
+        self.capture = Some(Capture { stop, serves, number, is_durable: !waits, loan: Some(loan) });
+        let tenure = self.tenure();
+        self.sim.cluster().machine(self.node).account.begin(tenure);
+    }
+
+    fn tenure(&self) -> Option<u64> {
+        match self.lease.standing() {
+            Standing::Ours { origin, .. } => Some(origin.tenure),
+            Standing::Unknown | Standing::Theirs { .. } | Standing::Ended => None,
+        }
+    }
+
+    /// The node that has told what this one does not know of: it can go on without asking anybody.
+    fn successor(&self) -> Option<String> {
+        if !self.rules.node.witness.successor {
+            return None;
+        }
+        self.lease.witnesses().map(|list| list.of).filter(|of| Some(of) != self.terms.address.as_ref())
+    }
+
+    /// Keeps the list of witnesses in the lease as it should be, and lets everybody be served when there is none of before.
+    fn tend_witnesses(&mut self) {
+        let Some(capture) = self.capture.as_ref().filter(|capture| capture.is_durable) else { return };
+        let (Some(tenure), Some(_)) = (self.tenure(), self.lease.right()) else { return };
+        if self.machine.has_lost() || !self.machine.is_capturing() {
+            return;
+        }
+        let (said, rules, is_open) = (self.lease.witnesses(), self.rules.node.witness, *capture.serves.borrow());
+        let wish = {
+            let account = &self.sim.cluster().machine(self.node).account;
+            if account.tenure != Some(tenure) {
+                return;
+            }
+            account.wish.clone()
+        };
+        let mut is_settled = wish.as_ref() == Some(&said);
+        if wish.is_none() || is_settled {
+            is_settled = self.list(tenure, said);
+        }
+        let is_replaced = is_settled || !rules.replaced_first;
+        if !is_open && is_replaced && self.machine.role() == Role::Primary {
+            self.open();
+        }
+    }
+
+    /// Decides what the lease is to say. Whether it says that already.
+    fn list(&mut self, tenure: u64, said: Option<Witnesses>) -> bool {
+        let own = self.terms.address.clone().expect("every node has one");
+        let durable = self.sim.node(self.node).disk.state.as_ref().and_then(|state| state.durable);
+        let now = self.sim.timeline.now();
+        let account = &mut self.sim.cluster().machine(self.node).account;
+        let (here, awaited) = account.present(now);
+        let next = match self.sim.scenario.cluster.expect("a cluster").witnesses {
+            0 => None,
+            count => next_list((&own, count), said.as_ref(), &here, |name| awaited.contains(name)),
+        };
+        let is_safe = account.ledger.is_safe_by(next.as_ref(), durable.map(|pos| pos.txid));
+        if is_safe || !self.rules.node.witness.safe_by {
+            account.wish = Some(next.clone());
+            if next != said {
+                self.files
+                    .say(|| format!("wants for witnesses: {:?}", next.as_ref().map(|list| list.nodes.join(", "))));
+            }
+            self.lease.set_witnesses(tenure, next.clone());
+        }
+        account.wish == Some(said)
+    }
+
+    /// Everything is durable, and nobody is served any more.
+    fn needs_no_witnesses(&mut self) {
+        let tenure = self.tenure();
+        let account = &mut self.sim.cluster().machine(self.node).account;
+        if let Some(tenure) = tenure.filter(|_| account.tenure == tenure) {
+            account.wish = Some(None);
+            self.lease.set_witnesses(tenure, None);
+        }
+    }
+
+    /// Followers and the application are served.
+    fn open(&mut self) {
+        if let Some(capture) = &self.capture {
+            capture.serves.send_replace(true);
+        }
+        {
+            let account = &mut self.sim.cluster().machine(self.node).account;
+            (account.is_open, account.openings) = (true, account.openings + 1);
+        }
+        if self.sim.scenario.cluster.expect("a cluster").has_witnesses() {
+            let telling = account::tell(Arc::clone(&self.sim), self.node, self.lease.clone());
+            self.sim.timeline.spawn(Some(self.node), telling);
+        }
         self.application = true;
         self.tell_guard(Line::Run(self.told_until));
     }
@@ -355,8 +474,18 @@ impl Driver {
                 self.preparing = None;
                 self.machine.handle_prepared(is_done, now);
             }
+            Event::Durable(number) => {
+                let one = self.capture.as_mut().filter(|capture| capture.number == number);
+                if let Some(capture) = one {
+                    capture.is_durable = true;
+                }
+            }
             Event::Captured(is_drained) => {
                 self.capture = None;
+                self.sim.cluster().machine(self.node).account.is_open = false;
+                if is_drained {
+                    self.needs_no_witnesses();
+                }
                 if !self.machine.is_stopping_capture() {
                     // Nothing is captured any more.
                     return false;

@@ -1,7 +1,7 @@
 //! The file of a replica: opened, changed batch by batch, caught up with the store. A batch that does not lead on from what is there is noticed by its
 //! checksum, as pages that do not add up are.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use rhyolite_format::{Checksum, Lineage, PageCount, Pos};
 use rhyolite_logic::base::Base;
@@ -43,7 +43,7 @@ pub enum Batch {
     Whole,
 }
 
-/// The file of a node, and what its process remembers of it.
+/// The file of a node, and what its process has read.
 #[derive(Clone, Debug)]
 pub struct Files {
     /// The run.
@@ -52,8 +52,6 @@ pub struct Files {
     pub node: NodeId,
     /// Rules in force.
     pub rules: NodeRules,
-    /// Where the file has been.
-    trail: Arc<Mutex<Trail>>,
     /// Segments that were read.
     pub cache: Cache,
 }
@@ -62,17 +60,22 @@ impl Files {
     /// Those of a process that has just started.
     pub fn new(sim: &Arc<Sim>, node: NodeId) -> Self {
         let rules = sim.scenario.cluster.expect("a cluster").rules.node;
-        Self { sim: Arc::clone(sim), node, rules, trail: Arc::default(), cache: Cache::default() }
+        Self { sim: Arc::clone(sim), node, rules, cache: Cache::default() }
     }
 
-    /// Where the file has been, as far as is remembered.
-    pub fn trail(&self) -> MutexGuard<'_, Trail> {
-        self.trail.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The file has come through these positions.
+    pub fn note(&self, passed: impl IntoIterator<Item = Pos>) {
+        self.sim.node(self.node).disk.trail.note(passed);
+    }
+
+    /// Whether the file has been there, as far as is remembered.
+    pub fn has_passed(&self, pos: Pos) -> bool {
+        self.sim.node(self.node).disk.trail.has(pos)
     }
 
     /// The file was made another: it has come from nowhere.
     pub fn forget_trail(&self) {
-        *self.trail() = Trail::default();
+        self.sim.node(self.node).disk.trail = Trail::default();
     }
 
     /// A line of the trace.
@@ -101,6 +104,33 @@ impl Files {
     /// Notes where the file is.
     pub fn follow(&self, lineage: Lineage, before: Pos, after: Pos) {
         self.sim.node(self.node).disk.follow = Some(Follow { lineage, before, after });
+    }
+
+    /// The file becomes one that is written to, and all of it is on the disk.
+    pub fn release(&self) {
+        let mut node = self.sim.node(self.node);
+        node.disk.released = node.disk.follow.take();
+        let mut database = node.disk.database();
+        database.earlier.clear();
+        database.uncaptured.clear();
+    }
+
+    /// A file that was made one that is written to, and was not, follows again.
+    pub fn take_back(&self) {
+        if !self.rules.witness.take_back {
+            return;
+        }
+        let mut node = self.sim.node(self.node);
+        let disk = &mut node.disk;
+        let content = {
+            let database = disk.database();
+            database.exists.then_some(database.content)
+        };
+        let back = disk.released.filter(|released| disk.follow.is_none() && Some(released.after.checksum) == content);
+        if let Some(released) = back {
+            (disk.follow, disk.state) = (Some(released), None);
+            disk.log.clear();
+        }
     }
 
     /// Opens a file that follows, and compares it with its state.
@@ -149,7 +179,14 @@ impl Files {
             return Err(Trouble::Astray("somebody has written to it".to_owned()));
         }
         truth::replace(&self.sim, self.node, result);
-        self.trail().note([at, to]);
+        match batch {
+            Batch::From(_) => self.note([at, to]),
+            // What was there may have been on another way.
+            Batch::Whole => {
+                self.forget_trail();
+                self.note([to]);
+            }
+        }
         self.say(|| format!("applies {to} on {at}"));
         Ok(())
     }
@@ -173,7 +210,7 @@ impl Files {
         self.forget_trail();
         self.follow(catalog.lineage, plan.pos, plan.pos);
         truth::replace(&self.sim, self.node, plan.pos.checksum);
-        self.trail().note([plan.pos]);
+        self.note([plan.pos]);
         self.say(|| format!("restores {}", plan.pos));
         Ok(())
     }

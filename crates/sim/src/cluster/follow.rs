@@ -53,10 +53,7 @@ impl Live {
             };
             match ended {
                 Ok(()) => continue,
-                Err(Trouble::Astray(reason)) => {
-                    self.files.forget_trail();
-                    astray = Some(reason);
-                }
+                Err(Trouble::Astray(reason)) => astray = Some(reason),
                 Err(Trouble::Passing) => {}
             }
             self.world.sleep(pause).await;
@@ -68,8 +65,9 @@ impl Live {
         if self.files.is_there() == (false, false) {
             self.files.restore(store).await?;
         }
+        self.files.take_back();
         let (lineage, mut pos) = self.files.open()?;
-        self.files.trail().note([pos]);
+        self.files.note([pos]);
         let mut epoch = None;
         loop {
             let before = pos;
@@ -85,6 +83,14 @@ impl Live {
         }
     }
 
+    /// Tells the primary where the file is, where it wants to know.
+    fn reached(&self, back: &mpsc::UnboundedSender<(Lineage, Pos)>, lineage: Lineage, pos: Pos) {
+        let sim = &self.files.sim;
+        if sim.scenario.cluster.expect("a cluster").has_witnesses() {
+            serve::send(sim, (self.files.node, self.primary), back, (lineage, pos));
+        }
+    }
+
     /// Applies what comes until nothing comes any more.
     async fn stream(&self, lineage: Lineage, pos: &mut Pos, epoch: &mut Option<Epoch>) -> Result<Ended, Trouble> {
         let sim = &self.files.sim;
@@ -92,8 +98,9 @@ impl Live {
             return Ok(Ended::Lost);
         }
         let (to, mut from) = mpsc::unbounded_channel();
+        let (back, heard) = mpsc::unbounded_channel();
         let ends = (self.primary, self.files.node);
-        sim.timeline.spawn(Some(self.primary), serve::log(Arc::clone(sim), ends, (lineage, *pos), to));
+        sim.timeline.spawn(Some(self.primary), serve::log(Arc::clone(sim), ends, (lineage, *pos), (to, heard)));
         loop {
             let silence = self.world.sleep(SILENCE_MAX);
             let message = match select(Box::pin(from.recv()), silence).await {
@@ -103,6 +110,10 @@ impl Live {
             let step = match message {
                 None => return Ok(Ended::Lost),
                 Some(Message::Heartbeat) => continue,
+                Some(Message::AtEnd) => {
+                    self.reached(&back, lineage, *pos);
+                    continue;
+                }
                 Some(Message::End(EndReason::Behind)) => return Ok(Ended::Behind),
                 Some(Message::End(EndReason::Diverged)) => {
                     return Err(Trouble::Astray("the primary has another history".to_owned()));
@@ -114,6 +125,7 @@ impl Live {
             }
             self.files.apply(lineage, *pos, step.after, Batch::From(step.before.checksum)).await?;
             (*pos, *epoch) = (step.after, Some(step.epoch));
+            self.reached(&back, lineage, *pos);
         }
     }
 }

@@ -144,7 +144,7 @@ fn start(sim: &Arc<Sim>, node: NodeId) {
         assert!(!machine.has_application, "one application at a time");
         (machine.has_application, machine.signal) = (true, Some(signal));
     }
-    sim.cluster().truth().serves(node);
+    truth::serves(sim, node);
     sim.trace(|| format!("application {node} starts"));
     sim.timeline.spawn(Some(application_of(sim.scenario.nodes, node)), application(Arc::clone(sim), node, signalled));
 }

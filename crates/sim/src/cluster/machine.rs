@@ -3,6 +3,7 @@
 use rhyolite_format::{Epoch, Lineage};
 use tokio::sync::{mpsc, watch};
 
+use super::account::Account;
 use super::driver::Event;
 use crate::executor::NodeId;
 
@@ -23,6 +24,10 @@ pub struct Machine {
     pub events: Option<mpsc::UnboundedSender<Event>>,
     /// Whose commits are captured here, and under which right; there is something to follow.
     pub captures: Option<(Lineage, Epoch)>,
+    /// The node captures, or is to.
+    pub is_capturing: bool,
+    /// What it knows of those who follow it, and what the lease says of them.
+    pub account: Account,
     /// No other node is reached before this time, in microseconds.
     pub alone_until: u64,
     /// The node, or all of the machine, stands still.

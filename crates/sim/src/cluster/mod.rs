@@ -11,6 +11,7 @@
 //! `logic`'s and the order of requests is `writer`'s; what is here does what they say. A file is what its content is: [`truth`] knows from which content
 //! each was made, and so what is a prefix of what.
 
+pub mod account;
 pub mod capture;
 pub mod catalog;
 pub mod director;
@@ -25,6 +26,7 @@ pub mod rejoin;
 pub mod rules;
 pub mod serve;
 pub mod truth;
+pub mod witness;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

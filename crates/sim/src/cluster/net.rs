@@ -64,6 +64,13 @@ pub async fn carry(sim: &Arc<Sim>, from: NodeId, to: NodeId) -> bool {
     sim.cluster().machine(to).runs
 }
 
+/// Brings an answer back. `false` when it does not arrive in time.
+pub async fn answer(sim: &Arc<Sim>, from: NodeId, to: NodeId) -> bool {
+    let delay = delay(sim, from, to);
+    sim.timeline.sleep(delay.unwrap_or(PATIENCE)).await;
+    delay.is_some()
+}
+
 /// The store as the primary passes it on to those who follow. It is only read.
 #[derive(Clone, Debug)]
 pub struct Passed {
@@ -85,16 +92,10 @@ impl Passed {
     }
 
     async fn back<T>(&self, operation: Operation, key: &str, answer: T) -> Result<T, StoreError> {
-        match delay(&self.sim, self.primary, self.node) {
-            Some(delay) => {
-                self.sim.timeline.sleep(delay).await;
-                Ok(answer)
-            }
-            None => {
-                self.sim.timeline.sleep(PATIENCE).await;
-                Err(StoreError::new(StoreErrorKind::Unavailable, operation, key, "sim:", "no answer"))
-            }
+        if self::answer(&self.sim, self.primary, self.node).await {
+            return Ok(answer);
         }
+        Err(StoreError::new(StoreErrorKind::Unavailable, operation, key, "sim:", "no answer"))
     }
 
     fn refused<T>(operation: Operation, key: &str) -> Result<T, StoreError> {

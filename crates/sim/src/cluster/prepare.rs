@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rhyolite_format::segment::Segment;
-use rhyolite_format::{Epoch, Pos};
+use rhyolite_format::{Epoch, Lineage, Pos};
 use rhyolite_logic::lease::Guards;
 use rhyolite_logic::prepare::{Approach, Content, FoundEnd, TakeEnd, approach, goes_on, take_end};
 use rhyolite_logic::reconcile::{StoreEnd, reconcile};
@@ -15,8 +15,9 @@ use rhyolite_writer::create::{self, CreateError};
 use rhyolite_writer::lease_keeper::LeaseHandle;
 use rhyolite_writer::log_end::{self, LogEnd};
 
-use super::files::{Files, Trouble};
-use super::rejoin::{empty_state_folder, rejoin};
+use super::files::{Batch, Files, Trouble};
+use super::rejoin::{empty_state_folder, keep, rejoin};
+use super::witness::{self, Found};
 use crate::sim::NodeWorld;
 
 /// Pause before something that failed is tried again.
@@ -73,12 +74,63 @@ impl Prepare {
         }
         let Some(pos) = end.pos else { return true };
         self.files.say(|| format!("takes {pos} for the end of the log"));
-        if self.goes_on(&end) {
+        let own = self.goes_on(&end);
+        let Some(found) = self.hear((end.identity.lineage, pos), own).await else {
+            return false;
+        };
+        if own.is_some() && found.is_none() {
             return true;
         }
-        let at = self.promote(pos).await;
+        self.files.take_back();
+        let mut at = self.promote(pos).await;
+        if let Some(found) = found {
+            match self.take_found(end.identity.lineage, at, found).await {
+                Some(taken) => at = taken,
+                None => return false,
+            }
+        }
+        self.files.step().await;
+        self.files.release();
         self.leave(at, &end);
         true
+    }
+
+    /// What the witnesses have beyond the end, if there are any that have to be asked. `None`: the right is gone.
+    async fn hear(&self, end: witness::End, own: Option<Content>) -> Option<Option<Found>> {
+        let rules = self.files.rules.witness;
+        if self.lease.right().is_none() {
+            self.world.sleep(AGAIN).await;
+            return None;
+        }
+        let Some(list) = self.lease.witnesses().filter(|_| rules.ask) else { return Some(None) };
+        // Only a machine that has run since still has all that was told there.
+        let is_told = list.of == format!("node {}", self.files.node);
+        let is_kept = own == Some(Content::Kept) || (own.is_some() && !rules.kept);
+        if is_told && is_kept {
+            return Some(None);
+        }
+        Some(witness::hear(&self.files, &self.world, &list, end).await)
+    }
+
+    /// Makes the file, which is at `at`, what was found, unless it has come through that. Gives where it is then; `None` when that cannot be had.
+    async fn take_found(&self, lineage: Lineage, at: Pos, found: Found) -> Option<Pos> {
+        let files = &self.files;
+        let is_further = !files.rules.witness.found_first && at.txid >= found.pos.txid;
+        if at == found.pos || files.has_passed(found.pos) || is_further {
+            return Some(at);
+        }
+        let Some((content, trail)) = witness::fetch(files, found).await else {
+            self.world.sleep(AGAIN).await;
+            return None;
+        };
+        if !trail.has(at) {
+            // It may be on a way of its own.
+            keep(files, at.checksum).await;
+        }
+        files.apply(lineage, at, Pos { checksum: content, ..found.pos }, Batch::Whole).await.ok()?;
+        files.sim.node(files.node).disk.trail = trail;
+        files.say(|| format!("goes on from what node {} has: {}", found.node, found.pos));
+        Some(found.pos)
     }
 
     /// `false` when the log has gone on meanwhile, or there is no right any more.
@@ -124,10 +176,10 @@ impl Prepare {
         }
     }
 
-    /// Whether the file is left to capture as it is.
-    fn goes_on(&self, end: &LogEnd) -> bool {
+    /// What is known of the file, if it may be left to capture as it is.
+    fn goes_on(&self, end: &LogEnd) -> Option<Content> {
         if self.files.is_there() != (true, false) {
-            return false;
+            return None;
         }
         let node = self.files.sim.node(self.files.node);
         let disk = &node.disk;
@@ -139,19 +191,18 @@ impl Prepare {
             true => Content::Kept,
             false => Content::Measured(Some(disk.database().content)),
         };
-        !self.files.rules.joins_end || goes_on(&start, content)
+        (!self.files.rules.joins_end || goes_on(&start, content)).then_some(content)
     }
 
     /// Brings the file to the end, or leaves it further, and gives where it is.
     async fn promote(&self, end: Pos) -> Pos {
-        let mut is_passed = self.files.trail().has(end) || !self.files.rules.passed;
+        let mut is_passed = self.files.has_passed(end) || !self.files.rules.passed;
         loop {
             match self.advance(end, is_passed).await {
                 Ok(pos) => return pos,
                 Err(Trouble::Passing) => {}
                 Err(Trouble::Astray(reason)) => {
                     is_passed = false;
-                    self.files.forget_trail();
                     if rejoin(&self.files, &*self.store, &reason).await.is_ok() {
                         continue;
                     }
@@ -168,11 +219,7 @@ impl Prepare {
         loop {
             let (lineage, pos) = self.files.open()?;
             match approach(Some(pos), end, is_passed) {
-                Approach::There => {
-                    self.files.step().await;
-                    self.release();
-                    return Ok(pos);
-                }
+                Approach::There => return Ok(pos),
                 Approach::Astray => return Err(Trouble::Astray(format!("the store ends at {end}"))),
                 Approach::CatchUp => {
                     if !self.files.look_from(&*self.store, lineage, pos).await? {
@@ -181,15 +228,6 @@ impl Prepare {
                 }
             }
         }
-    }
-
-    /// The file becomes one that is written to, and all of it is on the disk.
-    fn release(&self) {
-        let mut node = self.files.sim.node(self.files.node);
-        node.disk.follow = None;
-        let mut database = node.disk.database();
-        database.earlier.clear();
-        database.uncaptured.clear();
     }
 
     fn leave(&self, at: Pos, end: &LogEnd) {

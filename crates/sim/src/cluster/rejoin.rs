@@ -38,11 +38,13 @@ async fn follower(files: &Files, catalog: &Catalog, points: &[Pos], at: (Lineage
     let local = Local { checksum: pos.checksum, lineage: Some(lineage), durable: None };
     match judge(&local, catalog.lineage, points.iter().copied()) {
         Verdict::Known(known) => {
+            files.forget_trail();
             files.follow(lineage, known, known);
             None
         }
         Verdict::Lost => {
             keep(files, pos.checksum).await;
+            files.forget_trail();
             files.follow(catalog.lineage, pos, pos);
             Some(pos)
         }
@@ -67,6 +69,7 @@ async fn written(files: &Files, catalog: &Catalog, points: &[Pos]) -> Option<Pos
             Pos { txid: noted.map_or(Txid::FIRST, |pos| pos.txid), checksum: content }
         }
     };
+    files.forget_trail();
     files.follow(catalog.lineage, pos, pos);
     {
         // SQLite has put what was committed into the file.
@@ -81,7 +84,7 @@ async fn written(files: &Files, catalog: &Catalog, points: &[Pos]) -> Option<Pos
 }
 
 /// Keeps a copy.
-async fn keep(files: &Files, content: Checksum) {
+pub async fn keep(files: &Files, content: Checksum) {
     if !files.rules.keep_branch {
         return;
     }

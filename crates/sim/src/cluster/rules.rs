@@ -37,6 +37,41 @@ pub struct NodeRules {
     pub stream_position: bool,
     /// Capture ends for good when the right was lost: the loan is taken back.
     pub loan_ends: bool,
+    /// What goes for witnesses.
+    pub witness: WitnessRules,
+}
+
+/// What a node keeps to that tells its clients that commits are safe because others have them, and whoever comes after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WitnessRules {
+    /// A commit is told to be safe only by what the lease says, and is to say; not by what it is to say alone.
+    pub lists: bool,
+    /// It is told only with the right to write.
+    pub right_at_tell: bool,
+    /// A list is replaced only when everything that was told is safe by the next one as well, or durable.
+    pub safe_by: bool,
+    /// Only positions of the own log count as reached.
+    pub reached_position: bool,
+    /// Whoever takes the lease with witnesses asks them.
+    pub ask: bool,
+    /// It hears as many as it takes.
+    pub enough: bool,
+    /// What cannot be proved is no answer.
+    pub unproved: bool,
+    /// The node that told asks as well when its machine has started anew.
+    pub kept: bool,
+    /// A new primary goes on from what it has found, however far its own file is on a way of its own.
+    pub found_first: bool,
+    /// What was found is durable before anybody is served, and before the list is replaced.
+    pub durable_first: bool,
+    /// The application starts only when the lease has no list of before any more.
+    pub replaced_first: bool,
+    /// A file that left the log before its end has nothing beyond it.
+    pub left: bool,
+    /// A file that was made one that is written to, and was not, is still where it was.
+    pub take_back: bool,
+    /// Whoever cannot hear enough gives the lease up for the node that told.
+    pub successor: bool,
 }
 
 impl ClusterRules {
@@ -55,6 +90,22 @@ impl ClusterRules {
             judge_before_rewrite: true,
             stream_position: true,
             loan_ends: true,
+            witness: WitnessRules {
+                lists: true,
+                right_at_tell: true,
+                safe_by: true,
+                reached_position: true,
+                ask: true,
+                enough: true,
+                unproved: true,
+                kept: true,
+                found_first: true,
+                durable_first: true,
+                replaced_first: true,
+                left: true,
+                take_back: true,
+                successor: true,
+            },
         },
     };
 }
@@ -63,12 +114,13 @@ impl ClusterRules {
 pub type Switch = fn(&mut ClusterRules) -> &mut bool;
 
 /// Name and switch of each rule.
-pub const RULES: [(&str, Switch); 22] = [
+pub const RULES: [(&str, Switch); 37] = [
     ("request_ids", |r| &mut r.lease.request_ids),
     ("right_since_sent", |r| &mut r.lease.right_since_sent),
     ("wait_for_expiry", |r| &mut r.lease.wait_for_expiry),
     ("nonces", |r| &mut r.lease.nonces),
     ("manifest_epoch", |r| &mut r.lease.manifest_epoch),
+    ("keep_witnesses", |r| &mut r.lease.keep_witnesses),
     ("unfollow_first", |r| &mut r.role.unfollow_first),
     ("prepare_first", |r| &mut r.role.prepare_first),
     ("application_first", |r| &mut r.role.application_first),
@@ -86,6 +138,20 @@ pub const RULES: [(&str, Switch); 22] = [
     ("judge_before_rewrite", |r| &mut r.node.judge_before_rewrite),
     ("stream_position", |r| &mut r.node.stream_position),
     ("loan_ends", |r| &mut r.node.loan_ends),
+    ("witness_lists", |r| &mut r.node.witness.lists),
+    ("right_at_tell", |r| &mut r.node.witness.right_at_tell),
+    ("safe_by", |r| &mut r.node.witness.safe_by),
+    ("reached_position", |r| &mut r.node.witness.reached_position),
+    ("witness_ask", |r| &mut r.node.witness.ask),
+    ("witness_enough", |r| &mut r.node.witness.enough),
+    ("witness_unproved", |r| &mut r.node.witness.unproved),
+    ("witness_kept", |r| &mut r.node.witness.kept),
+    ("found_first", |r| &mut r.node.witness.found_first),
+    ("durable_first", |r| &mut r.node.witness.durable_first),
+    ("replaced_first", |r| &mut r.node.witness.replaced_first),
+    ("witness_left", |r| &mut r.node.witness.left),
+    ("take_back", |r| &mut r.node.witness.take_back),
+    ("witness_successor", |r| &mut r.node.witness.successor),
 ];
 
 /// Every rule but this one. `None` when there is none of this name.

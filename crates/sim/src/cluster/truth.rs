@@ -8,7 +8,9 @@
 //! 2. It commits only on contents that have the durable end that there was when it began. So nobody serves that is stale or empty.
 //! 3. What becomes durable has everything that was durable. (2 and 3 but for a first snapshot, as long as nothing was acknowledged.)
 //! 4. A file is rewritten only to a content that has its own, or when its content is durable, or kept as a lost branch; and never under an application.
-//! 5. At the end, a while after the last fault, somebody has committed, and every file is at the durable end.
+//! 5. A content that somebody was told to be safe is in every content that is committed on after that, by whomever, or begun with; what becomes durable
+//!    has it, or is on the way to it. At the end it is durable.
+//! 6. At the end, a while after the last fault, somebody has committed, and every file is at the durable end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -34,6 +36,8 @@ pub struct Truth {
     granted: Option<NodeId>,
     /// The end of what is durable.
     durable: Option<Pos>,
+    /// The last content that somebody was told to be safe, and with it all that it was made from.
+    promised: Option<Checksum>,
     /// What was durable when each node began to serve.
     served_from: HashMap<NodeId, Option<Pos>>,
     /// Commits so far.
@@ -46,6 +50,8 @@ pub struct Truth {
     pub branches: u64,
     /// How often somebody began to serve.
     pub terms: u64,
+    /// How often somebody was told that a commit is safe that was not durable yet.
+    pub promises: u64,
 }
 
 impl Truth {
@@ -89,10 +95,59 @@ impl Truth {
     }
 
     /// A node begins to serve.
-    pub fn serves(&mut self, node: NodeId) {
+    fn serves(&mut self, node: NodeId) {
         self.terms += 1;
         let durable = self.durable;
         self.served_from.insert(node, durable);
+    }
+
+    /// Whether a content has everything that somebody was told to be safe.
+    fn keeps_promises(&self, content: Checksum) -> bool {
+        self.promised.is_none_or(|promised| self.has(content, promised))
+    }
+}
+
+/// A node begins to serve what it has.
+pub fn serves(sim: &Arc<Sim>, node: NodeId) {
+    let content = {
+        let node = sim.node(node);
+        let database = node.disk.database();
+        database.exists.then_some(database.content)
+    };
+    let mut truth = sim.cluster().truth();
+    truth.serves(node);
+    // Whoever begins without the right commits nothing.
+    let is_right = truth.granted != Some(node) || content.map_or(truth.promised.is_none(), |c| truth.keeps_promises(c));
+    let promised = truth.promised;
+    drop(truth);
+    if !is_right {
+        let text = format!("application {node} starts on {content:?}, which lacks what was promised: {promised:?}");
+        sim.model().violated(text);
+    }
+}
+
+/// Somebody is told that a content is safe.
+pub fn promise(sim: &Arc<Sim>, node: NodeId, content: Checksum) {
+    let mut truth = sim.cluster().truth();
+    let is_news = truth.promised != Some(content);
+    let is_contradicted = match truth.promised {
+        Some(promised) if truth.has(content, promised) => false,
+        Some(promised) => !truth.has(promised, content),
+        None => false,
+    };
+    if truth.keeps_promises(content) {
+        truth.promised = Some(content);
+    }
+    if is_news && !truth.durable.is_some_and(|end| truth.has(end.checksum, content)) {
+        truth.promises += 1;
+    }
+    let promised = truth.promised;
+    drop(truth);
+    if is_news {
+        sim.trace(|| format!("node {node} promises {content}"));
+    }
+    if is_contradicted {
+        sim.model().violated(format!("node {node} promises {content}, which lacks what was promised: {promised:?}"));
     }
 }
 
@@ -119,6 +174,11 @@ pub fn commit(sim: &Arc<Sim>, node: NodeId, before: Checksum, after: Checksum) {
         wrong =
             wrong.or(Some(format!("application {node} commits on {before}, which lacks what was durable: {floor}")));
     }
+    if !truth.keeps_promises(before) {
+        let promised = truth.promised;
+        wrong = wrong
+            .or(Some(format!("application {node} commits on {before}, which lacks what was promised: {promised:?}")));
+    }
     truth.commits += 1;
     truth.commit_last = now;
     drop(truth);
@@ -144,6 +204,14 @@ pub fn store_changed(sim: &Arc<Sim>, key: &str) {
     };
     let mut truth = sim.cluster().truth();
     let before = std::mem::replace(&mut truth.durable, end);
+    if let (Some(end), Some(promised)) = (end, truth.promised)
+        && before != Some(end)
+        && !truth.keeps_promises(end.checksum)
+        && !truth.has(promised, end.checksum)
+    {
+        drop(truth);
+        return sim.model().violated(format!("{end} became durable, beside what was promised: {promised}"));
+    }
     let (Some(before), Some(end)) = (before, end) else { return };
     if before == end || truth.has(end.checksum, before.checksum) {
         return;
@@ -195,6 +263,11 @@ pub fn check_end(sim: &Arc<Sim>) {
     let mut wrong = None;
     if truth.commit_last < calm {
         wrong = Some("nobody committed any more after everything was well again".to_owned());
+    }
+    if let Some(promised) = truth.promised
+        && !truth.durable.is_some_and(|end| truth.keeps_promises(end.checksum))
+    {
+        wrong = wrong.or(Some(format!("what was promised is not durable: {promised}")));
     }
     for node in 0..sim.scenario.nodes {
         let node_of = sim.node(node);
