@@ -219,7 +219,7 @@ fn source(args: &FollowArgs) -> Result<(Source, Option<String>), Failure> {
     let tls = TlsFiles::new(args.cert.clone(), args.key.clone(), args.ca.clone());
     let tls = tls.map_err(|_| Failure::usage("with --accept --ca has no effect without TLS: give --cert and --key"))?;
     let config = AcceptConfig::new(listen, token, tls).map_err(|m| Failure::usage(format!("--{m}")))?;
-    Ok((Source::Accepted(Accepting::new(config).map_err(Failure::failed)?), first.clone()))
+    Ok((Source::Accepted(Accepting::new(config, false).map_err(Failure::failed)?), first.clone()))
 }
 
 /// By what the node is known, and what it is shown. That the files can be read is seen before anything is begun.

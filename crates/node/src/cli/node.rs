@@ -161,7 +161,8 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
     let lease = lease.map_err(|m| Failure::usage(format!("--lease: {m}")))?;
     let mut server = server(args)?;
     let is_candidate = is_candidate(args, lease.as_ref())?;
-    let accepting = accepting(args, &server, is_candidate)?;
+    let is_static = lease.as_ref().is_some_and(LeaseUrl::is_static);
+    let accepting = accepting(args, &server, (is_candidate, is_static))?;
     let durability = durability(args)?;
     let proxy = args.proxy.config(needed(args.dir.as_ref(), "DIR", "node.dir")?)?;
     let mut folder = folder(&resolved)?;
@@ -265,14 +266,22 @@ fn server(args: &NodeArgs) -> Result<ClusterConfig, Failure> {
 }
 
 /// The place for a primary that dials this node. Only a node that never dials anybody has one: whoever may become the primary is reached by the others.
-fn accepting(args: &NodeArgs, server: &ClusterConfig, is_candidate: bool) -> Result<Option<Arc<Accepting>>, Failure> {
+fn accepting(
+    args: &NodeArgs,
+    server: &ClusterConfig,
+    (is_candidate, is_static): (bool, bool),
+) -> Result<Option<Arc<Accepting>>, Failure> {
+    if !is_candidate && !args.push_to.is_empty() {
+        return Err(Failure::usage("--push-to has no effect on a node that never becomes the primary"));
+    }
     let Some(listen) = args.accept else { return Ok(None) };
     if is_candidate {
         return Err(Failure::usage("--accept is for nodes that never become the primary: give --candidate=false"));
     }
     let config = AcceptConfig::new(listen, server.token.clone(), server.tls.clone());
     let config = config.map_err(|m| Failure::usage(format!("--{m}")))?;
-    Accepting::new(config).map(Some).map_err(Failure::failed)
+    // Where a person has named the primary, its right is not known.
+    Accepting::new(config, !is_static).map(Some).map_err(Failure::failed)
 }
 
 /// What this node shows the others, as a replica: the same as a primary.

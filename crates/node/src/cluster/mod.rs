@@ -699,12 +699,12 @@ impl Node {
             }
         };
         let changed = usize::from(self.config.folder != folder);
+        // Whoever waits for the answer is told by the end of the channel when it cannot be given: then nothing is taken over.
+        let turn = self.capture.as_ref().map(|capture| capture.commands.try_reserve()).transpose();
+        let Ok(turn) = turn else { return };
         self.config.folder = folder.clone();
-        match &self.capture {
-            // Whoever waits for the answer is told by the end of the channel when it cannot be given.
-            Some(capture) => {
-                drop(capture.commands.try_send(Command::Reload(Box::new((Vec::new(), vec![folder])), reply)))
-            }
+        match turn {
+            Some(turn) => turn.send(Command::Reload(Box::new((Vec::new(), vec![folder])), reply)),
             None => drop(reply.send(Reloaded { changed, ..Reloaded::default() })),
         }
     }

@@ -86,6 +86,7 @@ pub(super) enum Content {
     /// One after the other.
     Memory(Vec<u8>),
 }
+
 /// Changed pages.
 #[derive(Debug)]
 pub(super) struct Batch {
@@ -278,7 +279,7 @@ impl Follower {
     /// From here on it is a file that follows nothing.
     fn forget_state(&self) -> Result<(), RestoreError> {
         for path in [state_path(&self.path), pos_path(&self.path)] {
-            remove(&path)?;
+            super::remove(&path)?;
         }
         sync_folder_of(&self.path)
     }
@@ -645,14 +646,6 @@ fn is_grown_by(batch: &Batch, before: PageCount) -> bool {
     let first = batch.pages.partition_point(|pgno| pgno.get() <= from);
     let is_within = batch.pages.last().is_none_or(|last| last.get() <= to);
     is_within && (batch.pages.len() - first) as u64 == wanted
-}
-
-/// Removes a file, if there is one.
-pub(super) fn remove(path: &Path) -> Result<(), RestoreError> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(RestoreError::io("remove", path, e)),
-        _ => Ok(()),
-    }
 }
 
 /// Asks until it works or the time is over.

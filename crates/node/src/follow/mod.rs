@@ -136,6 +136,14 @@ pub async fn follow(
     Ok(())
 }
 
+/// Removes a file, if there is one.
+fn remove(path: &Path) -> Result<(), RestoreError> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(RestoreError::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
 /// The first restore.
 async fn start(options: &FollowOptions) -> Result<RestoreReport, RestoreError> {
     let restore = RestoreOptions {

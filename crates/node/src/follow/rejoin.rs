@@ -171,7 +171,7 @@ fn take_in(
 
 /// Nobody has the file open, and nothing is in them.
 fn remove_companions(path: &Path) -> Result<(), RestoreError> {
-    ["-wal", "-shm"].into_iter().try_for_each(|suffix| apply::remove(&beside(path, suffix)))
+    ["-wal", "-shm"].into_iter().try_for_each(|suffix| super::remove(&beside(path, suffix)))
 }
 
 /// A file that was given to whoever writes to it, which nobody has done since.
@@ -251,7 +251,7 @@ fn unknown(reason: &str) -> LostBranch {
 fn set_file_aside(path: &Path, meta_path: &Path, reason: &str) -> Result<Taken, RestoreError> {
     let size = std::fs::metadata(path).map_err(|e| RestoreError::io("read", path, e))?.len();
     if size == 0 {
-        apply::remove(path)?;
+        super::remove(path)?;
     } else {
         let kept = lost::move_away(meta_path, path, &LostBranch { size, ..unknown(reason) })?;
         tracing::warn!(database = %path.display(), "it was no database ({reason}): moved to {}", kept.display());
@@ -266,7 +266,7 @@ fn set_rest_aside(path: &Path, meta_path: &Path, reason: &str) -> Result<Taken, 
         let companion = beside(path, suffix);
         let size = std::fs::metadata(&companion).map_or(0, |meta| meta.len());
         if size == 0 {
-            apply::remove(&companion)?;
+            super::remove(&companion)?;
             continue;
         }
         let why = format!("its {suffix} file, without the database: {reason}");
@@ -274,7 +274,7 @@ fn set_rest_aside(path: &Path, meta_path: &Path, reason: &str) -> Result<Taken, 
         tracing::warn!(database = %path.display(), "{suffix} without its database: moved to {}", kept.display());
     }
     for left in [beside(path, "-shm"), apply::state_path(path), apply::pos_path(path)] {
-        apply::remove(&left)?;
+        super::remove(&left)?;
     }
     empty_state_folder(meta_path)?;
     sync_folder_of(path)?;

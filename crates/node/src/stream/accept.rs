@@ -45,6 +45,8 @@ pub struct Accepting {
     place: watch::Sender<Option<Connected>>,
     /// The right of the primary, as the lease has it.
     known: Mutex<Option<Epoch>>,
+    /// Only a right that the lease is known to give has a place.
+    needs_lease: bool,
     /// What was logged of whom since a primary was last taken.
     told: Mutex<HashSet<(IpAddr, String)>>,
 }
@@ -63,15 +65,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Accepting {
-    /// A place that nobody has. Nobody can take it before [`Accepting::serve`].
+    /// A place that nobody has. Nobody can take it before [`Accepting::serve`]; `needs_lease`: nor whose right is a newer one than what [`Accepting::expect`] was told.
     ///
     /// # Errors
     /// One line: a file of TLS is missing, or holds something else.
-    pub fn new(config: AcceptConfig) -> Result<Arc<Self>, String> {
+    pub fn new(config: AcceptConfig, needs_lease: bool) -> Result<Arc<Self>, String> {
         let tls = config.tls.map(Acceptor::for_pushes).transpose()?;
         let (place, _) = watch::channel(None);
         let (known, told) = (Mutex::default(), Mutex::default());
-        Ok(Arc::new(Self { listen: config.listen, token: config.token, tls, place, known, told }))
+        Ok(Arc::new(Self { listen: config.listen, token: config.token, tls, place, known, needs_lease, told }))
     }
 
     /// Where primaries are to dial.
@@ -94,7 +96,9 @@ impl Accepting {
 
     /// What the lease says of the right of the primary: an older one has no place here.
     pub fn expect(&self, epoch: Option<Epoch>) {
-        *lock(&self.known) = epoch;
+        let mut known = lock(&self.known);
+        *known = epoch.max(*known);
+        drop(known);
         let place = self.place.borrow();
         if let Some(connected) = place.as_ref().filter(|c| epoch.is_some_and(|known| c.comer.epoch < known)) {
             connected.link.close();
@@ -178,7 +182,10 @@ impl Accepting {
         };
         let met = tokio::time::timeout_at(deadline, meet(&mut stream, self.token.as_ref(), judge)).await;
         let comer = met.map_err(|_| "it said nothing that was expected in time".to_owned())??;
-        let link = Link::accepted(from, self.token.clone(), stream).await.map_err(|e| e.to_string())?;
+        // Both ends have proved that they know the token: it is not sent, wherever this connection leads to.
+        let accepted = tokio::time::timeout_at(deadline, Link::accepted(from, None, stream)).await;
+        let accepted = accepted.map_err(|_| "it did not speak in time".to_owned())?;
+        let link = accepted.map_err(|e| e.to_string())?;
         // It serves, and knows from here on that it was asked: it may be that there is nothing else to ask for a while.
         let served = tokio::time::timeout_at(deadline, link.read("/v1/node", ABOUT_BYTES_MAX)).await;
         let served = served.map_err(|_| "it did not answer in time".to_owned());
@@ -222,6 +229,11 @@ impl Accepting {
     fn judge(&self, comer: Comer, place: Option<&Connected>) -> (Answer, String) {
         let connected = place.filter(|connected| !connected.link.is_closed()).map(|connected| connected.comer);
         let known = *lock(&self.known);
+        if self.needs_lease && known.is_none_or(|known| comer.epoch > known) {
+            // Another cluster may have higher numbers.
+            let known = known.map_or("nothing yet".to_owned(), |known| format!("{known} so far"));
+            return (Answer::Busy, format!("the lease of this node says {known}, and not {}", comer.epoch));
+        }
         let answer = judge(comer, connected, known);
         let number = |epoch: Option<Epoch>| epoch.map_or_else(String::new, |epoch| epoch.to_string());
         let text = match answer {

@@ -139,7 +139,7 @@ impl Push {
         let served = match dialed {
             Ok(stream) => {
                 self.note(true, None);
-                requests(&self.server, stream).await
+                requests(&self.server, stream, true).await
             }
             Err(text) => return text,
         };
