@@ -58,8 +58,13 @@ fn open(path: &Path) -> io::Result<Held> {
     let database = open(path)?;
     match open(&beside(path, "-shm")) {
         Ok(wal_index) => Ok((database, Some(wal_index))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((database, None)),
-        Err(error) => Err(error),
+        Err(error) => {
+            if error.kind() != io::ErrorKind::NotFound {
+                tell(path, &error);
+            }
+            // Closed, it would take the locks of this process on the file with it.
+            Ok((database, None))
+        }
     }
 }
 

@@ -259,8 +259,6 @@ impl Follower {
         let page_one = self.end.page_one;
         let fields = page_one.for_readers(self.change_counter.wrapping_add(1));
         self.put_page_one(PageOneFields { versions: page_one.versions, ..fields }, &locks)?;
-        let as_released = FollowState { lineage: self.lineage, boot_id: boot_id(), before: self.end, after: self.end };
-        replace(&replica::released_path(&self.path), &as_released.encode(), true)?;
         self.forget_state()?;
         drop(locks);
         Ok(Ok(self.released()))
@@ -276,8 +274,10 @@ impl Follower {
         Ok(self.released())
     }
 
-    /// From here on it is a file that follows nothing.
+    /// From here on it is a file that follows nothing. What it was is noted, should nobody write to it.
     fn forget_state(&self) -> Result<(), RestoreError> {
+        let as_released = FollowState { lineage: self.lineage, boot_id: boot_id(), before: self.end, after: self.end };
+        replace(&replica::released_path(&self.path), &as_released.encode(), true)?;
         for path in [state_path(&self.path), pos_path(&self.path)] {
             super::remove(&path)?;
         }

@@ -106,10 +106,26 @@ pub(super) fn move_away(meta_path: &Path, from: &Path, branch: &LostBranch) -> R
         }
         path = place(meta_path, branch).with_extension(format!("{number}.db"));
     }
-    fs::rename(from, &path).map_err(|e| RestoreError::io("keep the lost branch", &path, e))?;
+    rename_or_copy(from, &path).map_err(|e| RestoreError::io("keep the lost branch", &path, e))?;
     write_record(&path.with_extension("json"), branch)?;
     sync_folder_of(from)?;
     Ok(path)
+}
+
+/// From a mount to the folder behind it a file cannot be renamed: then it goes when its copy is on the disk.
+fn rename_or_copy(from: &Path, to: &Path) -> io::Result<()> {
+    match fs::rename(from, to) {
+        Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {}
+        renamed => return renamed,
+    }
+    let new = to.with_extension("db-new");
+    let mut source = File::open(from)?;
+    let mut copy = File::create(&new)?;
+    io::copy(&mut source, &mut copy)?;
+    copy.sync_all()?;
+    fs::rename(&new, to)?;
+    File::open(to.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+    fs::remove_file(from)
 }
 
 fn place(meta_path: &Path, branch: &LostBranch) -> PathBuf {
@@ -130,6 +146,16 @@ fn write_record(path: &Path, branch: &LostBranch) -> Result<(), RestoreError> {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_file_of_another_file_system_is_copied_before_it_goes() {
+        let (folder, memory) = (tempfile::tempdir().unwrap(), tempfile::tempdir_in("/dev/shm").unwrap());
+        let (from, to) = (memory.path().join("app.db"), folder.path().join("kept.db"));
+        std::fs::write(&from, b"what there was").unwrap();
+        super::rename_or_copy(&from, &to).unwrap();
+        assert!(!from.exists() && std::fs::read(&to).unwrap() == b"what there was");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
     use rhyolite_format::{Checksum, Format1, PageCount, PageSize, Pos, Timestamp, Txid};
 
     use super::*;

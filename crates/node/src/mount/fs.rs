@@ -568,7 +568,7 @@ impl Filesystem for Mirror {
         count(Operation::Open);
         let asker = Asker { is_own: is_own(request.pid()) };
         let opened = self.nodes.get(inode).and_then(|node| Ok((self.open_node(&node, flags, asker)?, node)));
-        answer!(reply, opened, (file, node) => {
+        answer!(reply, opened, ((file, admitted), node) => {
             let is_database = Role::of(&node.place().name) == Role::Plain && !node.is_ours;
             let waits_for = if is_database && !self.writers.is_ours_alone() {
                 lock(&self.door).closed_for(request.pid(), &node, &self.nodes, &self.lines)
@@ -577,6 +577,7 @@ impl Filesystem for Mirror {
             };
             let barred = if is_database && !asker.is_own { self.barred(&node) } else { None };
             let entered = self.enter(file, Arc::clone(&node), asker, |file| reply.open_backing(file));
+            drop(admitted);
             let Entered { handle, flags, backing } = entered;
             let after = self.handover.opened(request.pid(), &node, &self.nodes, handle);
             match (barred, waits_for, after) {
@@ -601,8 +602,9 @@ impl Filesystem for Mirror {
         count(Operation::Create);
         let made = self.create_file(request, (parent, name), mode(bits, umask), flags);
         let asker = Asker { is_own: is_own(request.pid()) };
-        answer!(reply, made, Made { file, node, attributes } => {
+        answer!(reply, made, Made { admitted, file, node, attributes } => {
             let entered = self.enter(file, Arc::clone(&node), asker, |file| reply.open_backing(file));
+            drop(admitted);
             // Nobody holds a file that was just made.
             let _ = self.handover.opened(request.pid(), &node, &self.nodes, entered.handle);
             let generation = Generation(0);

@@ -11,7 +11,7 @@ use rustix::fs::OFlags;
 use super::{Mirror, lock, no_access};
 use crate::mount::nodes::Node;
 use crate::mount::role::Role;
-use crate::mount::writers::is_for_readers;
+use crate::mount::writers::{Admitted, is_for_readers};
 
 /// An open file.
 #[derive(Debug)]
@@ -133,7 +133,13 @@ impl Mirror {
     }
 
     /// Opened for reading and writing where that is possible: others may share it.
-    pub(super) fn open_node(&self, node: &Node, flags: OpenFlags, asker: Asker) -> io::Result<File> {
+    /// Whoever writes is admitted until what is given beside the file is dropped: when everybody can see that the file is open.
+    pub(super) fn open_node(
+        &self,
+        node: &Node,
+        flags: OpenFlags,
+        asker: Asker,
+    ) -> io::Result<(File, Option<Admitted<'_>>)> {
         if node.is_taken() {
             // It is looked up anew by that.
             return Err(io::Error::from_raw_os_error(libc::ESTALE));
@@ -145,12 +151,13 @@ impl Mirror {
             return Err(no_access());
         }
         let may_write = || asker.is_own || is_for_readers(&node.place().name);
-        let _admitted = if is_to_write { Some(self.writers.admit_if(may_write)?) } else { None };
-        match node.open(OFlags::RDWR | more) {
+        let admitted = if is_to_write { Some(self.writers.admit_if(may_write)?) } else { None };
+        let opened = match node.open(OFlags::RDWR | more) {
             Err(error) if wanted & OFlags::ACCMODE == OFlags::RDONLY && error.raw_os_error() != Some(libc::ENOENT) => {
                 node.open(OFlags::RDONLY | more)
             }
             opened => opened,
-        }
+        };
+        Ok((opened?, admitted))
     }
 }

@@ -12,10 +12,11 @@ use super::{LOST_TO_CHOWN, Mirror, proc_path};
 use crate::mount::door::is_own;
 use crate::mount::nodes::Node;
 use crate::mount::role::{Role, database_of};
-use crate::mount::writers::is_for_readers;
+use crate::mount::writers::{Admitted, is_for_readers};
 
-/// A file that was just made.
-pub(super) struct Made {
+/// A file that was just made, by somebody who is admitted as long as this lives.
+pub(super) struct Made<'a> {
+    pub(super) admitted: Admitted<'a>,
     pub(super) file: File,
     pub(super) node: Arc<Node>,
     pub(super) attributes: FileAttr,
@@ -28,10 +29,10 @@ impl Mirror {
         place: (INodeNo, &OsStr),
         mode: Mode,
         flags: i32,
-    ) -> io::Result<Made> {
+    ) -> io::Result<Made<'_>> {
         let (parent, name) = place;
         self.refuse_ours(parent, name)?;
-        let _admitted = self.writers.admit_if(|| is_own(request.pid()) || is_for_readers(name))?;
+        let admitted = self.writers.admit_if(|| is_own(request.pid()) || is_for_readers(name))?;
         let folder = self.nodes.get(parent)?;
         let more = OFlags::from_bits_truncate(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
@@ -48,7 +49,7 @@ impl Mirror {
             // Its number may have been that of a file that is gone.
             self.lines.of(node.inode).note_emptied();
         }
-        Ok(Made { file, node, attributes })
+        Ok(Made { admitted, file, node, attributes })
     }
 
     /// Gives what was made to who asked for it, and tells the kernel of it.
