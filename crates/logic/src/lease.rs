@@ -157,6 +157,7 @@ impl Guards {
 pub struct RequestId(pub u64);
 
 /// What the machine wants done. Versions are the store's.
+#[expect(clippy::large_enum_variant, reason = "there is one of it, some times a second")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request<V> {
     /// Read the lease, then [`Lease::handle_read`].
@@ -184,6 +185,7 @@ pub enum Written<V> {
 }
 
 /// How things stand.
+#[expect(clippy::large_enum_variant, reason = "there is one of it, some times a second")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Standing {
     /// The store has not told yet.
@@ -242,6 +244,7 @@ enum Known<V> {
 }
 
 /// What is being done.
+#[expect(clippy::large_enum_variant, reason = "there is one of it, some times a second")]
 #[derive(Clone, Debug)]
 enum Doing {
     Resting {

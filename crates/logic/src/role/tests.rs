@@ -148,10 +148,13 @@ fn who_hands_on_does_not_take_the_lease_again_for_a_while() {
     machine.handle_lease(View::Ended);
     assert_eq!(drain(&mut machine, 310), [Action::Watch]);
     assert_eq!(machine.poll_timeout(), Some(Monotonic(10_310)));
+    let mut alone = machine.clone();
     machine.handle_lease(held("b"));
-    assert_eq!(drain(&mut machine, 400), [Action::Follow("b".to_owned())]);
-    assert_eq!(drain(&mut machine, 10_310), [Action::Compete]);
+    assert_eq!(drain(&mut machine, 400), [Action::Compete, Action::Follow("b".to_owned())], "another has had it");
+    assert_eq!(drain(&mut machine, 10_310), []);
     assert_eq!(machine.poll_timeout(), None);
+    alone.handle_lease(View::Vacant);
+    assert_eq!((drain(&mut alone, 10_309), drain(&mut alone, 10_310)), (vec![], vec![Action::Compete]));
 }
 
 /// A primary that has handed its role on, and looks at the lease.

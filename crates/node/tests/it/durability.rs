@@ -174,6 +174,7 @@ fn a_level_that_nobody_keeps_is_refused_and_one_that_is_not_reached_is_said() {
     cluster.stop_primary("a");
     cluster.sync_interval = "--sync-interval=1h";
     cluster.start_application("a", &["--durability=quorum", "--nodes=5"]);
+    cluster.wait_writing("a");
     cluster.start_application("b", &["--durability=quorum", "--nodes=5"]);
     cluster.wait_role("b", "replica");
     cluster.wait_writing("a");
