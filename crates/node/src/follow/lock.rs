@@ -86,6 +86,12 @@ pub(crate) fn keep_writers_out(database: &File, wal_index: Option<&File>) -> io:
     }
 }
 
+/// Gives up what [`keep_writers_out`] has locked.
+pub(crate) fn let_writers_in(database: &File, wal_index: Option<&File>) -> io::Result<()> {
+    unlock(database, &(PENDING..SHARED.end))?;
+    wal_index.map_or(Ok(()), |wal_index| unlock(wal_index, &one(WAL_WRITE)))
+}
+
 fn one(byte: u64) -> Range<u64> {
     byte..byte + 1
 }

@@ -47,7 +47,7 @@ use crate::restore::{
 };
 use apply::{Batch, Content, Follower};
 use lock::Busy;
-pub(crate) use lock::keep_writers_out;
+pub(crate) use lock::{keep_writers_out, let_writers_in};
 
 /// How long nothing may come before the manifest is looked at.
 const MANIFEST_INTERVAL: Duration = Duration::from_secs(30);

@@ -95,6 +95,15 @@ impl Mounts {
         assert!(!self.path(name, "app.db").exists(), "unmounted");
     }
 
+    /// Stops a primary with its application, and has what that may have left in the WAL, committed and never told, taken into the history.
+    fn settle(&mut self, name: &'static str) {
+        self.cluster.stop_primary(name);
+        assert!(self.start(name, false));
+        self.cluster.wait_role(name, "primary");
+        self.cluster.wait_durable(name);
+        self.stop(name);
+    }
+
     /// What lies behind a mount when nobody uses it: the file with what its WAL holds.
     fn behind(&self, name: &str, database: &str) -> Vec<u8> {
         let image = self.cluster.folder.path("image.db");
@@ -280,7 +289,7 @@ fn a_killed_primary_is_replaced_and_what_only_it_had_is_kept() {
         assert!(!listed.into_iter().any(|name| name.to_string_lossy().starts_with(".app.db")), "hidden");
         mounts.cluster.stop_primary("b");
         mounts.cluster.wait_role("a", "primary");
-        mounts.cluster.stop_primary("a");
+        mounts.settle("a");
         mounts.check_equal(&["a"], "app.db");
         mounts.cluster.check_store();
     }
@@ -315,7 +324,7 @@ fn the_role_goes_to_and_fro_and_no_commit_is_lost() {
         let outcome = mounts.cluster.stop("b");
         assert_eq!(outcome.code, 0, "{outcome:?}");
         assert!(!outcome.stderr.contains("ERROR"), "{outcome:?}");
-        mounts.cluster.stop_primary("a");
+        mounts.settle("a");
         mounts.check_equal(&["a"], "app.db");
         // Also those that the application made at once when its node became the primary.
         let (points, commits) = (mounts.last_txid("app.db") - first_point, mounts.cluster.last_noted("a") - first_row);
@@ -486,4 +495,51 @@ fn a_primary_that_has_lost_the_store_lets_nobody_write_any_more() {
     mounts.stop("a");
     mounts.stop("b");
     MODES.iter().for_each(|mode| mounts.check_equal(&["a", "b"], &format!("{mode}.db")));
+}
+
+/// Rewrites all rows in each transaction, and says which was committed. It is killed in the middle of one, nearly always.
+const REWRITER: &str = "
+import sqlite3, sys
+d = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=20)
+d.execute('pragma journal_mode=delete')
+d.execute('pragma synchronous=off')
+d.execute('create table if not exists t(n integer primary key, g, b)')
+if not d.execute('select count(*) from t').fetchone()[0]:
+    d.execute('with recursive c(x) as (select 1 union all select x + 1 from c where x < 400) insert into t select x, 0, 0 from c')
+g = d.execute('select max(g) from t').fetchone()[0]
+while True:
+    g += 1
+    d.execute('update t set g = ?, b = hex(randomblob(450))', (g,))
+    print(g, flush=True)
+";
+
+/// What a killed writer has half written is in no history, and neither is anybody told that it is committed: its journal is played back before the role ends.
+#[test]
+fn a_transaction_that_was_left_unfinished_is_in_no_history() {
+    let mut mounts = Mounts::new();
+    let mut before = 0;
+    for round in 0..6_u64 {
+        if !mounts.start("a", false) {
+            return;
+        }
+        mounts.cluster.wait_role("a", "primary");
+        let path = mounts.path("a", "app.db");
+        let mut python = std::process::Command::new("python3");
+        let mut writer = python.args(["-c", REWRITER]).arg(&path).stdout(std::process::Stdio::piped()).spawn().unwrap();
+        wait_for("capture", || path.with_file_name("app.db-pos").exists());
+        thread::sleep(Duration::from_millis(400 + 13 * round));
+        writer.kill().unwrap();
+        let said = String::from_utf8(writer.wait_with_output().unwrap().stdout).unwrap();
+        let said: i64 = said.lines().last().and_then(|line| line.parse().ok()).unwrap_or(before);
+        mounts.stop("a");
+        mounts.check_equal(&["a"], "app.db");
+        let stored = Connection::open(mounts.cluster.folder.path("stored.db")).unwrap();
+        let states = stored.query_row("SELECT min(g), max(g), count(*) FROM t", [], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?, row.get::<_, i64>(2)?))
+        });
+        let (first, last, count) = states.unwrap();
+        assert_eq!((first, count), (last, 400), "half of a transaction, in round {round}");
+        assert!((said..=said + 1).contains(&last), "said {said}, stored {last}");
+        before = last;
+    }
 }
