@@ -277,7 +277,10 @@ fn a_killed_primary_is_replaced_and_what_only_it_had_is_kept() {
         mounts.cluster.lead("a", "store");
         assert!(mounts.start("a", true));
         mounts.cluster.wait_role("a", "replica");
+        // A row that the former primary did not have.
+        wait_for("more rows", || mounts.cluster.last_noted("b") > only_here);
         let durable = mounts.cluster.wait_durable("b");
+        wait_for("the lost branch", || !mounts.cluster.branches("a").is_empty());
         mounts.cluster.wait_row("a", durable);
         let branches = mounts.cluster.branches("a");
         assert_eq!(branches.len(), 1, "{branches:?}");
