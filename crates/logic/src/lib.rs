@@ -13,6 +13,7 @@ pub mod drill;
 pub mod garbage;
 pub mod history_plan;
 pub mod lease;
+pub mod lender;
 pub mod litestream3_plan;
 pub mod litestream_plan;
 pub mod log;

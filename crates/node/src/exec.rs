@@ -8,6 +8,7 @@
 //!    other signal is forwarded.
 //! 4. Nothing outlives us knowingly: a child that does not stop in time is killed.
 
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -49,7 +50,25 @@ pub struct Application {
 pub fn spawn(command: &str, running: RunningChild) -> Result<Application, String> {
     let words = split_words(command)?;
     let (program, arguments) = words.split_first().ok_or("the command of --exec is empty")?;
-    let child = Command::new(program).args(arguments).spawn();
+    start(Command::new(program).args(arguments), running)
+}
+
+/// Starts a command that is given as words, with these variables more in its environment.
+///
+/// # Errors
+/// One line: there are no words, or the program cannot be started.
+pub fn spawn_words<'a>(
+    words: &[OsString],
+    environment: impl IntoIterator<Item = (&'a OsStr, &'a OsStr)>,
+    running: RunningChild,
+) -> Result<Application, String> {
+    let (program, arguments) = words.split_first().ok_or("there is no command")?;
+    start(Command::new(program).args(arguments).envs(environment), running)
+}
+
+fn start(command: &mut Command, running: RunningChild) -> Result<Application, String> {
+    let program = command.as_std().get_program().to_owned();
+    let child = command.spawn();
     let child = child.map_err(|e| format!("cannot start {program:?}: {}", crate::config::io_text(&e)))?;
     running.set(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw));
     Ok(Application { child, running })

@@ -13,6 +13,7 @@ pub mod exec;
 pub mod fencing;
 pub mod follow;
 pub mod foreign;
+pub mod forward;
 pub mod history;
 pub mod keep;
 pub mod lease;

@@ -21,6 +21,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::cluster::report::NodeReport;
 use crate::drill::Drill;
+use crate::forward::grants::Grants;
 use crate::observe::events::Events;
 use crate::pulse::Pulse;
 use crate::stream::accept::Accepting;
@@ -460,6 +461,8 @@ pub struct StatusBoard {
     accepting: OnceLock<Arc<Accepting>>,
     /// Who has what is captured here, where this is a primary.
     pub witnesses: WitnessBoard,
+    /// Write locks that are lent, where this is a primary.
+    pub grants: Grants,
 }
 
 impl StatusBoard {
@@ -478,6 +481,7 @@ impl StatusBoard {
             pushes: Mutex::default(),
             accepting: OnceLock::new(),
             witnesses: WitnessBoard::default(),
+            grants: Grants::default(),
         })
     }
 

@@ -39,7 +39,7 @@ pub(super) enum CtlCommand {
 }
 
 /// Where the process is, and how it answers.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(super) struct SocketArgs {
     /// Control socket of the running process [default: /var/run/rhyolite.sock]
     #[arg(long, value_name = "PATH", env = "RHYOLITE_SOCKET", hide_env_values = true)]
@@ -195,8 +195,28 @@ impl SocketArgs {
     }
 
     pub(super) fn ask<T: DeserializeOwned>(&self, method: &str, path: &str, wanted: &Wanted) -> Result<T, Failure> {
-        let socket = self.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
         let patience = PATIENCE + wanted.timeout_ms.map_or(PATIENCE, Duration::from_millis);
+        self.send(method, path, wanted, patience)
+    }
+
+    /// Asks for something, with words of its own.
+    pub(super) fn ask_with<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        wanted: &B,
+        patience: Duration,
+    ) -> Result<T, Failure> {
+        self.send("POST", path, wanted, patience)
+    }
+
+    fn send<B: Serialize, T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        wanted: &B,
+        patience: Duration,
+    ) -> Result<T, Failure> {
+        let socket = self.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
         client::ask(socket, method, path, wanted, patience).map_err(|error| match error {
             AskError::Io(error) => Failure::failed(format!(
                 "control socket {}: {} (is `socket.enabled` set, and `rhyolite replicate` running?)",
@@ -221,7 +241,7 @@ impl SocketArgs {
 }
 
 /// The path as the process knows it.
-fn known_path(db: &Path) -> Result<PathBuf, Failure> {
+pub(super) fn known_path(db: &Path) -> Result<PathBuf, Failure> {
     let path = std::path::absolute(db).map_err(|e| Failure::io("use", db, &e))?;
     Ok(DatabaseConfig::new(path, String::new()).path)
 }

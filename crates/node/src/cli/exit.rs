@@ -21,6 +21,8 @@ pub enum Status {
     NoRestorePoint = 5,
     /// `replicate` had to stop before the store had acknowledged every commit. They are uploaded after the next start.
     NotDurable = 6,
+    /// What was sent to the primary may have been committed, or not.
+    OutcomeUnknown = 7,
     /// A fault in Rhyolite itself.
     Internal = 70,
     /// Whoever read the output went away (128 + SIGPIPE, as shells report it).
@@ -29,7 +31,7 @@ pub enum Status {
 
 impl Status {
     /// Every status.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Ok,
         Self::Failed,
         Self::Usage,
@@ -37,6 +39,7 @@ impl Status {
         Self::WrongLineage,
         Self::NoRestorePoint,
         Self::NotDurable,
+        Self::OutcomeUnknown,
         Self::Internal,
         Self::BrokenPipe,
     ];

@@ -148,7 +148,7 @@ fn run(cli: Cli) -> Result<u8, Failure> {
         #[cfg(target_os = "linux")]
         Command::Mount(args) => return mount::run(&args),
         Command::Node(args) => return node::run(&args),
-        Command::Run(args) => run::run(&args)?,
+        Command::Run(args) => return run::run(&args),
         Command::Branch(command) => branch::run(command)?,
         Command::Restore(args) => restore::run(&args)?,
         Command::Follow(args) => follow::run(&args)?,

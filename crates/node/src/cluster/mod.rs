@@ -323,6 +323,7 @@ impl Node {
                 capture.loan = None;
             }
             self.end_witnesses();
+            self.board.grants.close();
             return;
         }
         if let View::Ours { until, .. } = view {
@@ -378,6 +379,8 @@ impl Node {
             Action::StopApplication(why) => self.stop_application(why).await,
             Action::StopCapture { drain } => {
                 self.end_witnesses();
+                self.board.grants.close();
+                self.board.grants.settled().await;
                 self.quiet_mount(drain).await;
                 self.board.leaving.send_replace(drain);
                 if let Some(capture) = &mut self.capture {
@@ -497,6 +500,8 @@ impl Node {
                 Why::Stop => "the process ends",
             }
         );
+        // The application may be waiting for a lock that is lent.
+        self.board.grants.close();
         if self.application.as_ref().is_none_or(|application| !application.runs()) {
             return self.machine.handle_application_stopped(RealWorld.now());
         }
@@ -737,7 +742,7 @@ impl Node {
 ///
 /// # Errors
 /// It makes no sense: one line.
-fn node_address(address: &str) -> Result<Address, String> {
+pub(crate) fn node_address(address: &str) -> Result<Address, String> {
     if address.contains("://") { address.parse() } else { format!("http://{address}").parse() }
 }
 

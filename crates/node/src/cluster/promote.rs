@@ -1,16 +1,20 @@
 //! Makes this node the primary because somebody asks for it: whoever is the primary hands its role on, to this one.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rhyolite_logic::role::Role;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+use super::report::NodeReport;
 use super::witness::Durability;
 use super::{Handoff, node_address};
 use crate::config::folder::FolderConfig;
+use crate::forward::borrow::Borrows;
 use crate::status::StatusBoard;
+use crate::stream::accept::Accepting;
 use crate::stream::client::{Access, Link};
 use crate::stream::query::Query;
 
@@ -36,12 +40,21 @@ pub struct NodeControl {
     pub durability: Durability,
     /// Turns true when commits that were acknowledged and cannot be found are given up.
     pub forgets: watch::Sender<bool>,
+    /// The primary is not dialed, but dials and has this place.
+    pub accepting: Option<Arc<Accepting>>,
+    /// Write locks of the primary that are borrowed.
+    pub borrows: Arc<Borrows>,
 }
 
 impl fmt::Debug for NodeControl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NodeControl").finish_non_exhaustive()
     }
+}
+
+/// Where the holder of the lease is reached, if that is another node.
+pub(crate) fn holder_of(node: &NodeReport) -> Option<String> {
+    node.holder.as_ref().filter(|holder| !holder.is_self)?.address.clone()
 }
 
 /// Ends when this node is the primary.
@@ -63,7 +76,7 @@ pub async fn promote(control: &NodeControl, board: &StatusBoard, limit: Duration
         if Instant::now() >= deadline {
             return Err(format!("this node is {} after {limit:?}: {why}", node.role));
         }
-        let holder = node.holder.filter(|holder| !holder.is_self).and_then(|holder| holder.address);
+        let holder = holder_of(&node);
         if let Some(holder) = holder.filter(|_| Instant::now() >= ask_at) {
             let answer = tokio::time::timeout_at(deadline, ask(&holder, &node.address, &control.access)).await;
             let is_heard = matches!(answer, Ok(Ok(())));

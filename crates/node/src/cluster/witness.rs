@@ -196,6 +196,9 @@ impl Node {
         self.board.witnesses.withhold(false);
         databases.iter().for_each(|status| status.feed.tell());
         self.config.forgets.send_replace(false);
+        if let Some(capture) = &self.capture {
+            self.board.grants.open(self.lease.clone(), capture.commands.clone());
+        }
         if let Some(application) = &mut self.application {
             application.run(self.told_until).await;
         }

@@ -12,6 +12,9 @@
 //! | `GET /node` | | a node of a cluster: its role, the lease, its replicas |
 //! | `POST /handoff` | `to` | the primary hands its role on, to the node of this address; answered when it has begun to |
 //! | `POST /promote` | `timeout_ms` | this node becomes the primary; answered when it is |
+//! | `POST /write-lock` | `path` or `id`, `ttl_ms`, `timeout_ms` | a replica has borrowed the primary's write lock, or keeps it: a copy that may be changed |
+//! | `POST /write-commit` | `id` | what has become of the changes |
+//! | `POST /write-unlock` | `id` | nothing is committed |
 //! | `GET /metrics`, `/status`, `/healthz`, `/readyz` | | as over TCP |
 //!
 //! A request that cannot be obeyed is answered by 400 (404 for a database that is not here, 504 for one that took too long) and
@@ -46,6 +49,7 @@ use crate::supervise::control::{Command, Synced};
 use crate::supervise::reload::Reloaded;
 use crate::time;
 
+pub mod borrow;
 pub mod client;
 
 /// How often a database is looked at whose commits are waited for.
@@ -240,6 +244,9 @@ pub async fn serve(listener: UnixListener, controller: Controller) {
         .route("/node", get(node))
         .route("/handoff", post(handoff))
         .route("/promote", post(promote))
+        .route("/write-lock", post(borrow::lock))
+        .route("/write-commit", post(borrow::commit))
+        .route("/write-unlock", post(borrow::unlock))
         .with_state(controller.clone())
         .merge(http::routes(controller.board));
     if let Err(error) = axum::serve(listener, app).await {

@@ -68,6 +68,21 @@ pub(super) fn still_released(file: &File, path: &Path, end: &FollowEnd) -> Resul
     Ok(Some(sums).filter(|sums| sums.checksum == end.pos.checksum))
 }
 
+/// What a file that follows is at `pos`, and its history, if its state says that it may be there. Whoever uses it proves the sum of the pages.
+///
+/// # Errors
+/// The state cannot be read.
+pub(crate) fn end_at(path: &Path, pos: Pos) -> Result<Option<(Lineage, FollowEnd)>, RestoreError> {
+    let state = match std::fs::read(state_path(path)) {
+        Ok(bytes) => FollowState::decode(&bytes)
+            .map_err(|e| RestoreError::Damaged { key: state_path(path).display().to_string(), source: e })?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(RestoreError::io("read", path, error)),
+    };
+    let end = [state.after, state.before].into_iter().find(|end| end.pos == pos);
+    Ok(end.map(|end| (state.lineage, end)))
+}
+
 /// Lets SQLite roll back what a process before this one has left half applied in the files that follow in a folder, or below: otherwise nobody can say where they are until they are
 /// followed again. To be called before anything is.
 pub(crate) fn recover(folder: &Path, depth: usize) {
@@ -113,7 +128,7 @@ fn settle(database: &Path) -> Result<(), RestoreError> {
 }
 
 /// The position that is noted beside a file.
-fn noted(database: &Path) -> Option<Pos> {
+pub(crate) fn noted(database: &Path) -> Option<Pos> {
     std::fs::read_to_string(pos_path(database)).ok()?.trim_end().parse().ok()
 }
 

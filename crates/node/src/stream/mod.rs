@@ -19,6 +19,7 @@ pub mod accept;
 pub mod client;
 pub mod feed;
 mod greeting;
+mod lend;
 mod log_files;
 pub mod push;
 pub mod query;

@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 
 use super::client::{Frames, LinkError};
 use super::feed::{Follower, Origin, Served};
+use super::lend::{WRITE, WRITE_LOCK, WRITE_UNLOCK};
 use super::log_files::{Found, LogFiles};
 use super::query::Query;
 use super::tls::Acceptor;
@@ -212,13 +213,17 @@ pub(super) async fn silence(mut pings: PingPong) -> String {
 async fn answer(server: Arc<Server>, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
     let query = Query::parse(request.uri().query().unwrap_or_default());
     let path = request.uri().path();
-    let method = if [HANDOFF, PAGES].contains(&path) { Method::POST } else { Method::GET };
+    let is_post = [HANDOFF, PAGES, WRITE_LOCK, WRITE_UNLOCK, WRITE].contains(&path);
+    let method = if is_post { Method::POST } else { Method::GET };
     if request.method() != method {
         return refuse(respond, StatusCode::BAD_REQUEST, None, &format!("only {method} is known"));
     }
     match path {
         "/v1/replica" => server.replica(&query, respond).await,
         PAGES => server.pages(&query, request.into_body(), respond).await,
+        WRITE_LOCK => server.write_lock(&query, respond).await,
+        WRITE_UNLOCK => server.write_unlock(&query, respond).await,
+        WRITE => server.write(&query, request.into_body(), respond).await,
         "/v1/databases" => {
             if let Some(mut sink) = Sink::begin(respond, response(StatusCode::OK)) {
                 let Err(Closed) = server.send_databases(&mut sink).await;
@@ -273,7 +278,7 @@ impl Server {
     }
 
     /// What it serves.
-    pub(super) fn board(&self) -> &StatusBoard {
+    pub(super) fn board(&self) -> &Arc<StatusBoard> {
         &self.board
     }
 
@@ -313,7 +318,7 @@ impl Server {
             .filter(move |(served, _)| names.insert(served.name.clone()))
     }
 
-    fn find(&self, query: &Query) -> Result<(Arc<Served>, Arc<DatabaseStatus>), (StatusCode, String)> {
+    pub(super) fn find(&self, query: &Query) -> Result<(Arc<Served>, Arc<DatabaseStatus>), (StatusCode, String)> {
         let name: String = query.get("db").map_err(|text| (StatusCode::BAD_REQUEST, text))?;
         // The first of this name, as in `databases`.
         let all = self.board.databases().into_iter();

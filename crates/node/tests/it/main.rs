@@ -13,6 +13,7 @@ mod durability;
 mod events;
 mod follow;
 mod foreign;
+mod forward;
 mod history;
 mod history_builder;
 mod kubernetes_server;

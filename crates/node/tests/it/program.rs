@@ -189,6 +189,11 @@ impl Running {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
     /// What it prints from here on.
     pub(crate) fn stdout(&mut self) -> std::process::ChildStdout {
         self.0.stdout.take().unwrap()
