@@ -22,6 +22,8 @@ pub const TTL_MAX: Duration = Duration::from_secs(60);
 pub const REMEMBERED: Duration = Duration::from_secs(600);
 /// Outcomes that are remembered; the oldest go first.
 pub const OUTCOMES_MAX: usize = 4096;
+/// After a loan its database is left to others for twice the time of the loan, and for this long at most: SQLite's busy handler asks ten times a second.
+pub const REST_MAX: Duration = Duration::from_millis(120);
 /// Bytes of an id.
 pub const ID_BYTES_MAX: usize = 64;
 
@@ -50,7 +52,7 @@ pub enum Asked {
         /// When the lock goes back.
         until: Monotonic,
     },
-    /// Somebody else has it.
+    /// Somebody else has it, or has just had it: ask again.
     Taken,
     /// This id has had its loan.
     Over(Outcome),
@@ -79,13 +81,30 @@ enum State {
     Over { outcome: Outcome, at: Monotonic },
 }
 
+impl State {
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Over { .. })
+    }
+}
+
 #[derive(Clone, Debug)]
 struct Loan {
     database: String,
     ttl: Duration,
     state: State,
+    /// Since when it is held, once it is.
+    since: Option<Monotonic>,
     /// Nobody wants it any more, and it is being taken.
     is_given_up: bool,
+}
+
+impl Loan {
+    /// Whether the database may be lent to somebody else: it has been left to its writers for a while.
+    fn leaves(&self, now: Monotonic) -> bool {
+        let State::Over { at, .. } = self.state else { return false };
+        let rest = self.since.map_or(Duration::ZERO, |since| (since.until(at) * 2).min(REST_MAX));
+        at.until(now) >= rest
+    }
 }
 
 /// The locks that are lent, and those that were.
@@ -104,6 +123,8 @@ impl Lender {
     /// From here on nothing is lent, and no commit begins. Gives the ids whose locks the driver lets go of now.
     pub fn close(&mut self, now: Monotonic) -> Vec<String> {
         self.is_open = false;
+        // What is being taken is of the time before, also when locks are lent again by then.
+        self.loans.values_mut().for_each(|loan| loan.is_given_up |= loan.state == State::Taking);
         self.end_all(now, "this node is not the primary any more", |_| true)
     }
 
@@ -130,11 +151,10 @@ impl Lender {
         if !self.is_open {
             return Asked::Closed;
         }
-        let is_taken = |loan: &Loan| loan.database == database && !matches!(loan.state, State::Over { .. });
-        if self.loans.values().any(is_taken) {
+        if self.loans.values().any(|loan| loan.database == database && !loan.leaves(now)) {
             return Asked::Taken;
         }
-        let loan = Loan { database: database.to_owned(), ttl, state: State::Taking, is_given_up: false };
+        let loan = Loan { database: database.to_owned(), ttl, state: State::Taking, since: None, is_given_up: false };
         self.loans.insert(id.to_owned(), loan);
         Asked::Take
     }
@@ -149,6 +169,7 @@ impl Lender {
             return false;
         }
         loan.state = State::Held { pos, until: now.after(loan.ttl) };
+        loan.since = Some(now);
         true
     }
 
@@ -171,7 +192,7 @@ impl Lender {
     /// The driver has let go of a lock, or could not take it. The first outcome stays.
     pub fn ended(&mut self, id: &str, outcome: Outcome, now: Monotonic) {
         if let Some(loan) = self.loans.get_mut(id)
-            && !matches!(loan.state, State::Over { .. })
+            && !loan.state.is_over()
         {
             loan.state = State::Over { outcome, at: now };
         }
@@ -278,9 +299,28 @@ mod tests {
         for _ in 0..2 {
             assert_eq!(lender.begin_write("a", at(5)), Write::Over(committed.clone()), "and not done again");
         }
-        assert_eq!(lender.ask("b", "app.db", TTL, at(5)), Asked::Take);
+        assert_eq!(lender.ask("b", "app.db", TTL, at(5)), Asked::Take, "a second later");
         assert_eq!(lender.ask("a", "other.db", TTL, at(5)), lender.ask("a", "other.db", TTL, at(5)));
         assert!(matches!(lender.ask("a", "other.db", TTL, at(5)), Asked::Over(Outcome::Ended(_))));
+    }
+
+    #[test]
+    fn between_two_loans_there_is_time_for_the_primarys_own_writers() {
+        let at = |ms: u64| Monotonic(ms);
+        let mut lender = open();
+        for (id, next, held, rest) in [("a", "b", 15, 30), ("c", "d", 5000, 120)] {
+            let began = if id == "a" { 0 } else { 100_000 };
+            assert_eq!(lender.ask(id, "app.db", TTL, at(began)), Asked::Take);
+            lender.held(id, pos(1), at(began));
+            assert!(lender.give_back(id, at(began + held)));
+            assert_eq!(lender.ask(next, "app.db", TTL, at(began + held + rest - 1)), Asked::Taken);
+            assert_eq!(
+                lender.ask("other", "other.db", TTL, at(began)),
+                if id == "a" { Asked::Take } else { Asked::Wait }
+            );
+            assert_eq!(lender.ask(next, "app.db", TTL, at(began + held + rest)), Asked::Take);
+            lender.ended(next, Outcome::Ended("busy".to_owned()), at(began + held + rest));
+        }
     }
 
     #[test]
@@ -326,6 +366,11 @@ mod tests {
         assert!(matches!(lender.begin_write("a", at(1)), Write::Over(Outcome::Ended(_))));
         assert!(matches!(lender.begin_write("b", at(1)), Write::Over(Outcome::Ended(_))));
         assert_eq!(lender.ask("c", "app.db", TTL, at(1)), Asked::Closed);
+        lender.open();
+        lender.ask("d", "app.db", TTL, at(2));
+        lender.close(at(2));
+        lender.open();
+        assert!(!lender.held("d", pos(1), at(3)), "it was taken under another right");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! descriptor of that file. A descriptor of our own on the database, `-wal` or `-shm` file would therefore be a trap. So
 //! there is none: all raw reads go through the descriptors that SQLite itself holds, by `SQLITE_FCNTL_FILE_POINTER`,
 //! `SQLITE_FCNTL_JOURNAL_POINTER` (the WAL file, in WAL mode) and `xShmMap` (the wal-index as SQLite has mapped it). They
-//! live exactly as long as the connection. No other file of this program opens a database that is being captured.
+//! live exactly as long as the connection. Whoever else opens a database that is being captured does it by SQLite alone (`forward/holder.rs`).
 //!
 //! # What is guaranteed
 //!

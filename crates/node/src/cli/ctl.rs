@@ -196,7 +196,7 @@ impl SocketArgs {
 
     pub(super) fn ask<T: DeserializeOwned>(&self, method: &str, path: &str, wanted: &Wanted) -> Result<T, Failure> {
         let patience = PATIENCE + wanted.timeout_ms.map_or(PATIENCE, Duration::from_millis);
-        self.send(method, path, wanted, patience)
+        self.send(method, path, wanted, patience).map_err(|error| self.failure(error))
     }
 
     /// Asks for something, with words of its own.
@@ -206,18 +206,27 @@ impl SocketArgs {
         wanted: &B,
         patience: Duration,
     ) -> Result<T, Failure> {
-        self.send("POST", path, wanted, patience)
+        self.send("POST", path, wanted, patience).map_err(|error| self.failure(error))
     }
 
-    fn send<B: Serialize, T: DeserializeOwned>(
+    /// The same, for who has to know why there is no answer.
+    pub(super) fn send<B: Serialize, T: DeserializeOwned>(
         &self,
         method: &str,
         path: &str,
         wanted: &B,
         patience: Duration,
-    ) -> Result<T, Failure> {
-        let socket = self.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET));
-        client::ask(socket, method, path, wanted, patience).map_err(|error| match error {
+    ) -> Result<T, AskError> {
+        client::ask(self.place(), method, path, wanted, patience)
+    }
+
+    fn place(&self) -> &Path {
+        self.socket.as_deref().unwrap_or(Path::new(DEFAULT_SOCKET))
+    }
+
+    fn failure(&self, error: AskError) -> Failure {
+        let socket = self.place();
+        match error {
             AskError::Io(error) => Failure::failed(format!(
                 "control socket {}: {} (is `socket.enabled` set, and `rhyolite replicate` running?)",
                 socket.display(),
@@ -225,7 +234,7 @@ impl SocketArgs {
             )),
             AskError::Refused(text) => Failure::failed(text),
             AskError::TimedOut(text) => Failure::new(Status::NotDurable, text),
-        })
+        }
     }
 
     /// Prints the answer: as JSON, or as `text` says.

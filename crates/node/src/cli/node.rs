@@ -377,16 +377,8 @@ fn run_daemon(config: Config, node: NodeConfig, parts: Parts) -> Result<u8, Fail
         let (folder, access) = (node.folder.clone(), node.access.clone());
         let (durability, forgets) = (node.durability, node.forgets.clone());
         let (accepting, borrows) = (node.accepting.clone(), Arc::default());
-        let control = NodeControl {
-            handoffs: handoff_sender,
-            folder,
-            access,
-            patience,
-            durability,
-            forgets,
-            accepting,
-            borrows,
-        };
+        let control =
+            NodeControl { handoffs: handoff_sender, folder, access, patience, durability, forgets, accepting, borrows };
         let controller = Controller { board: board.clone(), commands: sender, reload, node: Some(control) };
         let stop_timeout = config.shutdown_sync_timeout;
         let daemon = Daemon {

@@ -20,7 +20,7 @@ mod rejoin;
 pub(crate) mod replica;
 pub mod source;
 pub mod trails;
-mod wal;
+pub(crate) mod wal;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rhyolite_format::follow::PageOneFields;
 use rhyolite_format::{PageCount, PageNumber};
+use rusqlite::types::Null;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
 use super::apply::Batch;
@@ -51,12 +52,8 @@ impl WalWriter {
     /// Opens a database as it is.
     pub(super) fn open(path: &Path) -> Result<Self, RestoreError> {
         let open = || -> rusqlite::Result<Connection> {
-            let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let connection = Connection::open_with_flags(path, flags)?;
-            // Nothing of its schema matters: what cannot be parsed is no error.
-            connection.pragma_update(None, "writable_schema", "on")?;
-            connection.pragma_update(None, "synchronous", "normal")?;
-            connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+            let connection = attach(path)?;
+            connection.pragma_update(Some(SCHEMA), "synchronous", "normal")?;
             Ok(connection)
         };
         let connection = open().map_err(|e| failed("open", path, e))?;
@@ -70,10 +67,10 @@ impl WalWriter {
     /// `-wal` and `-shm` stay when they are closed: who may read the folder and not write there needs them.
     fn keep_wal(&self) -> Result<(), RestoreError> {
         let mut on: std::ffi::c_int = 1;
-        // SAFETY: the connection is open, "main" is NUL-terminated, and this operation takes an int that outlives the call.
+        // SAFETY: the connection is open, the name is NUL-terminated, and this operation takes an int that outlives the call.
         let code = unsafe {
             let operation = ffi::SQLITE_FCNTL_PERSIST_WAL;
-            ffi::sqlite3_file_control(self.connection().handle(), c"main".as_ptr(), operation, (&raw mut on).cast())
+            ffi::sqlite3_file_control(self.connection().handle(), c"file".as_ptr(), operation, (&raw mut on).cast())
         };
         let error = || rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
         if code == ffi::SQLITE_OK { Ok(()) } else { Err(failed("use the WAL of", &self.path, error())) }
@@ -88,7 +85,9 @@ impl WalWriter {
     }
 
     fn read_data_version(&self) -> Result<i64, RestoreError> {
-        self.connection().pragma_query_value(None, "data_version", |row| row.get(0)).map_err(self.failed("read"))
+        self.connection()
+            .pragma_query_value(Some(SCHEMA), "data_version", |row| row.get(0))
+            .map_err(self.failed("read"))
     }
 
     /// Whether nobody else has committed to it.
@@ -104,7 +103,7 @@ impl WalWriter {
         let switch = || -> rusqlite::Result<String> {
             let connection = self.connection();
             connection.busy_timeout(timeout)?;
-            connection.pragma_update_and_check(None, "journal_mode", mode, |row| row.get(0))
+            connection.pragma_update_and_check(Some(SCHEMA), "journal_mode", mode, |row| row.get(0))
         };
         let is_so = match switch() {
             Ok(now) => now.eq_ignore_ascii_case(mode),
@@ -117,7 +116,7 @@ impl WalWriter {
 
     /// Size of the database.
     pub(super) fn page_count(&self) -> Result<PageCount, RestoreError> {
-        let count = self.connection().pragma_query_value(None, "page_count", |row| row.get(0));
+        let count = self.connection().pragma_query_value(Some(SCHEMA), "page_count", |row| row.get(0));
         count.map(PageCount).map_err(self.failed("read"))
     }
 
@@ -125,7 +124,7 @@ impl WalWriter {
     pub(super) fn read_pages(&self, mut take: impl FnMut(PageNumber, &[u8])) -> Result<(), RestoreError> {
         let mut read = || -> rusqlite::Result<()> {
             let connection = self.connection();
-            let mut statement = connection.prepare("SELECT pgno, data FROM sqlite_dbpage")?;
+            let mut statement = connection.prepare("SELECT pgno, data FROM sqlite_dbpage('file')")?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 if let Some(pgno) = PageNumber::new(row.get(0)?) {
@@ -139,7 +138,7 @@ impl WalWriter {
 
     /// Page 1.
     pub(super) fn page_one(&self) -> Result<Vec<u8>, RestoreError> {
-        let read = self.connection().query_row("SELECT data FROM sqlite_dbpage WHERE pgno = 1", [], |row| row.get(0));
+        let read = self.connection().query_row(READ_PAGE, [1], |row| row.get(0));
         read.map_err(self.failed("read"))
     }
 
@@ -167,6 +166,8 @@ impl WalWriter {
             return written.map(|_| None);
         }
         self.connection().execute_batch("COMMIT").map_err(self.failed("commit to"))?;
+        // What SQLite has noted of its b-trees (which it reads for the schema) goes with the pages: they were changed behind its back.
+        self.connection().release_memory().map_err(self.failed("commit to"))?;
         self.pages += batch.pages.len();
         if self.pages >= CHECKPOINT_PAGES {
             self.checkpoint()?;
@@ -174,12 +175,10 @@ impl WalWriter {
         Ok(Some(Ok(())))
     }
 
-    /// Page 1 comes last: what SQLite looks up in it while it writes the others is that of the state before.
     fn write(&self, batch: &Batch, page_one: &PageOneFields) -> Result<(), RestoreError> {
-        let sql = "INSERT INTO sqlite_dbpage(pgno, data) VALUES (?1, ?2)";
         let before = self.page_count()?;
         let connection = self.connection();
-        let mut statement = connection.prepare_cached(sql).map_err(self.failed("write"))?;
+        let mut statement = connection.prepare_cached(WRITE_PAGE).map_err(self.failed("write"))?;
         let mut page = vec![0; batch.page_size.bytes()];
         for (index, pgno) in batch.pages.iter().enumerate().rev() {
             batch.read(index, &mut page).map_err(|e| RestoreError::io("read", Path::new("spool file"), e))?;
@@ -189,9 +188,8 @@ impl WalWriter {
             statement.execute((pgno.get(), &page)).map_err(self.failed("write"))?;
         }
         if batch.commit < before {
-            // No content: this page and those behind it go.
             let first = u64::from(batch.commit.get()) + 1;
-            statement.execute((first.cast_signed(), rusqlite::types::Null)).map_err(self.failed("write"))?;
+            statement.execute((first.cast_signed(), Null)).map_err(self.failed("write"))?;
         }
         Ok(())
     }
@@ -204,9 +202,9 @@ impl WalWriter {
         // ones read the database alone, and those before are waited for.
         let is_long = self.wal_pages >= RESET_PAGES;
         let (sql, wait) = if is_long {
-            ("PRAGMA wal_checkpoint(RESTART)", RESET_WAIT)
+            ("PRAGMA file.wal_checkpoint(RESTART)", RESET_WAIT)
         } else {
-            ("PRAGMA wal_checkpoint(PASSIVE)", Duration::ZERO)
+            ("PRAGMA file.wal_checkpoint(PASSIVE)", Duration::ZERO)
         };
         self.connection().busy_timeout(wait).map_err(self.failed("lock"))?;
         let pages = self.connection().query_row(sql, [], |row| {
@@ -227,18 +225,41 @@ impl WalWriter {
         // SAFETY: as in `keep_wal`.
         let code = unsafe {
             let operation = ffi::SQLITE_FCNTL_HAS_MOVED;
-            ffi::sqlite3_file_control(self.connection().handle(), c"main".as_ptr(), operation, (&raw mut moved).cast())
+            ffi::sqlite3_file_control(self.connection().handle(), c"file".as_ptr(), operation, (&raw mut moved).cast())
         };
         let error = || rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
         if code == ffi::SQLITE_OK { Ok(moved != 0) } else { Err(failed("look at", &self.path, error())) }
     }
 }
 
+/// The name under which a connection of [`attach`] has the database.
+pub(crate) const SCHEMA: &str = "file";
+/// Reads one page, by its number.
+pub(crate) const READ_PAGE: &str = "SELECT data FROM sqlite_dbpage('file') WHERE pgno = ?1";
+/// Writes one page, by its number and content; without content it and those behind it go. Page 1 comes last, for what SQLite looks up in it while it
+/// writes the others is that of the state before; and after it only what cuts the file, for any page that is written later undoes that.
+pub(crate) const WRITE_PAGE: &str = "INSERT INTO sqlite_dbpage(pgno, data, schema) VALUES (?1, ?2, 'file')";
+
+/// A connection that has a database which exists by the name [`SCHEMA`], beside an empty one in memory.
+///
+/// Before a statement SQLite compares the cookie in page 1 of the database to which that belongs, and reads the schema again where it has changed: by way of what it has noted of
+/// b-trees that were changed behind its back. `sqlite_dbpage` belongs to the database that is `main`: so pages are written into another.
+pub(crate) fn attach(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(":memory:", flags)?;
+    let name = path.to_str().ok_or_else(|| rusqlite::Error::InvalidPath(path.to_owned()))?;
+    connection.execute("ATTACH ?1 AS file", [name])?;
+    // Nothing of its schema matters: what cannot be parsed is no error.
+    connection.pragma_update(None, "writable_schema", "on")?;
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    Ok(connection)
+}
+
 impl Drop for WalWriter {
     /// Leaves an empty WAL where readers let it: then the file alone is the database.
     fn drop(&mut self) {
         let _ = self.connection().busy_timeout(Duration::ZERO);
-        let _ = self.connection().query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
+        let _ = self.connection().query_row("PRAGMA file.wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
     }
 }
 

@@ -31,6 +31,8 @@ const LOOK: Duration = Duration::from_millis(2);
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How long it is tried to hear what has become of what was sent.
 const SEND_MAX: Duration = Duration::from_secs(30);
+/// For so long the lock is held while it is sent.
+const SEND_TTL: Duration = Duration::from_secs(20);
 /// Pause before that is tried again.
 const AGAIN: Duration = Duration::from_millis(200);
 /// How long the own file is waited for after a commit.
@@ -281,7 +283,7 @@ impl Here<'_> {
             }
         };
         // Sending may take longer than what is left.
-        if let Err((_, why)) = self.ask_for_lock((id, &loan.database), TTL_MAX, Duration::ZERO).await {
+        if let Err((_, why)) = self.ask_for_lock((id, &loan.database), SEND_TTL, Duration::ZERO).await {
             return Ok(Committed { said: Said::Ended { why }, pages, visible: false });
         }
         let said = self.send(id, Bytes::from(bytes)).await;
@@ -297,7 +299,8 @@ impl Here<'_> {
         let path = Query::default().with("id", id).of("/v1/write");
         let deadline = Instant::now() + SEND_MAX;
         loop {
-            let why = match self.ask(&path, bytes.clone(), SEND_MAX).await {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let why = match self.ask(&path, bytes.clone(), left).await {
                 Ok(answer) => match serde_json::from_slice(&answer) {
                     Ok(said) => return said,
                     Err(error) => format!("the primary answers in another language: {error}"),

@@ -20,6 +20,8 @@ use crate::world::RealWorld;
 
 /// How long other writers are waited for at most before a lock is said to be taken.
 const TAKE_MAX: Duration = Duration::from_secs(5);
+/// How often somebody who waits for a lock looks at least.
+const AGAIN: Duration = Duration::from_millis(20);
 /// How long capture may take to see what was committed before the lock was taken, or under it.
 const CAPTURE_MAX: Duration = Duration::from_secs(10);
 /// How long commits that have begun are waited for when the role ends.
@@ -134,9 +136,11 @@ impl Grants {
                 Asked::Over(outcome) => return Err(Refused::Not(text(outcome))),
                 Asked::Closed => return Err(Refused::Not("this node is not the primary".to_owned())),
             };
-            if tokio::time::timeout_at(deadline, changed.changed()).await.is_err() {
+            if Instant::now() >= deadline {
                 return Err(Refused::Busy(format!("{name}: {why}")));
             }
+            // That a database was left to others for long enough is no change.
+            let _ = tokio::time::timeout_at(deadline.min(Instant::now() + AGAIN), changed.changed()).await;
         }
     }
 
@@ -275,7 +279,7 @@ async fn captured(primary: &Primary, status: &DatabaseStatus) -> Result<Pos, Str
 /// Commits what was sent. Only what is captured, under the same right, counts as committed.
 async fn commit(held: &Held, body: Bytes) -> Outcome {
     let Held { holder, primary, status, epoch, pos, .. } = held;
-    match holder.commit(body, *pos, primary.lease.clone()).await {
+    match holder.commit(body, *pos, primary.lease.clone(), *epoch).await {
         Err(Failed::Not(why)) => return Outcome::Ended(why),
         Err(Failed::Unknown(why)) => return Outcome::Unknown(why),
         Ok(()) => {}

@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rhyolite_format::ltx::Decoder;
-use rhyolite_format::{Checksum, PageCount, PageNumber, Pos};
+use rhyolite_format::{Checksum, Epoch, PageCount, PageNumber, Pos};
 use rhyolite_writer::lease_keeper::LeaseHandle;
 use rusqlite::config::DbConfig;
 use rusqlite::types::Null;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, ErrorCode};
 use tokio::sync::oneshot;
+
+use crate::follow::wal::{READ_PAGE, SCHEMA, WRITE_PAGE, attach};
 
 /// How long readers of a database in rollback mode are waited for at the commit.
 const COMMIT_WAIT: Duration = Duration::from_secs(5);
@@ -37,6 +39,7 @@ struct Commit {
     pos: Pos,
     /// The right under which it is committed.
     lease: LeaseHandle,
+    epoch: Epoch,
     reply: oneshot::Sender<Result<(), Failed>>,
 }
 
@@ -66,25 +69,21 @@ impl Holder {
         Ok(Self(line))
     }
 
-    /// Commits the LTX file in `body`, which must lead on from `pos`, where the database is, as long as `lease` is held. The lock is given back with it.
-    pub(super) async fn commit(&self, body: Bytes, pos: Pos, lease: LeaseHandle) -> Result<(), Failed> {
+    /// Commits the LTX file in `body`, which must lead on from `pos`, where the database is, as long as the right of `epoch` lasts. The lock is given back with it.
+    pub(super) async fn commit(&self, body: Bytes, pos: Pos, lease: LeaseHandle, epoch: Epoch) -> Result<(), Failed> {
         let gone = || Failed::Unknown("the thread that commits has ended".to_owned());
         let (reply, answer) = oneshot::channel();
-        self.0.send(Commit { body, pos, lease, reply }).map_err(|_| gone())?;
+        self.0.send(Commit { body, pos, lease, epoch, reply }).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
     }
 }
 
 fn open(path: &Path, wait: Duration) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
+    let connection = attach(path)?;
     connection.busy_timeout(wait)?;
     // The WAL and its checkpoints are capture's.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
-    connection.pragma_update(None, "synchronous", "full")?;
-    // Nothing of its schema matters: what cannot be parsed is no error.
-    connection.pragma_update(None, "writable_schema", "on")?;
+    connection.pragma_update(Some(SCHEMA), "synchronous", "full")?;
     connection.execute_batch("BEGIN IMMEDIATE")?;
     connection.busy_timeout(COMMIT_WAIT)?;
     Ok(connection)
@@ -92,9 +91,9 @@ fn open(path: &Path, wait: Duration) -> rusqlite::Result<Connection> {
 
 /// Holds the lock until it is told to commit, or nobody wants it any more.
 fn hold(connection: &Connection, commits: &mpsc::Receiver<Commit>) {
-    if let Ok(Commit { body, pos, lease, reply }) = commits.recv() {
+    if let Ok(Commit { body, pos, lease, epoch, reply }) = commits.recv() {
         let done = write(connection, &body, pos).map_err(Failed::Not).and_then(|()| {
-            if lease.right().is_none() {
+            if lease.right() != Some(epoch) {
                 return Err(Failed::Not("this node is not the primary any more".to_owned()));
             }
             connection.execute_batch("COMMIT").map_err(|error| match error.sqlite_error_code() {
@@ -117,7 +116,7 @@ fn write(connection: &Connection, body: &[u8], pos: Pos) -> Result<(), String> {
     let odd = |e: &dyn std::fmt::Display| format!("what was sent cannot be used: {e}");
     let mut decoder = Decoder::new(body).map_err(|e| odd(&e))?;
     let header = *decoder.header();
-    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, u32>(0)).map_err(sqlite);
+    let pragma = |name| connection.pragma_query_value(Some(SCHEMA), name, |row| row.get::<_, u32>(0)).map_err(sqlite);
     let (page_size, count) = (pragma("page_size")?, PageCount(pragma("page_count")?));
     if header.page_size.get() != page_size {
         let text = "the page size cannot be changed on a replica: run VACUUM on the primary";
@@ -130,8 +129,8 @@ fn write(connection: &Connection, body: &[u8], pos: Pos) -> Result<(), String> {
     if header.commit.get() == 0 {
         return Err(odd(&"it has no pages"));
     }
-    let mut read = connection.prepare("SELECT data FROM sqlite_dbpage WHERE pgno = ?1").map_err(sqlite)?;
-    let mut insert = connection.prepare("INSERT INTO sqlite_dbpage(pgno, data) VALUES (?1, ?2)").map_err(sqlite)?;
+    let mut read = connection.prepare(READ_PAGE).map_err(sqlite)?;
+    let mut insert = connection.prepare(WRITE_PAGE).map_err(sqlite)?;
     let mut page_at = |pgno: PageNumber| -> Result<Vec<u8>, String> {
         read.query_row([pgno.get()], |row| row.get(0)).map_err(sqlite)
     };
@@ -157,15 +156,12 @@ fn write(connection: &Connection, body: &[u8], pos: Pos) -> Result<(), String> {
     if trailer.post_apply != Some(sum) {
         return Err(odd(&"its pages do not add up: it was not made from this database"));
     }
-    // Page 1 comes last: what SQLite looks up in it while it writes the others is that of the state before.
-    if let Some(mut page) = first {
+    if let Some(page) = &mut first {
         // Its journal mode stays the one that it has here.
         page[VERSIONS].copy_from_slice(&page_at(PageNumber::FIRST)?[VERSIONS]);
-        insert.execute((PageNumber::FIRST.get(), &page)).map_err(sqlite)?;
     }
-    if header.commit < count {
-        // No content: this page and those behind it go.
-        insert.execute((u64::from(header.commit.get() + 1).cast_signed(), Null)).map_err(sqlite)?;
-    }
-    Ok(())
+    // Both come last, in this order.
+    let cut = (header.commit < count).then(|| u64::from(header.commit.get()).cast_signed() + 1);
+    first.map_or(Ok(0), |page| insert.execute((1, page))).map_err(sqlite)?;
+    cut.map_or(Ok(0), |cut| insert.execute((cut, Null))).map_err(sqlite).map(drop)
 }

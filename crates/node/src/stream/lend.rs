@@ -65,7 +65,7 @@ impl Server {
             Ok(id) => id,
             Err(text) => return refuse(respond, StatusCode::BAD_REQUEST, None, &text),
         };
-        let room = self.room_for(WRITE_BYTES_MAX).await;
+        let turn = self.writes.acquire().await.expect("the semaphore is never closed");
         let body = match tokio::time::timeout(BODY_MAX, read_whole(body, WRITE_BYTES_MAX)).await {
             Ok(Ok(body)) => body,
             Ok(Err(LinkError::Unexpected(text))) => return refuse(respond, StatusCode::PAYLOAD_TOO_LARGE, None, &text),
@@ -76,6 +76,6 @@ impl Server {
             Ok(outcome) => send_json(respond, &Said::from(outcome)).await,
             Err(_) => refuse(respond, StatusCode::NOT_FOUND, None, "this id is not known"),
         }
-        drop(room);
+        drop(turn);
     }
 }

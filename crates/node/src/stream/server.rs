@@ -59,6 +59,8 @@ const SEND_BUFFER_BYTES: usize = 64 << 10;
 const READ_KIB_MAX: u32 = 256 << 10;
 /// Files of logs that are read at a time; more wait.
 const LOGS_READ_MAX: usize = 16;
+/// Transactions that come to be committed at a time; more wait.
+const WRITES_MAX: usize = 4;
 /// How long it may take until the other end has taken what was read for it, beside the time for its bytes.
 const STALL_MAX: Duration = Duration::from_secs(60);
 /// The least that the other end takes in a second, in bytes.
@@ -109,6 +111,8 @@ pub struct Server {
     read: Semaphore,
     /// For files of logs.
     pub(super) logs: Semaphore,
+    /// For transactions that come to be committed.
+    pub(super) writes: Semaphore,
 }
 
 /// The other end has gone away, or does not want any more.
@@ -273,8 +277,8 @@ impl Server {
         replicas: Option<FolderConfig>,
     ) -> Self {
         let (requests, logs) = (Arc::new(Semaphore::new(REQUESTS_MAX)), Semaphore::new(LOGS_READ_MAX));
-        let read = Semaphore::new(READ_KIB_MAX as usize);
-        Self { board, token, tls, about, handoffs, replicas, requests, read, logs }
+        let (read, writes) = (Semaphore::new(READ_KIB_MAX as usize), Semaphore::new(WRITES_MAX));
+        Self { board, token, tls, about, handoffs, replicas, requests, read, logs, writes }
     }
 
     /// What it serves.

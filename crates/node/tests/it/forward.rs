@@ -57,11 +57,6 @@ fn copies(cluster: &Cluster, name: &str) -> Vec<PathBuf> {
     std::fs::read_dir(folder).map(|all| all.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
 }
 
-fn txid(cluster: &Cluster, name: &str) -> u64 {
-    let text = cluster.node(name)["replicas"][0]["txid"].as_str().unwrap_or("0").to_owned();
-    u64::from_str_radix(&text, 16).unwrap()
-}
-
 #[test]
 fn a_replica_writes_and_all_of_it_is_one_commit_of_the_primary() {
     let mut cluster = cluster(&["b", "c"]);
@@ -87,21 +82,26 @@ print('done')";
     cluster.wait_writing("a");
     assert_eq!(copies(&cluster, "b"), Vec::<PathBuf>::new());
     // Statuses of the command are passed on, and nothing is committed then.
-    let began = Instant::now();
     let ran = run(&cluster, "c", &[], "db.execute('INSERT INTO t(n) VALUES (-2)'); sys.exit(5)");
     assert_eq!((ran.code, ran.stderr.as_str()), (5, ""), "{ran:?}");
+    let began = Instant::now();
     cluster.wait_writing("a");
     assert!(began.elapsed() < Duration::from_secs(5), "the lock goes back at once");
     // Nothing is changed: nothing is committed.
     let ran = run(&cluster, "c", &[], "print(db.execute('SELECT count(*) FROM of_b').fetchone()[0])");
     assert_eq!((ran.code, ran.stdout.as_str()), (0, "1\n"), "{ran:?}");
     // Pages that go away, and many that come.
-    let ran = run(&cluster, "c", &[], "db.execute('CREATE TABLE big(b)'); db.execute('INSERT INTO big VALUES (randomblob(3000000))')");
+    let ran = run(
+        &cluster,
+        "c",
+        &[],
+        "db.execute('CREATE TABLE big(b)'); db.execute('INSERT INTO big VALUES (randomblob(3000000))')",
+    );
     assert_eq!(ran.code, 0, "{ran:?}");
     assert_eq!(query(&cluster.database("c"), "SELECT length(b) FROM big"), Ok(3_000_000));
     let ran = run(&cluster, "b", &[], "db.execute('DROP TABLE big'); db.execute('VACUUM')");
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert!(query(&cluster.database("b"), "PRAGMA page_count") < Ok(700));
+    assert!(query(&cluster.database("b"), "PRAGMA page_count").unwrap() < 700);
     // On the primary it is the database itself.
     let ran = run(&cluster, "a", &[], "assert sys.argv[1] == real; db.execute('INSERT INTO of_b VALUES (2)')");
     assert_eq!(ran.code, 0, "{ran:?}");
@@ -228,7 +228,8 @@ fn a_program_borrows_the_lock_by_http_and_it_goes_back_when_nobody_asks_again() 
     assert_eq!(ask(&cluster, "b", "/write-commit", &json!({ "id": lock["id"] })).0, 404);
     let here = rows(&path);
     assert!(!here.contains(&-2) && !here.contains(&-3), "{here:?}");
-    for body in [json!({}), json!({ "path": path, "id": "x" }), json!({ "id": "x" }), json!({ "path": path, "ttl": 1 })] {
+    for body in [json!({}), json!({ "path": path, "id": "x" }), json!({ "id": "x" }), json!({ "path": path, "ttl": 1 })]
+    {
         let (status, answer) = ask(&cluster, "b", "/write-lock", &body);
         assert!((400..500).contains(&status), "{body}: {status} {answer}");
     }
@@ -247,7 +248,13 @@ fn a_program_borrows_the_lock_by_http_and_it_goes_back_when_nobody_asks_again() 
 }
 
 /// What leads from one page 1 to another.
-fn transaction(pos: Pos, size: u32, change: impl FnOnce(&mut LtxHeader), pages: &[(u32, &[u8])], post: Checksum) -> Bytes {
+fn transaction(
+    pos: Pos,
+    size: u32,
+    change: impl FnOnce(&mut LtxHeader),
+    pages: &[(u32, &[u8])],
+    post: Checksum,
+) -> Bytes {
     let next = pos.txid.next();
     let mut header = LtxHeader {
         no_checksum: false,

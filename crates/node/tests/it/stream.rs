@@ -248,6 +248,41 @@ fn a_folder_of_replicas_is_equal_after_thousands_of_commits_in_both_modes() {
     node.stop();
 }
 
+/// SQLite reads the schema anew after a step that has changed it, by way of pages that were changed behind its back.
+#[test]
+fn a_replica_goes_on_after_tables_are_dropped_and_pages_are_gone() {
+    let mut node = Node::new();
+    let db = node.database("app.db", "wal");
+    for table in ["x", "y", "z", "u", "v"] {
+        db.execute_batch(&format!("CREATE TABLE {table}(a); INSERT INTO {table} VALUES (randomblob(50000))")).unwrap();
+    }
+    node.start();
+    let follow = node.follow(&node.url(), &["--into", "replicas"]);
+    let replica = node.folder.path("replicas/app.db");
+    node.wait_equal("app.db", &replica);
+    for sql in [
+        "DROP TABLE y",
+        "INSERT INTO t(b) VALUES (1)",
+        "DROP TABLE x",
+        "CREATE TABLE w(a)",
+        "INSERT INTO t(b) VALUES (2)",
+    ] {
+        db.execute_batch(sql).unwrap();
+        node.wait_equal("app.db", &replica);
+    }
+    // All of it in one step.
+    follow.running.as_ref().unwrap().signal(Signal::STOP);
+    db.execute_batch("DROP TABLE z; DROP TABLE u; VACUUM; INSERT INTO t(b) VALUES (3)").unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    follow.running.as_ref().unwrap().signal(Signal::CONT);
+    node.wait_equal("app.db", &replica);
+    db.execute_batch("INSERT INTO t(b) VALUES (4)").unwrap();
+    node.wait_equal("app.db", &replica);
+    assert_eq!(follow.find(|line| line["event"] == "failed"), None);
+    follow.stop();
+    node.stop();
+}
+
 #[test]
 fn a_stop_does_not_wait_for_a_node_that_takes_connections_and_does_not_answer() {
     let frozen = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -13,6 +13,7 @@ use super::super::store::block_on;
 use crate::config::io_text;
 use crate::config::units::format_duration;
 use crate::control::borrow::Write;
+use crate::control::client::AskError;
 use crate::exec::{self, Application, RunningChild};
 use crate::forward::borrow::{Borrowed, Committed};
 use crate::forward::{Said, TTL};
@@ -31,6 +32,8 @@ pub(super) const WAIT: Duration = Duration::from_secs(30);
 pub(super) const HOLD: Duration = Duration::from_secs(60);
 /// How long the control socket may take beyond that.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// The same where a large database is compared and sent.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(600);
 
 /// The words of a command, with the path of the database in them.
 pub(super) fn words(command: &[OsString], database: &Path) -> Vec<OsString> {
@@ -84,8 +87,17 @@ pub(super) fn run(
             return other;
         }
     }
-    let Committed { said, visible, .. } = socket.ask_with("/write-commit", &id, PATIENCE)?;
     let name = database.display();
+    let unknown = |why: &dyn std::fmt::Display| {
+        let what = format!("{name}: it is not known whether the changes were committed");
+        Failure::new(Status::OutcomeUnknown, format!("{what}: {why}; look at the database before you try again"))
+    };
+    let committed = socket.send::<_, Committed>("POST", "/write-commit", &id, COMMIT_PATIENCE);
+    let Committed { said, visible, .. } = committed.map_err(|error| match error {
+        AskError::Refused(text) => Failure::failed(format!("{name}: nothing was committed: {text}")),
+        AskError::TimedOut(text) => unknown(&text),
+        AskError::Io(error) => unknown(&io_text(&error)),
+    })?;
     match said {
         Said::Committed { .. } if visible => Ok(0),
         Said::Committed { txid } => {
@@ -93,10 +105,7 @@ pub(super) fn run(
             Ok(0)
         }
         Said::Ended { why } => Err(Failure::failed(format!("{name}: nothing was committed: {why}"))),
-        Said::Unknown { why } => {
-            let text = format!("{name}: it is not known whether the changes were committed: {why}; look at the database before you try again");
-            Err(Failure::new(Status::OutcomeUnknown, text))
-        }
+        Said::Unknown { why } => Err(unknown(&why)),
     }
 }
 
