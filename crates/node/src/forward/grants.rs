@@ -56,6 +56,8 @@ pub struct Grants {
 struct Inner {
     lender: Lender,
     primary: Option<Primary>,
+    /// How often nothing was lent any more.
+    closings: u64,
     held: HashMap<String, Arc<Held>>,
 }
 
@@ -87,10 +89,18 @@ impl Grants {
         {
             let mut inner = self.lock();
             inner.primary = None;
+            inner.closings += 1;
             let ended = inner.lender.close(RealWorld.now());
             ended.iter().for_each(|id| drop(inner.held.remove(id)));
         }
         self.changed.send_replace(());
+    }
+
+    /// Ends when nothing is lent any more, as it was not for so many times before.
+    async fn closed(&self, closings: u64) {
+        let mut changed = self.changed.subscribe();
+        // The sender lives as long as this.
+        while self.lock().closings == closings && changed.changed().await.is_ok() {}
     }
 
     /// Waits until no commit is under way any more, for a moment.
@@ -225,10 +235,18 @@ fn text(outcome: Outcome) -> String {
 
 /// Takes the lock of a database for `id`, and lets go of it when its time is over.
 async fn take(board: Arc<StatusBoard>, status: Arc<DatabaseStatus>, id: String, wait: Duration) {
-    let primary = board.grants.lock().primary.clone();
+    let (primary, closings) = {
+        let inner = board.grants.lock();
+        (inner.primary.clone(), inner.closings)
+    };
+    let none = || Err("this node is not the primary".to_owned());
     let held = match primary {
-        Some(primary) => take_of(primary, status, wait).await,
-        None => Err("this node is not the primary".to_owned()),
+        // Whoever takes the file next does not wait for a lock that nobody gets.
+        Some(primary) => tokio::select! {
+            held = take_of(primary, status, wait) => held,
+            () = board.grants.closed(closings) => none(),
+        },
+        None => none(),
     };
     let held = match held {
         Ok(held) => held,
