@@ -18,6 +18,7 @@ Runs the simulated world (docs/sim.md).
   rhyolite-sim --seed 17 [--trace]                    run one; with every line of what happened
                [--without RULE]                       with one rule switched off, to see what it is there for
                [--cluster]                            worlds in which the nodes form a cluster, with its rules
+               [--forward]                            the same, with replicas that write through the primary
 ";
 
 #[derive(Debug)]
@@ -36,6 +37,7 @@ struct Arguments {
 enum Rules {
     Writers(Guards),
     Cluster(ClusterRules),
+    Forward(ClusterRules),
 }
 
 impl Rules {
@@ -43,6 +45,7 @@ impl Rules {
         match self {
             Self::Writers(guards) => Scenario::new(seed, guards),
             Self::Cluster(rules) => Scenario::cluster(seed, rules),
+            Self::Forward(rules) => Scenario::forwarding_cluster(seed, rules),
         }
     }
 
@@ -66,7 +69,7 @@ fn arguments() -> Result<Arguments, String> {
     let (seeds, seed, trace, keep_going) = (None, None, false, false);
     let rules = Rules::Writers(Guards::ALL);
     let mut found = Arguments { seeds, from: 1, jobs: 1, seed, trace, keep_going, rules };
-    let (mut is_cluster, mut switched_off) = (false, None);
+    let (mut is_cluster, mut forwards, mut switched_off) = (false, false, None);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -83,6 +86,7 @@ fn arguments() -> Result<Arguments, String> {
                 switched_off = Some(value()?);
             }
             "--cluster" => is_cluster = true,
+            "--forward" => (is_cluster, forwards) = (true, true),
             "--keep-going" => found.keep_going = true,
             "--trace" => found.trace = true,
             _ => return Err(format!("unknown argument {word:?}\n\n{HELP}")),
@@ -93,6 +97,11 @@ fn arguments() -> Result<Arguments, String> {
         None if is_cluster => Rules::Cluster(ClusterRules::ALL),
         None => rules,
     };
+    if let Rules::Cluster(rules) = found.rules
+        && forwards
+    {
+        found.rules = Rules::Forward(rules);
+    }
     match (found.seed, found.seeds) {
         (Some(_), None) | (None, Some(1..)) if found.jobs > 0 => Ok(found),
         _ => Err(HELP.to_owned()),
@@ -127,7 +136,7 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
             println!(
                 "seed {seed}: everything held; {} acknowledgements{}",
                 report.acknowledged,
-                promises(report.promised)
+                told(report.promised, report.forwarded)
             );
             ExitCode::SUCCESS
         }
@@ -138,7 +147,7 @@ fn many(arguments: &Arguments) -> ExitCode {
     let (from, count) = (arguments.from, arguments.seeds.unwrap_or(1));
     let begun = Instant::now();
     let (next, done, acknowledged) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-    let promised = AtomicU64::new(0);
+    let (promised, forwarded) = (AtomicU64::new(0), AtomicU64::new(0));
     let (failed, first) = (AtomicBool::new(false), Mutex::new(None::<(u64, String)>));
     // A run that fails by a panic tells it in its report.
     std::panic::set_hook(Box::new(|_| {}));
@@ -151,6 +160,7 @@ fn many(arguments: &Arguments) -> ExitCode {
             let report = run(arguments.rules.scenario(from + at), false);
             acknowledged.fetch_add(report.acknowledged, Ordering::Relaxed);
             promised.fetch_add(report.promised, Ordering::Relaxed);
+            forwarded.fetch_add(report.forwarded, Ordering::Relaxed);
             if let Some(violation) = report.violation {
                 if arguments.keep_going {
                     println!("seed {}: {violation}", from + at);
@@ -180,14 +190,15 @@ fn many(arguments: &Arguments) -> ExitCode {
             ExitCode::FAILURE
         }
         None => {
-            let promises = promises(promised.into_inner());
-            println!("{done} seeds from {from}, {acknowledged} acknowledgements{promises}, 0 violations");
+            let told = told(promised.into_inner(), forwarded.into_inner());
+            println!("{done} seeds from {from}, {acknowledged} acknowledgements{told}, 0 violations");
             ExitCode::SUCCESS
         }
     }
 }
 
-/// Only clusters promise anything.
-fn promises(promised: u64) -> String {
-    if promised == 0 { String::new() } else { format!(", {promised} promises") }
+/// Only clusters promise anything, and commit what others have written.
+fn told(promised: u64, forwarded: u64) -> String {
+    let some = |count: u64, what: &str| if count == 0 { String::new() } else { format!(", {count} {what}") };
+    some(promised, "promises") + &some(forwarded, "forwarded writes")
 }

@@ -18,6 +18,8 @@ pub struct Report {
     pub acknowledged: u64,
     /// How often somebody was told that a commit is safe that was not durable yet. Only in a cluster.
     pub promised: u64,
+    /// How often somebody heard that what a replica had sent was committed.
+    pub forwarded: u64,
     /// Lines, when they were asked for.
     pub trace: Vec<String>,
 }
@@ -38,8 +40,13 @@ pub fn run(scenario: Scenario, traced: bool) -> Report {
     if let Some(violation) = &violation {
         sim.trace(|| format!("VIOLATED: {violation}"));
     }
-    let promised = if sim.is_cluster() { sim.cluster().truth().promises } else { 0 };
-    let report = Report { violation, acknowledged, promised, trace: sim.take_trace() };
+    let (promised, forwarded) = if sim.is_cluster() {
+        let truth = sim.cluster().truth();
+        (truth.promises, truth.forwards)
+    } else {
+        (0, 0)
+    };
+    let report = Report { violation, acknowledged, promised, forwarded, trace: sim.take_trace() };
     sim.end();
     report
 }

@@ -125,6 +125,8 @@ pub struct Cluster {
     pub has_upkeep: bool,
     /// The application commits no more from here on, in microseconds.
     pub quiet: u64,
+    /// Replicas write, through the primary.
+    pub forwards: bool,
     /// How often the application commits, in microseconds.
     pub commits: u64,
     /// How long an application that was told to stop may take, in microseconds.
@@ -187,6 +189,12 @@ impl Scenario {
         Self::cluster_of_mood(seed, rules, moods[(seed % moods.len() as u64) as usize])
     }
 
+    /// The cluster of `seed`, with clients that write through replicas.
+    pub fn forwarding_cluster(seed: u64, rules: ClusterRules) -> Self {
+        let whole = Self::cluster(seed, rules);
+        Self { cluster: whole.cluster.map(|cluster| Cluster { forwards: true, ..cluster }), ..whole }
+    }
+
     /// The cluster of `seed` in this mood.
     pub fn cluster_of_mood(seed: u64, rules: ClusterRules, mood: Mood) -> Self {
         let alone = Self::of_mood(seed, rules.lease, mood);
@@ -197,6 +205,7 @@ impl Scenario {
             rules,
             has_upkeep: random.permille(600),
             quiet,
+            forwards: false,
             commits: random.between(50, 800) * MS,
             stop_timeout: random.between(200, 2000) * MS,
             seals: 600,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::account::Account;
 use super::driver::{self, Event};
+use super::forward::{self, Lending};
 use super::guard::{self, Told};
 use super::machine::{Frozen, application_of, guard_of};
 use crate::director::{cut_time, freezing_time, jump};
@@ -15,6 +16,9 @@ use crate::sim::Sim;
 const EMPTY: u64 = 600;
 /// A loss of power takes so many commits at most that were not synced.
 const UNSYNCED_MAX: u64 = 7;
+
+/// Clients that write through replicas.
+const CLIENTS: usize = 2;
 
 /// Starts everything, and lets things happen until the weather is calm.
 pub fn begin(sim: &Arc<Sim>) {
@@ -34,6 +38,11 @@ pub fn begin(sim: &Arc<Sim>) {
         driver::start(sim, id);
     }
     sim.timeline.spawn(None, direct(Arc::clone(sim)));
+    if sim.scenario.cluster.is_some_and(|cluster| cluster.forwards) {
+        for client in 0..CLIENTS {
+            sim.timeline.spawn(None, forward::client(Arc::clone(sim), client));
+        }
+    }
 }
 
 async fn direct(sim: Arc<Sim>) {
@@ -96,6 +105,7 @@ fn forget(sim: &Arc<Sim>, id: NodeId) {
         let mut machine = sim.cluster().machine(id);
         (machine.runs, machine.events, machine.captures) = (false, None, None);
         (machine.is_capturing, machine.account) = (false, Account::default());
+        machine.lending = Lending::default();
     }
     let mut node = sim.node(id);
     (node.handle, node.session) = (None, None);

@@ -21,6 +21,7 @@ use super::capture::{self, Lines};
 use super::director;
 use super::files::Files;
 use super::follow::Live;
+use super::forward;
 use super::guard::{Guard, Line, Told};
 use super::machine::{Machine, guard_of};
 use super::prepare::Prepare;
@@ -228,6 +229,7 @@ impl Driver {
             if let Some(capture) = &mut self.capture {
                 capture.loan = None;
             }
+            forward::close(&self.sim, self.node);
             return;
         }
         if let View::Ours { until, .. } = view {
@@ -274,6 +276,7 @@ impl Driver {
             Action::Serve => self.serve(),
             Action::StopApplication(why) => self.stop_application(why),
             Action::StopCapture { drain } => {
+                forward::close(&self.sim, self.node);
                 if let Some(capture) = &mut self.capture {
                     if !drain {
                         capture.loan = None;
@@ -439,11 +442,13 @@ impl Driver {
             self.sim.timeline.spawn(Some(self.node), telling);
         }
         self.application = true;
+        forward::open(&self.sim, self.node);
         self.tell_guard(Line::Run(self.told_until));
     }
 
     fn stop_application(&mut self, why: Why) {
         self.files.say(|| format!("stops its application: {why:?}"));
+        forward::close(&self.sim, self.node);
         if !self.application {
             return self.machine.handle_application_stopped(self.now());
         }

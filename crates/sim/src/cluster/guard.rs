@@ -11,6 +11,7 @@ use rhyolite_writer::World;
 use tokio::sync::{mpsc, watch};
 
 use super::driver::Event;
+use super::forward;
 use super::machine::application_of;
 use super::truth;
 use crate::executor::NodeId;
@@ -176,6 +177,10 @@ async fn application(sim: Arc<Sim>, node: NodeId, mut signalled: watch::Receiver
 
 fn commit(sim: &Arc<Sim>, node: NodeId) {
     if sim.timeline.now() >= sim.scenario.cluster.expect("a cluster").quiet {
+        return;
+    }
+    if forward::keeps_out(sim, node) {
+        // Its transaction ends in vain, and the next comes later.
         return;
     }
     let content = Checksum::from_crc(sim.chance().draw());

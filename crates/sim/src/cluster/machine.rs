@@ -5,6 +5,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::account::Account;
 use super::driver::Event;
+use super::forward::Lending;
 use crate::executor::NodeId;
 
 /// What runs on a machine.
@@ -28,6 +29,8 @@ pub struct Machine {
     pub is_capturing: bool,
     /// What it knows of those who follow it, and what the lease says of them.
     pub account: Account,
+    /// Locks that it has lent.
+    pub lending: Lending,
     /// No other node is reached before this time, in microseconds.
     pub alone_until: u64,
     /// The node, or all of the machine, stands still.

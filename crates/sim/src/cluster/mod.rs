@@ -18,6 +18,7 @@ pub mod director;
 pub mod driver;
 pub mod files;
 pub mod follow;
+pub mod forward;
 pub mod guard;
 pub mod machine;
 pub mod net;

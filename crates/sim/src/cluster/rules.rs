@@ -39,6 +39,21 @@ pub struct NodeRules {
     pub loan_ends: bool,
     /// What goes for witnesses.
     pub witness: WitnessRules,
+    /// What goes for locks that are lent.
+    pub forward: ForwardRules,
+}
+
+/// What a node keeps to that commits what replicas have written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ForwardRules {
+    /// What was committed under an id is not committed again.
+    pub ids: bool,
+    /// It is committed only with the right under which the lock was lent.
+    pub right: bool,
+    /// Nobody else writes while the lock is lent.
+    pub lock: bool,
+    /// At the end of the role locks go back.
+    pub close: bool,
 }
 
 /// What a node keeps to that tells its clients that commits are safe because others have them, and whoever comes after it.
@@ -106,6 +121,7 @@ impl ClusterRules {
                 take_back: true,
                 successor: true,
             },
+            forward: ForwardRules { ids: true, right: true, lock: true, close: true },
         },
     };
 }
@@ -114,7 +130,7 @@ impl ClusterRules {
 pub type Switch = fn(&mut ClusterRules) -> &mut bool;
 
 /// Name and switch of each rule.
-pub const RULES: [(&str, Switch); 37] = [
+pub const RULES: [(&str, Switch); 41] = [
     ("request_ids", |r| &mut r.lease.request_ids),
     ("right_since_sent", |r| &mut r.lease.right_since_sent),
     ("wait_for_expiry", |r| &mut r.lease.wait_for_expiry),
@@ -152,6 +168,10 @@ pub const RULES: [(&str, Switch); 37] = [
     ("witness_left", |r| &mut r.node.witness.left),
     ("take_back", |r| &mut r.node.witness.take_back),
     ("witness_successor", |r| &mut r.node.witness.successor),
+    ("forward_ids", |r| &mut r.node.forward.ids),
+    ("forward_right", |r| &mut r.node.forward.right),
+    ("forward_lock", |r| &mut r.node.forward.lock),
+    ("forward_close", |r| &mut r.node.forward.close),
 ];
 
 /// Every rule but this one. `None` when there is none of this name.

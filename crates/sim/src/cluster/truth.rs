@@ -18,6 +18,7 @@ use std::sync::Arc;
 use futures_util::future::FutureExt;
 use rhyolite_format::lease::{LeaseRecord, LeaseState};
 use rhyolite_format::{Checksum, Pos, Txid, keys};
+use rhyolite_logic::lender::Outcome;
 use rhyolite_store::Store;
 
 use crate::executor::NodeId;
@@ -52,6 +53,10 @@ pub struct Truth {
     pub terms: u64,
     /// How often somebody was told that a commit is safe that was not durable yet.
     pub promises: u64,
+    /// What became of what was sent by replicas, by its id: whether it was committed, and whether somebody heard that it was not.
+    sent: HashMap<String, (bool, bool)>,
+    /// How often somebody heard that it was committed.
+    pub forwards: u64,
 }
 
 impl Truth {
@@ -188,6 +193,41 @@ pub fn commit(sim: &Arc<Sim>, node: NodeId, before: Checksum, after: Checksum) {
     }
 }
 
+/// What a replica has sent is committed, on `before`; the lock was lent on `lent`.
+pub fn forwarded(sim: &Arc<Sim>, node: NodeId, id: &str, (lent, before): (Checksum, Checksum)) {
+    sim.trace(|| format!("node {node} has committed {id} for a replica"));
+    let mut truth = sim.cluster().truth();
+    let (was_committed, was_denied) = std::mem::replace(truth.sent.entry(id.to_owned()).or_default(), (true, false));
+    drop(truth);
+    let wrong = match (was_committed, was_denied, lent == before) {
+        (true, ..) => "a second time",
+        (_, true, _) => "after it was said that it is not",
+        (.., false) => "and somebody has written under the lent lock",
+        _ => return,
+    };
+    sim.model().violated(format!("{id} is committed by node {node}, {wrong}"));
+}
+
+/// Whoever has sent something hears what has become of it.
+pub fn heard(sim: &Arc<Sim>, id: &str, outcome: &Outcome) {
+    let mut truth = sim.cluster().truth();
+    let (is_committed, is_denied) = truth.sent.entry(id.to_owned()).or_default();
+    let is_wrong = match outcome {
+        Outcome::Committed(_) => !*is_committed,
+        Outcome::Ended(_) => {
+            *is_denied = true;
+            *is_committed
+        }
+        Outcome::Unknown(_) => false,
+    };
+    let is_done = *is_committed;
+    truth.forwards += u64::from(matches!(outcome, Outcome::Committed(_)));
+    drop(truth);
+    if is_wrong {
+        sim.model().violated(format!("{id} is said to be {outcome:?}, and that it was committed is {is_done}"));
+    }
+}
+
 /// An object of the store has changed.
 pub fn store_changed(sim: &Arc<Sim>, key: &str) {
     if key == keys::LEASE {
@@ -239,11 +279,14 @@ pub fn replace(sim: &Arc<Sim>, node: NodeId, content: Checksum) {
         drop(node_of);
         (before, is_kept, sim.cluster().machine(node).has_application)
     };
+    let is_lent = sim.cluster().machine(node).lending.is_idle();
     let truth = sim.cluster().truth();
     let is_prefix =
         |before| truth.has(content, before) || truth.durable.is_some_and(|end| truth.has(end.checksum, before));
     let wrong = if is_served {
         Some(format!("the file of node {node} is rewritten under its application"))
+    } else if is_lent {
+        Some(format!("the file of node {node} is rewritten under a lent lock"))
     } else if !truth.is_known(content) {
         Some(format!("the file of node {node} becomes {content}, which nobody has made"))
     } else {

@@ -29,13 +29,34 @@ fn a_seed_gives_one_trace() {
     }
 }
 
+#[test]
+fn a_hundred_seeds_hold_in_which_replicas_write() {
+    let mut forwarded = 0;
+    for seed in 1..=100 {
+        let report = run(Scenario::forwarding_cluster(seed, ClusterRules::ALL), false);
+        assert_eq!(report.violation, None, "seed {seed}");
+        forwarded += report.forwarded;
+    }
+    assert!(forwarded > 1_000, "what replicas wrote was committed: {forwarded}");
+}
+
 /// Switches `rule` off under `seeds`, until one fails with a text that holds one of `expected`. Any other failure is one of the test.
 fn check(rule: &str, seeds: std::ops::RangeInclusive<u64>, expected: &[&str]) {
+    check_in(Scenario::cluster, rule, seeds, expected);
+}
+
+/// The same in worlds of another kind.
+fn check_in(
+    scenario: fn(u64, ClusterRules) -> Scenario,
+    rule: &str,
+    seeds: std::ops::RangeInclusive<u64>,
+    expected: &[&str],
+) {
     let rules = without(rule).expect("there is such a rule");
     for seed in seeds.clone() {
-        let whole = run(Scenario::cluster(seed, ClusterRules::ALL), false);
+        let whole = run(scenario(seed, ClusterRules::ALL), false);
         assert_eq!(whole.violation, None, "{rule}: seed {seed} with every rule");
-        if let Some(found) = run(Scenario::cluster(seed, rules), false).violation {
+        if let Some(found) = run(scenario(seed, rules), false).violation {
             let is_expected = expected.iter().any(|text| found.contains(text));
             assert!(is_expected, "{rule}: seed {seed} found another thing: {found}");
             return;
@@ -162,4 +183,24 @@ fn durable_first() {
 #[test]
 fn take_back() {
     check("take_back", 10_670..=10_670, &[NOBODY]);
+}
+
+#[test]
+fn forward_ids() {
+    check_in(Scenario::forwarding_cluster, "forward_ids", 41..=140, &["a second time"]);
+}
+
+#[test]
+fn forward_right() {
+    check_in(Scenario::forwarding_cluster, "forward_right", 641..=740, &[NO_RIGHT]);
+}
+
+#[test]
+fn forward_lock() {
+    check_in(Scenario::forwarding_cluster, "forward_lock", 1..=50, &["under the lent lock"]);
+}
+
+#[test]
+fn forward_close() {
+    check_in(Scenario::forwarding_cluster, "forward_close", 101..=200, &["is rewritten under a lent lock"]);
 }
