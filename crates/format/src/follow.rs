@@ -148,11 +148,14 @@ impl FollowState {
         }
         // It was begun when the process ended, if it is not whole.
         let second = bytes.get(place..).filter(|record| record.len() == SIZE);
-        match (first, second.map(|record| Self::decode_record(record, place))) {
-            (Err(error), _) | (_, Some(Err(error))) if error.kind == ErrorKind::Version => Err(error),
-            (Ok(first), Some(Ok(second))) if second.turn > first.turn => Ok(second),
+        let is_later = |record: &[u8]| at::MAGIC.of(record) == MAGIC && at::VERSION.byte(record) > VERSION;
+        match (first, second.map(|record| (is_later(record), Self::decode_record(record, place)))) {
+            // Whoever has written that knows what to make of both.
+            (_, Some((true, Err(error)))) => Err(error),
+            (Err(error), _) if bytes.len() >= SIZE && is_later(bytes) => Err(error),
+            (Ok(first), Some((_, Ok(second)))) if second.turn > first.turn => Ok(second),
             (Ok(first), _) => Ok(first),
-            (Err(_), Some(Ok(second))) => Ok(second),
+            (Err(_), Some((_, Ok(second)))) => Ok(second),
             (Err(error), _) => Err(error),
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rhyolite_format::stream::merged_size;
 use rhyolite_format::{PageCount, PageNumber};
 
-/// More commits than these since the last look are a burst: the next ones come at once.
+/// So many commits or more at once are a burst: the next ones follow at once.
 const BURST_COMMITS: u64 = 8;
 /// For so long a burst is gathered.
 const BURST: Duration = Duration::from_millis(4);
@@ -50,9 +50,9 @@ pub fn runs<'a>(backlog: &[Commit<'a>], bytes_max: usize) -> Vec<Run<'a>> {
 }
 
 /// How long more commits are waited for after so many were sent at once: where one comes after another each costs a replica, and the primary, less in larger
-/// company. `is_awaited`: somebody may wait until a replica has a commit.
-pub fn pause_after(commits: u64, is_awaited: bool) -> Duration {
-    if commits >= BURST_COMMITS && !is_awaited { BURST } else { Duration::ZERO }
+/// company. `is_pressing`: more are there already, or somebody may wait until a replica has a commit.
+pub fn pause_after(commits: u64, is_pressing: bool) -> Duration {
+    if commits >= BURST_COMMITS && !is_pressing { BURST } else { Duration::ZERO }
 }
 
 /// A run to which commits are added.
@@ -140,7 +140,7 @@ mod tests {
         check(&[(9, &[(1, 100)]), (9, &[(2, 50)]), (9, &[(3, 10)])], limit, "0..2: 1=100 2=50; 2..3: 3=10");
         check(&[(9, &[(1, 100)]), (9, &[(2, 51)])], limit, "0..1: 1=100; 1..2: 2=51");
         check(&[(9, &[(1, 100)]), (9, &[(1, 158)])], limit, "0..2: 1=158");
-        check(&[(9, &[(1, 900)]), (9, &[(1, 900)]), (9, &[(1, 1)])], limit, "0..1: 1=900; 1..2: 1=900; 2..3: 1=1");
+        check(&[(9, &[(1, 900)]), (9, &[(1, 900)]), (9, &[(1, 1)])], limit, "0..1: 1=900; 1..3: 1=1");
         // A commit costs something even where all of its pages were there.
         let many: Vec<(u32, &[(u32, usize)])> = vec![(9, &[(1, 100)]); 50];
         check(&many, merged_size(30, 1, 100), "0..30: 1=100; 30..50: 1=100");
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn more_are_waited_for_only_in_a_burst_that_nobody_waits_for() {
-        let waits = |commits, is_awaited| !pause_after(commits, is_awaited).is_zero();
+        let waits = |commits, is_pressing| !pause_after(commits, is_pressing).is_zero();
         assert!(!waits(1, false) && !waits(BURST_COMMITS - 1, false) && waits(BURST_COMMITS, false));
         assert!(!waits(1000, true));
     }

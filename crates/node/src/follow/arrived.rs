@@ -329,5 +329,8 @@ mod tests {
         let passed: Vec<Pos> = group.iter().flat_map(Arrived::positions).collect();
         assert_eq!(passed, [2, 3, 4, 5, 6].map(at));
         assert_eq!(group.iter().map(Arrived::count).sum::<u64>(), 5);
+        let batch = to_batch(&group[..2], Path::new("")).unwrap();
+        let pages: Vec<_> = batch.pages.iter().map(|pgno| pgno.get()).collect();
+        assert_eq!((pages, batch.pos), (vec![1, 2, 3, 4], at(6)), "page 5 was cut off");
     }
 }

@@ -443,15 +443,11 @@ impl Server {
                     match self.next(&status, &mut files, (origin, pos, here)).await {
                         Ok((frames, room, after)) => {
                             sent.store(after.txid.get(), Ordering::Release);
-                            for frame in frames {
-                                sink.send(frame).await?;
-                            }
+                            sink.send_frames(frames).await?;
                             drop(room);
-                            let commits = after.txid.get() - pos.txid.get();
+                            let (commits, is_behind) = (after.txid.get() - pos.txid.get(), after != here);
                             pos = after;
-                            if form == Form::Merged && after == here {
-                                sink.pause(pause_after(commits, self.board.witnesses.is_asked())).await?;
-                            }
+                            sink.pause(pause_after(commits, is_behind || self.board.witnesses.is_asked())).await?;
                         }
                         Err((reason, text)) => return Ok(end(reason, text)),
                     }
@@ -699,6 +695,13 @@ impl Sink {
                 Some(Ok(_)) => {}
                 Some(Err(_)) | None => return Err(Closed),
             }
+        }
+        Ok(())
+    }
+
+    async fn send_frames(&mut self, frames: Vec<Bytes>) -> Result<(), Closed> {
+        for frame in frames {
+            self.send(frame).await?;
         }
         Ok(())
     }
