@@ -1,9 +1,8 @@
-//! A cluster on one machine: how long nobody can write when the primary is lost or hands its role on, what a write costs that comes in at a replica, and what
-//! replicas cost the primary.
+//! A cluster on one machine: how long nobody can write when the primary is lost or hands its role on, and what a write costs that comes in at a replica. What replicas
+//! cost the primary is in [`replica_cost`].
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -13,11 +12,11 @@ use xtask::args::Args;
 use xtask::cluster::http::ask;
 use xtask::cluster::{Cluster, Node, TTL_SECONDS, signal_all};
 use xtask::error::{Context, Outcome, fail};
-use xtask::process::Process;
 use xtask::rhyolite::Rhyolite;
 
-use crate::lab::{LIMIT, Lab, figure, make_database};
+use crate::lab::{LIMIT, Lab};
 use crate::measure::percentile;
+use crate::replica_cost;
 use crate::table::Row;
 
 /// Between two requests that ask whether somebody can write again.
@@ -29,8 +28,6 @@ const FAILOVER_MORE_S: f64 = 1.0;
 const HANDOFF_P99_MS_MAX: f64 = 300.0;
 /// Two round trips on this machine are far below a tenth of a millisecond.
 const FORWARDED_MORE_MS_MAX: f64 = 2.1;
-const RATE_MIN: f64 = 0.9;
-const REPLICAS: usize = 3;
 
 /// Measures failovers, handoffs, forwarded writes, and the write rate.
 pub(crate) fn run(lab: &Lab, args: &mut Args) -> Outcome<Vec<Row>> {
@@ -48,7 +45,7 @@ pub(crate) fn run(lab: &Lab, args: &mut Args) -> Outcome<Vec<Row>> {
     rows.push(forwarded_row(&world)?);
     cluster.nodes.iter().rev().try_for_each(|node| node.stop().map(|_| ()))?;
     drop(cluster);
-    rows.push(rate_row(lab)?);
+    rows.extend(replica_cost::rows(lab)?);
     Ok(rows)
 }
 
@@ -242,45 +239,4 @@ fn forwarded_row(world: &World<'_>) -> Outcome<Row> {
         met: Some(forwarded - direct <= FORWARDED_MORE_MS_MAX),
         detail: format!("{forwarded:.2} ms against {direct:.2} ms through the primary's, {WRITES} each in turn"),
     })
-}
-
-/// Commits per second with replicas and without, in pairs.
-fn rate_row(lab: &Lab) -> Outcome<Row> {
-    const PAIRS: usize = 5;
-    let mut ratios = Vec::new();
-    for _ in 0..PAIRS {
-        let without = rate(lab, 0)?;
-        ratios.push(rate(lab, REPLICAS)? / without);
-    }
-    ratios.sort_by(f64::total_cmp);
-    Ok(Row {
-        what: format!("primary's write rate with {REPLICAS} replicas / with none"),
-        figure: format!("{:.2} ({:.2} to {:.2})", ratios[PAIRS / 2], ratios[0], ratios[PAIRS - 1]),
-        goal: "≥ 0.9",
-        met: Some(ratios[PAIRS / 2] >= RATE_MIN),
-        detail: format!("{PAIRS} pairs, commits of one row without a pause, all on one machine"),
-    })
-}
-
-fn rate(lab: &Lab, replicas: usize) -> Outcome<f64> {
-    let folder = lab.folder("cluster-rate")?;
-    make_database(&folder)?;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").context("find a port")?;
-    let address = listener.local_addr().context("find a port")?.to_string();
-    drop(listener);
-    let mut node = lab.replicate(&folder, &["--cluster-listen", &address])?;
-    let follow = |number: usize| -> Outcome<Process> {
-        let mut command = Command::new(&lab.binary);
-        command.args(["follow", &format!("http://{address}"), "app.db", "--into"]);
-        command.arg(folder.join(format!("replica{number}.db")));
-        Process::start("rhyolite follow", command, &folder.join("follow.log"))
-    };
-    let mut followers = (0..replicas).map(follow).collect::<Outcome<Vec<_>>>()?;
-    lab.app(&folder, &["--transactions", "100", "--pause-us", "1000"])?;
-    thread::sleep(Duration::from_secs(1));
-    let figures = lab.app(&folder, &["--seconds", "3"])?;
-    let rate = figure(&figures, "per_second")?;
-    followers.iter_mut().try_for_each(|follower| follower.terminate(LIMIT))?;
-    node.terminate(LIMIT)?;
-    Ok(rate)
 }

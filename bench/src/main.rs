@@ -15,6 +15,7 @@ mod lab;
 mod many;
 mod measure;
 mod mount;
+mod replica_cost;
 mod restart;
 mod restore;
 mod stream;

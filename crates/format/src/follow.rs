@@ -3,6 +3,13 @@
 //! The file differs from the log's state in some bytes of page 1 that readers, or SQLite as the writer, need otherwise; the log's values of them stand
 //! here, so that the file can be compared with the log. Written before each batch with both ends of it: a file that is
 //! whole is at one of the two, unless the machine has lost its power since.
+//!
+//! ```text
+//! 0     a record
+//! 4096  a record, or the end of the file
+//! ```
+//!
+//! Each record is written in the place of the older one, so that there is always one that is whole. The one with the later turn counts.
 
 use crate::crc::crc64;
 use crate::error::{DecodeError, ErrorKind};
@@ -11,10 +18,15 @@ use crate::types::{Checksum, Lineage, PageCount, PageSize, Pos, Txid};
 
 /// First bytes of the file.
 pub const MAGIC: [u8; 4] = *b"RHFO";
-/// The only version that is read.
-pub const VERSION: u8 = 2;
-/// Size of the file in bytes.
+/// The version that is written.
+pub const VERSION: u8 = 3;
+/// Size of a record in bytes.
 pub const SIZE: usize = at::SIZE;
+/// Where the two records begin: no sector holds bytes of both.
+pub const PLACES: [u64; 2] = [0, 4096];
+
+/// The version before: one record without a turn, which was replaced as a whole.
+const VERSION_2: u8 = 2;
 
 const WHAT: &str = "follow state";
 
@@ -29,6 +41,8 @@ pub struct FollowState {
     pub before: FollowEnd,
     /// The file after it. The same when no batch was begun.
     pub after: FollowEnd,
+    /// Grows with each record that is written to a file.
+    pub turn: u64,
 }
 
 /// A state that the file may be in.
@@ -107,7 +121,7 @@ impl PageOneFields {
 }
 
 impl FollowState {
-    /// The bytes of the file.
+    /// The bytes of a record.
     pub fn encode(&self) -> [u8; SIZE] {
         let mut bytes = [0; SIZE];
         at::MAGIC.put(&mut bytes, &MAGIC);
@@ -116,36 +130,62 @@ impl FollowState {
         at::BOOT_ID.put(&mut bytes, &self.boot_id);
         at::BEFORE.put(&mut bytes, &self.before.encode());
         at::AFTER.put(&mut bytes, &self.after.encode());
+        at::TURN.put_u64(&mut bytes, self.turn);
         let crc = crc64(&bytes[..at::CRC.offset]);
         at::CRC.put_u64(&mut bytes, crc);
         bytes
     }
 
-    /// Reads the file, which must have exactly [`SIZE`] bytes.
+    /// Reads a file: the newer of its records that are whole.
+    ///
+    /// # Errors
+    /// Neither is whole, or one is of a version that is not known.
     pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let error = |kind, field: Field| DecodeError::new(kind, WHAT, field.offset as u64);
-        if bytes.len() < SIZE {
-            return Err(DecodeError::new(ErrorKind::Short, WHAT, bytes.len() as u64));
+        let first = Self::decode_record(bytes, 0);
+        let place = PLACES[1] as usize;
+        if bytes.len() > place + SIZE {
+            return Err(DecodeError::new(ErrorKind::Trailing, WHAT, (place + SIZE) as u64));
+        }
+        // It was begun when the process ended, if it is not whole.
+        let second = bytes.get(place..).filter(|record| record.len() == SIZE);
+        let is_later = |record: &[u8]| at::MAGIC.of(record) == MAGIC && at::VERSION.byte(record) > VERSION;
+        match (first, second.map(|record| (is_later(record), Self::decode_record(record, place)))) {
+            // Whoever has written that knows what to make of both.
+            (_, Some((true, Err(error)))) => Err(error),
+            (Err(error), _) if bytes.len() >= SIZE && is_later(bytes) => Err(error),
+            (Ok(first), Some((_, Ok(second)))) if second.turn > first.turn => Ok(second),
+            (Ok(first), _) => Ok(first),
+            (Err(_), Some((_, Ok(second)))) => Ok(second),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Reads the record with which `bytes` begin, and which lies at `start` in the file.
+    fn decode_record(bytes: &[u8], start: usize) -> Result<Self, DecodeError> {
+        let error = |kind, field: Field| DecodeError::new(kind, WHAT, (start + field.offset) as u64);
+        if bytes.len() < at::SIZE_2 {
+            return Err(DecodeError::new(ErrorKind::Short, WHAT, (start + bytes.len()) as u64));
         }
         if at::MAGIC.of(bytes) != MAGIC {
             return Err(error(ErrorKind::Magic, at::MAGIC));
         }
-        let version = at::VERSION.byte(bytes);
-        if version != VERSION {
-            return Err(error(ErrorKind::Version, at::VERSION).detail(format!("version {version}")));
-        }
-        if bytes.len() > SIZE {
-            return Err(DecodeError::new(ErrorKind::Trailing, WHAT, SIZE as u64));
-        }
-        if crc64(&bytes[..at::CRC.offset]) != at::CRC.u64(bytes) {
-            return Err(error(ErrorKind::FileChecksum, at::CRC));
+        let crc = match at::VERSION.byte(bytes) {
+            VERSION if bytes.len() >= SIZE => at::CRC,
+            VERSION => return Err(DecodeError::new(ErrorKind::Short, WHAT, (start + bytes.len()) as u64)),
+            VERSION_2 if bytes.len() == at::SIZE_2 && start == 0 => at::CRC_2,
+            VERSION_2 => return Err(DecodeError::new(ErrorKind::Trailing, WHAT, (start + at::SIZE_2) as u64)),
+            version => return Err(error(ErrorKind::Version, at::VERSION).detail(format!("version {version}"))),
+        };
+        if crc64(&bytes[..crc.offset]) != crc.u64(bytes) {
+            return Err(error(ErrorKind::FileChecksum, crc));
         }
         if !at::RESERVED.is_zero(bytes) {
             return Err(error(ErrorKind::Reserved, at::RESERVED));
         }
-        let before = FollowEnd::decode(at::BEFORE.of(bytes), at::BEFORE.offset)?;
-        let after = FollowEnd::decode(at::AFTER.of(bytes), at::AFTER.offset)?;
-        Ok(Self { lineage: Lineage(at::LINEAGE.id(bytes)), boot_id: at::BOOT_ID.id(bytes), before, after })
+        let before = FollowEnd::decode(at::BEFORE.of(bytes), start + at::BEFORE.offset)?;
+        let after = FollowEnd::decode(at::AFTER.of(bytes), start + at::AFTER.offset)?;
+        let turn = if crc.offset == at::CRC.offset { at::TURN.u64(bytes) } else { 0 };
+        Ok(Self { lineage: Lineage(at::LINEAGE.id(bytes)), boot_id: at::BOOT_ID.id(bytes), before, after, turn })
     }
 }
 
@@ -197,7 +237,16 @@ mod tests {
             commit: PageCount(70),
             page_one: PageOneFields { versions, change_counter: 9, version_valid_for: 8, written_by: 7 },
         };
-        FollowState { lineage: Lineage([7; 16]), boot_id: [3; 16], before: end(41, [2, 2]), after: end(44, [1, 1]) }
+        let (before, after) = (end(41, [2, 2]), end(44, [1, 1]));
+        FollowState { lineage: Lineage([7; 16]), boot_id: [3; 16], before, after, turn: 6 }
+    }
+
+    /// A file with these records.
+    fn file(first: &[u8], second: &[u8]) -> Vec<u8> {
+        let mut bytes = first.to_vec();
+        bytes.resize(PLACES[1] as usize, 0);
+        bytes.extend_from_slice(second);
+        bytes
     }
 
     #[test]
@@ -213,7 +262,39 @@ mod tests {
                 assert!(FollowState::decode(&changed).is_err(), "bit {bit} of byte {i}");
             }
         }
-        assert!(FollowState::decode(&[&bytes[..], &[0]].concat()).is_err());
+    }
+
+    #[test]
+    fn of_two_records_the_newer_one_counts_that_is_whole() {
+        let (six, seven) = (sample(), FollowState { turn: 7, before: sample().after, ..sample() });
+        let (old, new) = (six.encode(), seven.encode());
+        assert_eq!(FollowState::decode(&file(&old, &new)), Ok(seven));
+        assert_eq!(FollowState::decode(&file(&new, &old)), Ok(seven));
+        for cut in 0..SIZE {
+            let torn = [&new[..cut], &old[cut..]].concat();
+            let read = FollowState::decode(&file(&old, &torn));
+            assert!(read == Ok(six) || read == Ok(seven), "the second is torn at {cut}: {read:?}");
+            assert_eq!(FollowState::decode(&file(&old, &new[..cut])), Ok(six), "it is cut off at {cut}");
+            let torn = [&new[..cut], &[0; SIZE][cut..]].concat();
+            assert_eq!(FollowState::decode(&file(&torn, &old)), Ok(six), "the first is torn at {cut}");
+        }
+        assert!(FollowState::decode(&file(&[0; SIZE], &[0; SIZE])).is_err());
+        assert_eq!(FollowState::decode(&file(&old, &[&new[..], &[0]].concat())).unwrap_err().kind, ErrorKind::Trailing);
+        let mut later = new;
+        at::VERSION.put(&mut later, &[VERSION + 1]);
+        assert_eq!(FollowState::decode(&file(&old, &later)).unwrap_err().kind, ErrorKind::Version);
+    }
+
+    #[test]
+    fn the_version_before_is_read() {
+        let mut bytes = sample().encode()[..at::SIZE_2].to_vec();
+        at::VERSION.put(&mut bytes, &[VERSION_2]);
+        let crc = crc64(&bytes[..at::CRC_2.offset]);
+        at::CRC_2.put_u64(&mut bytes, crc);
+        assert_eq!(FollowState::decode(&bytes), Ok(FollowState { turn: 0, ..sample() }));
+        assert_eq!(FollowState::decode(&file(&bytes, &[])).unwrap_err().kind, ErrorKind::Trailing);
+        bytes[100] ^= 1;
+        assert!(FollowState::decode(&bytes).is_err());
     }
 
     #[test]

@@ -304,10 +304,14 @@ pub(crate) mod follow_state {
     pub(crate) const BOOT_ID: Field = LINEAGE.then("boot_id", 16);
     pub(crate) const BEFORE: Field = BOOT_ID.then("before", super::follow_end::SIZE);
     pub(crate) const AFTER: Field = BEFORE.then("after", super::follow_end::SIZE);
-    pub(crate) const CRC: Field = AFTER.then("crc", 8);
+    pub(crate) const TURN: Field = AFTER.then("turn", 8);
+    pub(crate) const CRC: Field = TURN.then("crc", 8);
     pub(crate) const SIZE: usize = CRC.end();
+    /// In a record of version 2, which had no turn.
+    pub(crate) const CRC_2: Field = AFTER.then("crc", 8);
+    pub(crate) const SIZE_2: usize = CRC_2.end();
     #[cfg(test)]
-    pub(crate) const FIELDS: &[Field] = &[MAGIC, VERSION, RESERVED, LINEAGE, BOOT_ID, BEFORE, AFTER, CRC];
+    pub(crate) const FIELDS: &[Field] = &[MAGIC, VERSION, RESERVED, LINEAGE, BOOT_ID, BEFORE, AFTER, TURN, CRC];
 }
 
 pub(crate) mod trail_header {

@@ -10,6 +10,7 @@
 //! end            nothing more comes, and why             reason, the server's position, text
 //! leaving        the server is about to give its role up nothing
 //! reached        from the follower: what it has          position
+//! merged         consecutive commits, newest pages only  as transactions, with pages in place of LTX files
 //! ```
 //!
 //! What holds for every frame that is written or accepted here:
@@ -28,6 +29,10 @@ use crate::layout::{
     stream_reached as reached, stream_transactions as transactions,
 };
 use crate::types::{Checksum, Epoch, Lineage, PageCount, PageSize, Pos, Timestamp, Txid};
+
+mod merged;
+
+pub use merged::{Merged, encode_merged, merged_size};
 
 /// The only version there is.
 pub const VERSION: u8 = 1;
@@ -64,8 +69,10 @@ pub enum Frame {
         /// Databases that are to be served as soon as it is known where they are.
         starting: u32,
     },
-    /// Commits.
+    /// Commits, each by itself.
     Transactions(Transactions),
+    /// Commits that were merged.
+    Merged(Merged),
     /// Nothing more comes.
     End(End),
     /// The server, a primary, is about to give its role up: its lease is to be looked at often.
@@ -146,6 +153,7 @@ const TRANSACTIONS: u8 = 4;
 const END: u8 = 5;
 const LEAVING: u8 = 6;
 const REACHED: u8 = 7;
+const MERGED: u8 = 8;
 
 impl EndReason {
     const ALL: [Self; 4] = [Self::Behind, Self::Diverged, Self::WrongLineage, Self::Gone];
@@ -185,6 +193,7 @@ impl Frame {
             }),
             HEARTBEAT => Err(error(ErrorKind::Field, head::LEN)),
             TRANSACTIONS => Transactions::decode(payload).map(Self::Transactions),
+            MERGED => Merged::decode(payload).map(Self::Merged),
             END => End::decode(payload).map(Self::End),
             LEAVING if payload.is_empty() => Ok(Self::Leaving),
             LEAVING => Err(error(ErrorKind::Field, head::LEN)),
@@ -198,7 +207,7 @@ impl Frame {
 
     /// The bytes of a frame that holds no commits.
     ///
-    /// Panics for one that does: its LTX files are not in the value ([`encode_transactions`]).
+    /// Panics for one that does: its LTX files or pages are not in the value ([`encode_transactions`], [`encode_merged`]).
     pub fn encode(&self) -> Vec<u8> {
         match self {
             Self::Database(database) => finish(DATABASE, database.encode()),
@@ -218,6 +227,7 @@ impl Frame {
                 finish(REACHED, begin(&record))
             }
             Self::Transactions(_) => panic!("commits are encoded with their files"),
+            Self::Merged(_) => panic!("commits that were merged are encoded with their pages"),
         }
     }
 }
@@ -235,17 +245,7 @@ pub fn encode_transactions<'a>(span: &Span, files: impl Iterator<Item = &'a [u8]
     let (count, size) = files.clone().fold((0, 0), |(count, size), file| (count + 1, size + file.len()));
     assert!(count > 0 && has_room(count, size), "{count} files of {size} bytes in one frame");
     assert!(span.before.txid < span.after.txid, "commits lead on");
-    let mut record = [0; transactions::SIZE];
-    transactions::LINEAGE.put(&mut record, &span.lineage.0);
-    transactions::EPOCH.put_u64(&mut record, span.epoch.get());
-    transactions::BEFORE_TXID.put_u64(&mut record, span.before.txid.get());
-    transactions::BEFORE_CHECKSUM.put_u64(&mut record, span.before.checksum.get());
-    transactions::AFTER_TXID.put_u64(&mut record, span.after.txid.get());
-    transactions::AFTER_CHECKSUM.put_u64(&mut record, span.after.checksum.get());
-    transactions::TIMESTAMP.put_i64(&mut record, span.timestamp.0);
-    transactions::PAGE_SIZE.put_u32(&mut record, span.page_size.get());
-    transactions::COMMIT.put_u32(&mut record, span.commit.get());
-    transactions::COUNT.put_u32(&mut record, u32::try_from(count).expect("bounded by LEN_MAX"));
+    let record = span.record(u32::try_from(count).expect("bounded by LEN_MAX"));
     let mut bytes = Vec::with_capacity(HEADER_SIZE + record.len() + count * LENGTH_SIZE + size);
     bytes.extend_from_slice(&[0; HEADER_SIZE]);
     bytes.extend_from_slice(&record);
@@ -281,12 +281,28 @@ impl Database {
     }
 }
 
-impl Transactions {
-    fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
-        let record = whole(payload, transactions::SIZE)?;
+impl Span {
+    /// The record that begins a frame of commits; what `count` counts depends on its kind.
+    fn record(&self, count: u32) -> [u8; transactions::SIZE] {
+        let mut record = [0; transactions::SIZE];
+        transactions::LINEAGE.put(&mut record, &self.lineage.0);
+        transactions::EPOCH.put_u64(&mut record, self.epoch.get());
+        transactions::BEFORE_TXID.put_u64(&mut record, self.before.txid.get());
+        transactions::BEFORE_CHECKSUM.put_u64(&mut record, self.before.checksum.get());
+        transactions::AFTER_TXID.put_u64(&mut record, self.after.txid.get());
+        transactions::AFTER_CHECKSUM.put_u64(&mut record, self.after.checksum.get());
+        transactions::TIMESTAMP.put_i64(&mut record, self.timestamp.0);
+        transactions::PAGE_SIZE.put_u32(&mut record, self.page_size.get());
+        transactions::COMMIT.put_u32(&mut record, self.commit.get());
+        transactions::COUNT.put_u32(&mut record, count);
+        record
+    }
+
+    /// Reads that record, and what it counts.
+    fn read(record: &[u8]) -> Result<(Self, u32), DecodeError> {
         let error = |kind, field: Field| refused(kind, field.offset);
         let page_size = PageSize::new(transactions::PAGE_SIZE.u32(record));
-        let span = Span {
+        let span = Self {
             lineage: Lineage(transactions::LINEAGE.id(record)),
             epoch: epoch(record, transactions::EPOCH)?,
             before: pos(record, transactions::BEFORE_TXID, transactions::BEFORE_CHECKSUM)?,
@@ -301,8 +317,16 @@ impl Transactions {
         if !transactions::RESERVED.is_zero(record) {
             return Err(error(ErrorKind::Reserved, transactions::RESERVED));
         }
-        let count = transactions::COUNT.u32(record) as usize;
-        let wrong = || error(ErrorKind::Index, transactions::COUNT);
+        Ok((span, transactions::COUNT.u32(record)))
+    }
+}
+
+impl Transactions {
+    fn decode(payload: &[u8]) -> Result<Self, DecodeError> {
+        let record = whole(payload, transactions::SIZE)?;
+        let (span, count) = Span::read(record)?;
+        let count = count as usize;
+        let wrong = || refused(ErrorKind::Index, transactions::COUNT.offset);
         let lengths = count.checked_mul(LENGTH_SIZE).and_then(|size| payload[transactions::SIZE..].get(..size));
         let lengths = lengths.filter(|_| count > 0).ok_or_else(wrong)?;
         let mut at = HEADER_SIZE + transactions::SIZE + lengths.len();
@@ -433,6 +457,7 @@ fn named(name: String) -> Result<String, DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::PageNumber;
 
     fn at(txid: u64) -> Pos {
         Pos { txid: Txid::new(txid).unwrap(), checksum: Checksum::from_crc(txid * 77) }
@@ -455,6 +480,14 @@ mod tests {
         encode_transactions(span, files.iter().map(Vec::as_slice))
     }
 
+    /// Three commits that were merged.
+    fn merged() -> (Span, Vec<u8>) {
+        let span = Span { after: at(7), ..commits().0 };
+        let page = |pgno| PageNumber::new(pgno).unwrap();
+        let pages = [(page(2), &[8; 9][..]), (page(9), &[7; 3])];
+        (span, encode_merged(&span, &[at(5), at(6)].map(|pos| pos.checksum), &pages))
+    }
+
     fn samples() -> Vec<Vec<u8>> {
         let (span, files) = commits();
         let database = Database { name: "ä/b.db".to_owned(), lineage: span.lineage, epoch: span.epoch, pos: at(2) };
@@ -466,6 +499,7 @@ mod tests {
             Frame::Leaving.encode(),
             Frame::Reached(at(3)).encode(),
             encoded(&span, &files),
+            merged().1,
         ];
         all.extend(EndReason::ALL.map(|reason| end(reason, None)));
         all.push(end(EndReason::Diverged, Some(at(9))));
@@ -481,6 +515,10 @@ mod tests {
                 assert_eq!(read.span, span);
                 let again: Vec<_> = read.files.iter().map(|range| bytes[range.clone()].to_vec()).collect();
                 assert_eq!(again, files);
+            } else if let Frame::Merged(read) = &frame {
+                let pages: Vec<_> = read.pages.iter().map(|(pgno, at)| (pgno.get(), &bytes[at.clone()])).collect();
+                assert_eq!((read.span, &read.between[..]), (merged().0, &[at(5), at(6)][..]));
+                assert_eq!(pages, [(2, &[8; 9][..]), (9, &[7; 3])]);
             } else {
                 assert_eq!(frame.encode(), bytes, "a frame has one form only");
             }
@@ -525,6 +563,34 @@ mod tests {
         check(transactions::COUNT, &3u32.to_be_bytes(), ErrorKind::Index);
         check(transactions::COUNT, &1u32.to_be_bytes(), ErrorKind::Trailing);
         check(transactions::RESERVED, &[1; 4], ErrorKind::Reserved);
+    }
+
+    #[test]
+    fn merged_commits_that_make_no_sense_are_refused() {
+        let (span, good) = merged();
+        let check = |at: usize, value: &[u8], kind| {
+            let mut bytes = good.clone();
+            bytes[HEADER_SIZE + at..][..value.len()].copy_from_slice(value);
+            let crc = crc(&bytes);
+            head::CRC.put_u64(&mut bytes, crc);
+            assert_eq!(Frame::decode(&bytes).unwrap_err().kind, kind, "{at}");
+        };
+        let (between, table) = (transactions::SIZE, transactions::SIZE + 16);
+        check(transactions::BEFORE_TXID.offset, &6u64.to_be_bytes(), ErrorKind::Txid);
+        check(transactions::AFTER_TXID.offset, &u64::MAX.to_be_bytes(), ErrorKind::Txid);
+        check(transactions::COUNT.offset, &[0xff; 4], ErrorKind::Index);
+        check(transactions::COUNT.offset, &[0; 4], ErrorKind::Trailing);
+        check(between, &[0; 8], ErrorKind::PostChecksum);
+        check(table, &[0; 4], ErrorKind::Index);
+        check(table, &9u32.to_be_bytes(), ErrorKind::Index);
+        check(table + 8, &10u32.to_be_bytes(), ErrorKind::Index);
+        check(table + 12, &[0; 4], ErrorKind::Index);
+        check(table + 12, &4u32.to_be_bytes(), ErrorKind::Index);
+        check(table + 12, &2u32.to_be_bytes(), ErrorKind::Trailing);
+        assert_eq!(good.len() - HEADER_SIZE, merged_size(3, 2, 12));
+        // One commit is none that was merged.
+        let one = Span { after: at(5), ..span };
+        assert!(Merged::decode(&one.record(0)).is_err());
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod lender;
 pub mod litestream3_plan;
 pub mod litestream_plan;
 pub mod log;
+pub mod merge;
 #[cfg(test)]
 mod model;
 pub mod park;

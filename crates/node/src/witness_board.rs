@@ -141,6 +141,11 @@ impl WitnessBoard {
         self.lock().lists.clone()
     }
 
+    /// Whether commits may be called safe because nodes have them: somebody may wait for one.
+    pub fn is_asked(&self) -> bool {
+        !self.lock().lists.is_empty()
+    }
+
     /// Whether somebody may be told that a commit of a database is safe: it is in the store, or on enough nodes of every list. That he was is remembered.
     pub fn tell(&self, status: &DatabaseStatus, txid: Txid) -> bool {
         let inner = self.lock();

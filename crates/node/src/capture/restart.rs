@@ -8,6 +8,7 @@
 use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rhyolite_format::ltx::Decoder;
@@ -211,8 +212,17 @@ fn write_table(path: &Path, lineage: Lineage, pos: Pos, table: &PageTable) -> io
     out.flush()
 }
 
-/// The id of this boot of the machine; random per boot. Zeros where the system has none, which then never match.
+/// The id of this boot of the machine; random per boot. Zeros where the system has none, which then never match. It is read once: a process does not outlive it.
 pub fn boot_id() -> [u8; 16] {
+    static KNOWN: OnceLock<[u8; 16]> = OnceLock::new();
+    KNOWN.get().copied().unwrap_or_else(|| {
+        let id = read_boot_id();
+        // What could not be read may be another time.
+        if id == [0; 16] { id } else { *KNOWN.get_or_init(|| id) }
+    })
+}
+
+fn read_boot_id() -> [u8; 16] {
     let mut text = String::new();
     let read = File::open("/proc/sys/kernel/random/boot_id").and_then(|mut f| f.read_to_string(&mut text));
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();

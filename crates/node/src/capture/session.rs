@@ -35,9 +35,12 @@ use crate::status::{self, DiffReason, State};
 use crate::time;
 
 mod load;
+mod nap;
 mod promised;
 
 use load::Load;
+use nap::NAP;
+pub(super) use nap::NAP_UNWATCHED;
 
 /// Longest wait for the write lock before a checkpoint is put off.
 const WRITE_LOCK_WAIT: Duration = Duration::from_millis(4);
@@ -55,10 +58,6 @@ const CHECKPOINTER_NAP: Duration = Duration::from_micros(100);
 const INDEX_WAIT_MAX: Duration = Duration::from_millis(500);
 /// Time without a commit after which a database counts as idle.
 pub(super) const IDLE_AFTER: Duration = Duration::from_secs(2);
-/// Shortest and longest time between looks at a database that is not idle.
-const NAP: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(4));
-/// Time between looks at an idle database that cannot be watched.
-pub(super) const NAP_UNWATCHED: Duration = Duration::from_millis(50);
 /// Shortest and longest time between checkpoints: the longest where readers keep them from completing.
 const CHECKPOINT_GAP: (Duration, Duration) = (Duration::from_millis(4), Duration::from_secs(1));
 /// Shortest time between attempts to park the database.
@@ -720,28 +719,6 @@ impl WalSession {
             && mark.database.bytes == self.pinned.database_bytes()?
             && mark.wal.bytes == self.pinned.wal_bytes()?;
         Ok((all_captured && same_files).then_some(mark))
-    }
-
-    fn nap(&mut self, thread: &CaptureThread) {
-        let quiet = self.active.elapsed();
-        if quiet < IDLE_AFTER || thread.has_unsent() || self.pending.is_some() {
-            thread.wait((quiet / 16).clamp(NAP.0, NAP.1));
-            return;
-        }
-        if self.watch.is_none() {
-            // Made first, looked after: a commit in between is seen by the look.
-            self.watch = FileWatch::new(&thread.config.path).ok();
-            if self.watch.is_none() {
-                thread.wait(NAP_UNWATCHED);
-            }
-            return;
-        }
-        thread.wait_for_files(self.watch.as_ref(), thread.config.monitor_interval);
-        // A write is a sign of life, committed or not.
-        let index = self.pinned.wal_index().ok().flatten();
-        if index.is_none_or(|i| i.header.max_frame != self.captured.frame || i.header.salt != self.captured.salt) {
-            self.watch = None;
-        }
     }
 
     fn save_state(&self, thread: &mut CaptureThread) -> Result<(), SessionEnd> {

@@ -180,7 +180,12 @@ async fn ask(source: &Source) -> Result<HashMap<String, Txid>, LinkError> {
         match frame {
             Frame::Database(database) => drop(positions.insert(database.name, database.pos.txid)),
             Frame::Heartbeat { .. } => break,
-            Frame::Gone { .. } | Frame::Transactions(_) | Frame::End(_) | Frame::Leaving | Frame::Reached(_) => {}
+            Frame::Gone { .. }
+            | Frame::Transactions(_)
+            | Frame::Merged(_)
+            | Frame::End(_)
+            | Frame::Leaving
+            | Frame::Reached(_) => {}
         }
     }
     source.asked(&link);

@@ -13,7 +13,6 @@
 //! log's page 1 in some bytes (docs/spec/follow.md); checksums are always those of the log's page 1.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +26,7 @@ use rhyolite_format::{Checksum, Lineage, PageCount, PageNumber, PageSize, Pos};
 use super::ReplicaJournal;
 use super::lock::{Busy, Locks};
 use super::replica;
+use super::state_file::{StateFile, replace};
 use super::wal::{Switched, WalWriter};
 use crate::capture::restart::boot_id;
 use crate::random;
@@ -56,6 +56,7 @@ pub(super) struct Follower {
     /// Checksum of each page as the log has it; 0 for the lock page. 8 bytes per page.
     table: Vec<u64>,
     change_counter: u32,
+    state: StateFile,
 }
 
 /// What a file was when it ceased to be followed.
@@ -143,26 +144,7 @@ pub(super) fn prepare(
         draft.write_all_at(&page, 0).map_err(failed)?;
     }
     let end = FollowEnd { pos, page_size, commit, page_one };
-    write_state(output, &FollowState { lineage, boot_id: boot_id(), before: end, after: end }, true)
-}
-
-fn write_state(path: &Path, state: &FollowState, synced: bool) -> Result<(), RestoreError> {
-    replace(&state_path(path), &state.encode(), synced)
-}
-
-/// Replaces a small file as a whole.
-fn replace(path: &Path, bytes: &[u8], synced: bool) -> Result<(), RestoreError> {
-    let draft = beside(path, ".new");
-    let write = || {
-        let mut file = File::create(&draft)?;
-        file.write_all(bytes)?;
-        if synced {
-            file.sync_all()?;
-        }
-        std::fs::rename(&draft, path)
-    };
-    write().map_err(|e| RestoreError::io("write", path, e))?;
-    if synced { sync_folder_of(path) } else { Ok(()) }
+    StateFile::of(output).write(lineage, boot_id(), (end, end), true)
 }
 
 impl Follower {
@@ -176,7 +158,7 @@ impl Follower {
         let file = Arc::new(file.map_err(|e| RestoreError::io("open", path, e))?);
         let header = read_header(&file).map_err(|e| RestoreError::io("read", path, e))?;
         let wal = header.filter(DatabaseHeader::is_wal).map(|_| WalWriter::open(path)).transpose()?;
-        let (lineage, path) = (state.lineage, path.to_owned());
+        let (lineage, state_file, path) = (state.lineage, StateFile::of(path), path.to_owned());
         let mut this = Self {
             wal,
             journal,
@@ -187,6 +169,7 @@ impl Follower {
             end: state.after,
             table: Vec::new(),
             change_counter: 0,
+            state: state_file,
         };
         for end in [state.after, state.before] {
             if let Some((table, change_counter)) = this.compare(&end)? {
@@ -226,11 +209,13 @@ impl Follower {
         found: PageSums,
         locks: &Locks<'_>,
     ) -> Result<Self, RestoreError> {
-        let state = FollowState { lineage, boot_id: boot_id(), before: end, after: end };
-        write_state(path, &state, true)?;
+        let mut state = StateFile::of(path);
+        state.write(lineage, boot_id(), (end, end), true)?;
         let PageSums { table, change_counter, .. } = found;
         let (path, journal) = (path.to_owned(), ReplicaJournal::Rollback);
-        let mut follower = Self { wal: None, journal, is_lost: false, file, path, lineage, end, table, change_counter };
+        let wal = None;
+        let mut follower =
+            Self { wal, journal, is_lost: false, file, path, lineage, end, table, change_counter, state };
         let fields = end.page_one.for_readers(change_counter.wrapping_add(1));
         follower.put_page_one(fields, locks)?;
         follower.write_pos()?;
@@ -276,7 +261,8 @@ impl Follower {
 
     /// From here on it is a file that follows nothing. What it was is noted, should nobody write to it.
     fn forget_state(&self) -> Result<(), RestoreError> {
-        let as_released = FollowState { lineage: self.lineage, boot_id: boot_id(), before: self.end, after: self.end };
+        let (lineage, boot_id, end) = (self.lineage, boot_id(), self.end);
+        let as_released = FollowState { lineage, boot_id, before: end, after: end, turn: 0 };
         replace(&replica::released_path(&self.path), &as_released.encode(), true)?;
         for path in [state_path(&self.path), pos_path(&self.path)] {
             super::remove(&path)?;
@@ -304,8 +290,8 @@ impl Follower {
     }
 
     /// Notes another position and history for the state that the file is in.
-    pub(super) fn stay_at(&self, end: FollowEnd, lineage: Lineage) -> Result<(), RestoreError> {
-        write_state(&self.path, &FollowState { lineage, boot_id: boot_id(), before: end, after: end }, true)
+    pub(super) fn stay_at(&mut self, end: FollowEnd, lineage: Lineage) -> Result<(), RestoreError> {
+        self.state.write(lineage, boot_id(), (end, end), true)
     }
 
     /// The checksum of each page as the log has it; 0 for the lock page.
@@ -337,8 +323,7 @@ impl Follower {
         }
         // Until all of it is written, whoever is stopped in the middle leaves it as lost as it was.
         let (before, boot_id) = if self.is_lost { (after, [0; 16]) } else { (self.end, boot_id()) };
-        let state = FollowState { lineage: self.lineage, boot_id, before, after };
-        write_state(&self.path, &state, !is_for_wal)?;
+        self.state.write(self.lineage, boot_id, (before, after), !is_for_wal)?;
         let applied = if is_for_wal {
             self.apply_through_wal(batch, &page_one, timeout)?.map(|()| self.change_counter)
         } else {

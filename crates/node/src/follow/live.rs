@@ -12,35 +12,27 @@
 //! Everything that has come while a batch is being applied becomes the next one, so that a file that is behind takes larger steps. Where the
 //! file's position is not one of the node's history, or the pages do not add up to the checksum of the log, the file is left as it is.
 
-use std::collections::HashSet;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use rhyolite_format::ltx::{LtxHeader, PageIndex, decode_page_frame};
-use rhyolite_format::stream::{End, EndReason, Frame, Span, Transactions};
-use rhyolite_format::{Epoch, PageNumber, Pos, Timestamp};
+use rhyolite_format::stream::{End, EndReason, Frame};
+use rhyolite_format::{Epoch, Pos, Timestamp};
 use rhyolite_logic::restore_plan::points;
 use rhyolite_logic::stream::{Step, joins};
 use tokio::sync::watch;
 
-use super::apply::{self, Batch, Content, Follower};
+use super::apply::{self, Follower};
+use super::arrived::{Arrived, gather, to_batch};
 use super::trails::Trails;
 use super::{FollowOptions, Following, rejoin, start};
 use crate::observe::events::Events;
-use crate::restore::draft::Draft;
 use crate::restore::reader::Reader;
 use crate::restore::{RestoreError, blocking};
-use crate::stream::client::{Frames, Link, LinkError};
+use crate::stream::client::{Link, LinkError};
 use crate::stream::query::Query;
 use crate::time;
 
-/// LTX bytes that are taken into one batch.
-const BATCH_BYTES_MAX: usize = 16 << 20;
-/// Pages of a batch are kept in memory up to this size, and otherwise in a file.
-const MEMORY_BYTES_MAX: usize = 32 << 20;
 /// Shortest and longest pause before something is tried again.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 /// Pause after readers did not let a batch in.
@@ -49,9 +41,6 @@ const BUSY_PAUSE: Duration = Duration::from_millis(250);
 const AGAIN_MAX: Duration = Duration::from_secs(60);
 /// A file that did well for so long is tried again soon.
 const DID_WELL: Duration = Duration::from_secs(120);
-/// What damaged commits are said to be damaged in.
-const STREAM: &str = "the stream";
-
 /// What a file has reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reached {
@@ -91,7 +80,7 @@ pub(super) struct Live {
 }
 
 /// Why the stream of one database has ended.
-enum Ended {
+pub(super) enum Ended {
     End(End),
     Lost(LinkError),
     Stopped,
@@ -258,6 +247,7 @@ impl Live {
     ) -> Result<Ended, RestoreError> {
         let lineage = following.follower().lineage();
         let query = Query::default().with("db", &self.database).with("lineage", lineage).with("pos", following.pos());
+        let query = query.with("merged", 1);
         // Who gives no address is no witness.
         let asked = match self.member.as_ref().filter(|member| !member.address.is_empty()) {
             Some(member) if !member.address.is_empty() => {
@@ -287,7 +277,8 @@ impl Live {
                 next = frames.next() => next,
             };
             let first = match next {
-                Ok(Some((Frame::Transactions(commits), bytes))) => (commits, bytes),
+                Ok(Some((Frame::Transactions(commits), bytes))) => Arrived::each(commits, bytes),
+                Ok(Some((Frame::Merged(commits), bytes))) => Arrived::merged(commits, bytes),
                 Ok(Some((Frame::End(end), _))) => return Ok(Ended::End(end)),
                 Ok(Some((Frame::Heartbeat { .. }, _))) => {
                     self.note_proved();
@@ -316,12 +307,12 @@ impl Live {
     async fn take(
         &mut self,
         following: &mut Following,
-        group: Vec<(Transactions, Bytes)>,
+        group: Vec<Arrived>,
         epoch: &mut Option<Epoch>,
     ) -> Result<Result<(), LinkError>, RestoreError> {
         let mut pos = following.pos();
-        for (commits, _) in &group {
-            let span = &commits.span;
+        for commits in &group {
+            let span = commits.span();
             let step = Step { lineage: span.lineage, epoch: span.epoch, before: span.before, after: span.after };
             if !joins(&step, following.follower().lineage(), pos, *epoch) {
                 let text = format!("commits after {} in epoch {}, at {pos} in {epoch:?}", span.before, span.epoch);
@@ -329,39 +320,36 @@ impl Live {
             }
             (pos, *epoch) = (span.after, Some(span.epoch));
         }
-        let last = group.last().expect("at least one").0.span;
-        let count = group.iter().map(|(commits, _)| commits.files.len() as u64).sum();
+        let last = *group.last().expect("at least one").span();
+        let count = group.iter().map(Arrived::count).sum();
         let folder = following.options.output.parent().map(Path::to_owned).unwrap_or_default();
         let trail = self.member.as_ref().map(|member| (Arc::clone(&member.trails), self.database.clone()));
-        let made = blocking(move || {
+        let mut passed: Vec<Pos> = group.iter().flat_map(Arrived::positions).collect();
+        passed.push(last.after);
+        let intended = trail.map(|(trails, name)| (trails, name, passed.clone()));
+        let make = move || {
             let batch = to_batch(&group, &folder)?;
-            let Some((trails, name)) = trail else { return Ok((batch, Vec::new())) };
-            let mut passed = positions(&group);
-            passed.push(batch.pos);
-            trails.intend(&name, &passed);
-            Ok((batch, passed))
-        });
-        let (mut batch, passed) = made.await?;
-        while !*self.stop.borrow() {
-            match following.apply_batch(batch).await? {
-                Ok(()) => {
-                    // What was known of the store's log lies behind.
-                    following.log = None;
-                    self.note_passed(passed);
-                    self.note_proved();
-                    self.tell(following, Some(last.timestamp), count, true);
-                    if let Some(member) = &self.member {
-                        let end = following.follower().end;
-                        member.events.tell(&self.database, end.pos, end.page_size, end.commit, last.timestamp);
-                    }
-                    break;
-                }
-                Err(again) => batch = again,
+            if let Some((trails, name, passed)) = intended {
+                trails.intend(&name, &passed);
             }
+            Ok(batch)
+        };
+        let mut applied = following.apply_made(make).await?;
+        while let Err(batch) = applied {
             // Other readers are to get a turn: while one is waited for, no new ones come in.
             if self.is_stopped_within(BUSY_PAUSE).await {
-                break;
+                return Ok(Ok(()));
             }
+            applied = following.apply_batch(batch).await?;
+        }
+        // What was known of the store's log lies behind.
+        following.log = None;
+        self.note_passed(passed);
+        self.note_proved();
+        self.tell(following, Some(last.timestamp), count, true);
+        if let Some(member) = &self.member {
+            let end = following.follower().end;
+            member.events.tell(&self.database, end.pos, end.page_size, end.commit, last.timestamp);
         }
         Ok(Ok(()))
     }
@@ -443,186 +431,7 @@ impl Following {
     }
 }
 
-/// What is at hand beside the first frame, and how the stream has ended if it has.
-async fn gather(first: (Transactions, Bytes), frames: &mut Frames) -> (Vec<(Transactions, Bytes)>, Option<Ended>) {
-    let mut bytes = first.1.len();
-    let page_size = first.0.span.page_size;
-    let mut group = vec![first];
-    while bytes < BATCH_BYTES_MAX {
-        match frames.next_at_hand().await {
-            Ok(Some((Frame::Transactions(commits), frame))) if commits.span.page_size == page_size => {
-                bytes += frame.len();
-                group.push((commits, frame));
-            }
-            Ok(Some((Frame::Transactions(_), _))) => {
-                return (group, Some(Ended::Lost(LinkError::Unexpected("another page size".to_owned()))));
-            }
-            Ok(Some((Frame::End(end), _))) => return (group, Some(Ended::End(end))),
-            Ok(Some(_)) => {}
-            Ok(None) => break,
-            Err(error) => return (group, Some(Ended::Lost(error))),
-        }
-    }
-    (group, None)
-}
-
-/// The positions before each commit. What cannot be read is said when the pages are.
-fn positions(group: &[(Transactions, Bytes)]) -> Vec<Pos> {
-    let files = group.iter().flat_map(|(commits, bytes)| commits.files.iter().map(|range| &bytes[range.clone()]));
-    let headers = files.filter_map(|file| LtxHeader::decode(file).ok());
-    headers.filter_map(|h| Some(Pos { txid: h.min_txid.previous()?, checksum: h.pre_apply? })).collect()
-}
-
-/// The newest copy of each page.
-fn to_batch(group: &[(Transactions, Bytes)], folder: &Path) -> Result<Batch, RestoreError> {
-    let span: &Span = &group.last().expect("at least one").0.span;
-    let mut newest = newest_pages(group)?;
-    newest.sort_unstable_by_key(|(pgno, _)| *pgno);
-    let size = span.page_size.bytes();
-    let is_large = newest.len() * size > MEMORY_BYTES_MAX;
-    let spool = if is_large { Some(Draft::unnamed(folder_or_here(folder))?.into_file()) } else { None };
-    let mut memory = vec![0; if is_large { size } else { newest.len() * size }];
-    for (index, (pgno, frame)) in newest.iter().enumerate() {
-        let at = if is_large { 0 } else { index * size };
-        let page = &mut memory[at..][..size];
-        decode_page_frame(frame, *pgno, page).map_err(|e| RestoreError::damaged(STREAM, e))?;
-        if let Some(spool) = &spool {
-            let written = spool.write_all_at(page, pgno.offset(span.page_size));
-            written.map_err(|e| RestoreError::io("write", Path::new("spool file"), e))?;
-        }
-    }
-    Ok(Batch {
-        content: spool.map_or(Content::Memory(memory), Content::Spool),
-        pages: newest.iter().map(|(pgno, _)| *pgno).collect(),
-        pos: span.after,
-        page_size: span.page_size,
-        commit: span.commit,
-    })
-}
-
-fn folder_or_here(folder: &Path) -> &Path {
-    if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
-}
-
-/// Of each page that is still there in the end, the packed form of its newest copy.
-fn newest_pages(group: &[(Transactions, Bytes)]) -> Result<Vec<(PageNumber, &[u8])>, RestoreError> {
-    let damaged = |e| RestoreError::damaged(STREAM, e);
-    let mut newest = Vec::new();
-    let mut seen: HashSet<PageNumber> = HashSet::new();
-    let mut size_min = u32::MAX;
-    for (commits, bytes) in group.iter().rev() {
-        let span = &commits.span;
-        for (index, file) in commits.files.iter().map(|range| &bytes[range.clone()]).enumerate().rev() {
-            let header = LtxHeader::decode(file).map_err(damaged)?;
-            let is_last = index + 1 == commits.files.len();
-            let is_other = is_last && (header.max_txid, header.commit) != (span.after.txid, span.commit);
-            if header.page_size != span.page_size || header.is_snapshot() || is_other {
-                let detail = format!("transaction {} has another form", header.min_txid);
-                return Err(RestoreError::contradiction(STREAM, detail));
-            }
-            // What was cut off since is not what comes in its place later.
-            size_min = size_min.min(header.commit.get());
-            let range = PageIndex::locate(file, file.len() as u64).map_err(damaged)?;
-            let index = PageIndex::decode(&file[range.start as usize..range.end as usize], range.start);
-            for entry in index.map_err(damaged)?.0 {
-                if entry.pgno.get() > size_min || !seen.insert(entry.pgno) {
-                    continue;
-                }
-                if entry.pgno == span.page_size.lock_page() {
-                    return Err(RestoreError::contradiction(STREAM, "it has the page of SQLite's locks".to_owned()));
-                }
-                let end = entry.offset.checked_add(entry.size).filter(|end| *end <= range.start);
-                let frame = end.map(|end| &file[entry.offset as usize..end as usize]);
-                let detail = || format!("page {} lies outside of its transaction", entry.pgno);
-                newest.push((entry.pgno, frame.ok_or_else(|| RestoreError::contradiction(STREAM, detail()))?));
-            }
-        }
-    }
-    Ok(newest)
-}
-
 /// How old what was reached is, for people.
 pub(super) fn age_ms(reached: &Reached) -> Option<i64> {
     reached.time.map(|time| time::now().0.saturating_sub(time.0).max(0))
-}
-
-#[cfg(test)]
-mod tests {
-    use rhyolite_format::ltx::{Encoder, Packing};
-    use rhyolite_format::stream::encode_transactions;
-    use rhyolite_format::{Checksum, Lineage, PageCount, PageSize, Txid};
-
-    use super::*;
-
-    fn at(txid: u64) -> Pos {
-        Pos { txid: Txid::new(txid).unwrap(), checksum: Checksum::from_crc(txid) }
-    }
-
-    /// A transaction that leaves `commit` pages and changes these; each is filled with the number of the transaction.
-    fn ltx(txid: u64, commit: u32, pages: &[u32]) -> Vec<u8> {
-        let header = LtxHeader {
-            no_checksum: false,
-            page_size: PageSize::MIN,
-            commit: PageCount(commit),
-            min_txid: at(txid).txid,
-            max_txid: at(txid).txid,
-            timestamp: Timestamp(0),
-            pre_apply: Some(at(txid - 1).checksum),
-            wal_offset: 0,
-            wal_size: 0,
-            wal_salt: (0, 0),
-            node_id: 0,
-        };
-        let mut out = Vec::new();
-        let mut encoder = Encoder::new(header, Packing::Lz4, &mut out).unwrap();
-        for pgno in pages {
-            encoder.page(PageNumber::new(*pgno).unwrap(), &[txid as u8; 512], &mut out).unwrap();
-        }
-        encoder.finish(Some(at(txid).checksum), &mut out).unwrap();
-        out
-    }
-
-    /// What a node says of these transactions, which come after `before`, and that they leave `commit` pages.
-    fn sent(before: u64, commit: u32, files: &[Vec<u8>]) -> (Transactions, Bytes) {
-        let span = Span {
-            lineage: Lineage([1; 16]),
-            epoch: Epoch::FIRST,
-            before: at(before),
-            after: at(before + files.len() as u64),
-            timestamp: Timestamp(0),
-            page_size: PageSize::MIN,
-            commit: PageCount(commit),
-        };
-        let bytes = Bytes::from(encode_transactions(&span, files.iter().map(Vec::as_slice)));
-        let Frame::Transactions(commits) = Frame::decode(&bytes).unwrap() else { panic!("another kind") };
-        (commits, bytes)
-    }
-
-    #[test]
-    fn of_each_page_the_newest_copy_is_taken_and_none_that_was_cut_off() {
-        let first = sent(2, 2, &[ltx(3, 4, &[1, 2, 3, 4]), ltx(4, 2, &[1])]);
-        let second = sent(4, 3, &[ltx(5, 3, &[3])]);
-        let batch = to_batch(&[first, second], Path::new("")).unwrap();
-        let pages: Vec<_> = batch.pages.iter().map(|pgno| pgno.get()).collect();
-        assert_eq!((pages, batch.pos, batch.commit), (vec![1, 2, 3], at(5), PageCount(3)));
-        let Content::Memory(bytes) = batch.content else { panic!("spooled") };
-        assert_eq!([0, 512, 1024].map(|at| bytes[at]), [4, 3, 5]);
-    }
-
-    #[test]
-    fn transactions_that_are_not_what_their_frame_says_are_refused() {
-        let refused = |sent| {
-            let result = to_batch(&[sent], Path::new(""));
-            assert!(
-                matches!(result, Err(RestoreError::Contradiction { .. } | RestoreError::Damaged { .. })),
-                "{result:?}"
-            );
-        };
-        assert!(to_batch(&[sent(2, 1, &[ltx(3, 1, &[1])])], Path::new("")).is_ok());
-        refused(sent(2, 7, &[ltx(3, 1, &[1])]));
-        refused(sent(2, 1, &[ltx(3, 7, &[1, 7])]));
-        refused(sent(2, 1, &[ltx(4, 1, &[1])]));
-        refused(sent(2, 1, &[vec![0; 200]]));
-        refused(sent(2, 1, &[vec![0xff; 200]]));
-    }
 }

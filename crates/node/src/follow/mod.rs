@@ -10,6 +10,7 @@
 //! Memory: that of a restore, and 8 bytes per page for the checksums by which every batch is proved before it is applied.
 
 mod apply;
+mod arrived;
 mod live;
 mod lock;
 pub mod lost;
@@ -19,6 +20,7 @@ pub(crate) mod promote;
 mod rejoin;
 pub(crate) mod replica;
 pub mod source;
+mod state_file;
 pub mod trails;
 pub(crate) mod wal;
 
@@ -356,15 +358,23 @@ impl Following {
 
     /// Proves a batch and applies it, or gives it back when readers did not let it.
     async fn apply_batch(&mut self, batch: Batch) -> Result<Result<(), Batch>, RestoreError> {
+        self.apply_made(move || Ok(batch)).await
+    }
+
+    /// The same of one that is made on the thread that applies it: to go from one to another takes longer than to apply little.
+    async fn apply_made(
+        &mut self,
+        make: impl FnOnce() -> Result<Batch, RestoreError> + Send + 'static,
+    ) -> Result<Result<(), Batch>, RestoreError> {
         let timeout = self.options.lock_timeout;
         let mut follower = self.follower.take().expect("put back after every batch");
         let work = tokio::task::spawn_blocking(move || {
-            let applied = follower.apply(&batch, timeout);
-            (follower, batch, applied)
+            let applied = make().and_then(|batch| Ok(follower.apply(&batch, timeout)?.map_err(|Busy| batch)));
+            (follower, applied)
         });
-        let (follower, batch, applied) = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        let (follower, applied) = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
         self.follower = Some(follower);
-        Ok(applied?.map_err(|Busy| batch))
+        applied
     }
 
     /// Makes the file the end of the log whatever it is now, page by page and in place. `false` when readers did not let it.

@@ -260,7 +260,7 @@ impl Node {
                 }
                 Frame::Leaving => self.tell(Event::Leaving).await,
                 Frame::Gone { name } => tracing::debug!(database = %name, "is not served any more"),
-                Frame::Transactions(_) | Frame::End(_) | Frame::Reached(_) => {
+                Frame::Transactions(_) | Frame::Merged(_) | Frame::End(_) | Frame::Reached(_) => {
                     return Session::Lost("frames of another stream".to_owned());
                 }
             }

@@ -117,7 +117,7 @@ fn take_in(
         if follower.leave_wal(timeout)?.is_err() {
             return Ok(Err(Busy));
         }
-        return take_in_follower(&follower, path, meta_path, history, reason).map(Ok);
+        return take_in_follower(&mut follower, path, meta_path, history, reason).map(Ok);
     }
     let failed = |e| RestoreError::io("open", path, e);
     if !path.try_exists().map_err(failed)? {
@@ -183,7 +183,7 @@ fn unwritten(file: &File, path: &Path, lineage: Lineage) -> Result<Option<(Follo
 
 /// A file that follows already, and is at the state that it was left at.
 fn take_in_follower(
-    follower: &Follower,
+    follower: &mut Follower,
     path: &Path,
     meta_path: &Path,
     history: &History,

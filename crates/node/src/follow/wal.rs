@@ -18,6 +18,8 @@ use crate::restore::RestoreError;
 
 /// Pages in the WAL after which they are copied into the database.
 const CHECKPOINT_PAGES: usize = 1000;
+/// Bytes in the WAL after which they are, while one batch after another has that many pages: each time costs two syncs, and writes a page once that came often.
+const CHECKPOINT_BYTES_BEHIND: usize = 64 << 20;
 /// Pages in the WAL after which it is made to begin anew.
 const RESET_PAGES: usize = 16 * CHECKPOINT_PAGES;
 /// For so long those are waited for who read what is older.
@@ -169,7 +171,9 @@ impl WalWriter {
         // What SQLite has noted of its b-trees (which it reads for the schema) goes with the pages: they were changed behind its back.
         self.connection().release_memory().map_err(self.failed("commit to"))?;
         self.pages += batch.pages.len();
-        if self.pages >= CHECKPOINT_PAGES {
+        let is_behind = batch.pages.len() >= CHECKPOINT_PAGES;
+        let pages_behind = (CHECKPOINT_BYTES_BEHIND / batch.page_size.bytes()).max(CHECKPOINT_PAGES);
+        if self.pages >= if is_behind { pages_behind } else { CHECKPOINT_PAGES } {
             self.checkpoint()?;
         }
         Ok(Some(Ok(())))

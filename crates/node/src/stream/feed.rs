@@ -10,15 +10,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use rhyolite_format::segment::SegmentEntry;
-use rhyolite_format::stream::{NAME_SIZE_MAX, Span, encode_transactions};
+use rhyolite_format::stream::{NAME_SIZE_MAX, Span};
 use rhyolite_format::{Epoch, Lineage, Pos, Txid};
 use rhyolite_logic::witness::Ledger;
 use rhyolite_store::{RetryPolicy, Retrying, Store, StoreError};
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
-use super::{FRAME_BYTES, READ_BYTES_MAX};
+use super::READ_BYTES_MAX;
+use super::frames::{Form, Logged, frames, is_next};
 use crate::capture::local_log::LocalLog;
 use crate::config::DatabaseConfig;
 use crate::status::DatabaseStatus;
@@ -73,13 +73,20 @@ impl Served {
 /// What those who follow one database are given.
 #[derive(Debug, Default)]
 pub struct Feed {
-    followers: AtomicUsize,
+    each: Line,
+    merged: Line,
     moved: Notify,
-    ring: Mutex<Ring>,
     served: Mutex<Option<Arc<Served>>>,
     reached: Mutex<Reached>,
     /// A node has reached something, or what is safe is told by other lists.
     pub acknowledged: Notify,
+}
+
+/// What those are given who want commits in one form.
+#[derive(Debug, Default)]
+struct Line {
+    followers: AtomicUsize,
+    ring: Mutex<Ring>,
 }
 
 /// What nodes have reached.
@@ -109,22 +116,45 @@ struct Fed {
 
 /// Somebody follows for as long as this lives.
 #[derive(Debug)]
-pub struct Follower(Arc<DatabaseStatus>);
+pub struct Follower(Arc<DatabaseStatus>, Form);
 
 impl Follower {
-    /// One more.
-    pub fn new(status: Arc<DatabaseStatus>) -> Self {
-        status.feed.followers.fetch_add(1, Ordering::AcqRel);
-        Self(status)
+    /// One more, who wants commits in this form.
+    pub fn new(status: Arc<DatabaseStatus>, form: Form) -> Self {
+        status.feed.line(form).followers.fetch_add(1, Ordering::AcqRel);
+        Self(status, form)
     }
 }
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        let feed = &self.0.feed;
-        if feed.followers.fetch_sub(1, Ordering::AcqRel) == 1 {
-            *feed.ring() = Ring::default();
+        let line = self.0.feed.line(self.1);
+        if line.followers.fetch_sub(1, Ordering::AcqRel) == 1 {
+            *line.ring() = Ring::default();
         }
+    }
+}
+
+impl Line {
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what the log has got since `told`.
+    fn take_in(&self, form: Form, origin: Origin, told: Option<Pos>, log: &LocalLog) {
+        let mut ring = self.ring();
+        let end = ring.frames.back().map(|fed| fed.after).or(told);
+        let mut group: Vec<Logged<'_>> = Vec::new();
+        for (entry, ltx) in log.recent(end.map(|end| end.txid)) {
+            if !group.last().is_none_or(|(last, _)| is_next(last, entry)) {
+                ring.push_all(frames(form, origin, &std::mem::take(&mut group)));
+            }
+            // A snapshot, and what would take the place of everything else, is read from where it lies.
+            if ltx.len() <= RING_BYTES_MAX && !entry.is_snapshot() {
+                group.push((entry, ltx));
+            }
+        }
+        ring.push_all(frames(form, origin, &group));
     }
 }
 
@@ -141,11 +171,14 @@ impl Feed {
 
     /// How many follow.
     pub fn followers(&self) -> usize {
-        self.followers.load(Ordering::Acquire)
+        [&self.each, &self.merged].iter().map(|line| line.followers.load(Ordering::Acquire)).sum()
     }
 
-    fn ring(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+    fn line(&self, form: Form) -> &Line {
+        match form {
+            Form::Each => &self.each,
+            Form::Merged => &self.merged,
+        }
     }
 
     /// Looks at what nodes have reached, or changes it.
@@ -186,24 +219,12 @@ impl Feed {
 
     /// Takes what the log has got since `told`. To be called when that is in the log's file, and only while somebody follows.
     pub fn take_in(&self, origin: Origin, told: Option<Pos>, log: &LocalLog) {
-        let mut ring = self.ring();
-        let end = ring.frames.back().map(|fed| fed.after).or(told);
-        let mut group: Vec<(&SegmentEntry, &[u8])> = Vec::new();
-        let mut bytes = 0;
-        for (entry, ltx) in log.recent(end.map(|end| end.txid)) {
-            let joins = group.last().is_none_or(|(last, _)| is_next(last, entry));
-            if !joins || bytes + ltx.len() > FRAME_BYTES {
-                ring.push(origin, &group);
-                group.clear();
-                bytes = 0;
-            }
-            // A snapshot, and what would take the place of everything else, is read from where it lies.
-            if ltx.len() <= RING_BYTES_MAX && !entry.is_snapshot() {
-                bytes += ltx.len();
-                group.push((entry, ltx));
+        for form in [Form::Each, Form::Merged] {
+            let line = self.line(form);
+            if line.followers.load(Ordering::Acquire) > 0 {
+                line.take_in(form, origin, told, log);
             }
         }
-        ring.push(origin, &group);
     }
 
     /// Wakes those who wait: the position has changed.
@@ -220,8 +241,8 @@ impl Feed {
 
     /// The frames that lead on from a position, as many as are taken up at once and none beyond `until`, and where they lead to. What was taken in and not
     /// told yet is not to be sent: who is beyond the position that was told has another history.
-    pub fn after(&self, lineage: Lineage, pos: Pos, until: Txid) -> Option<(Vec<Bytes>, Pos)> {
-        let ring = self.ring();
+    pub fn after(&self, form: Form, lineage: Lineage, pos: Pos, until: Txid) -> Option<(Vec<Bytes>, Pos)> {
+        let ring = self.line(form).ring();
         let first = ring.frames.iter().position(|fed| fed.lineage == lineage && fed.before == pos)?;
         let (mut frames, mut end, mut bytes) = (Vec::new(), pos, 0);
         for fed in ring.frames.range(first..) {
@@ -236,34 +257,16 @@ impl Feed {
     }
 }
 
-/// Whether `entry` goes on where `before` ends.
-fn is_next(before: &SegmentEntry, entry: &SegmentEntry) -> bool {
-    entry.min_txid == before.max_txid.next() && entry.pre_apply == Some(before.post_apply)
-}
-
-/// Where consecutive entries lead from and to. `None` for a snapshot, before which there is nothing.
-pub(super) fn span_of(origin: Origin, first: &SegmentEntry, last: &SegmentEntry) -> Option<Span> {
-    let before = Pos { txid: first.min_txid.previous()?, checksum: first.pre_apply? };
-    Some(Span {
-        lineage: origin.lineage,
-        epoch: origin.epoch,
-        before,
-        after: last.end(),
-        timestamp: last.timestamp,
-        page_size: last.page_size,
-        commit: last.commit,
-    })
-}
-
 impl Ring {
-    fn push(&mut self, origin: Origin, group: &[(&SegmentEntry, &[u8])]) {
-        let ends = group.first().zip(group.last());
-        let Some(span) = ends.and_then(|(first, last)| span_of(origin, first.0, last.0)) else { return };
+    fn push_all(&mut self, frames: Vec<(Span, Vec<u8>)>) {
+        frames.into_iter().for_each(|(span, frame)| self.push(&span, Bytes::from(frame)));
+    }
+
+    fn push(&mut self, span: &Span, frame: Bytes) {
         let joins = |fed: &Fed| fed.lineage == span.lineage && fed.after == span.before;
         if !self.frames.back().is_none_or(joins) {
             *self = Self::default();
         }
-        let frame = Bytes::from(encode_transactions(&span, group.iter().map(|(_, ltx)| *ltx)));
         self.bytes += frame.len();
         RINGS_BYTES.fetch_add(frame.len(), Ordering::Relaxed);
         self.frames.push_back(Fed { lineage: span.lineage, before: span.before, after: span.after, frame });
@@ -283,6 +286,7 @@ impl Drop for Ring {
 
 #[cfg(test)]
 mod tests {
+    use rhyolite_format::segment::SegmentEntry;
     use rhyolite_format::{Checksum, PageCount, PageSize, Timestamp};
 
     use super::*;
@@ -305,11 +309,11 @@ mod tests {
             post_apply: at(txid).checksum,
         };
         let origin = Origin { lineage: Lineage([1; 16]), epoch: Epoch::FIRST };
-        feed.ring().push(origin, &[(&entry, &vec![0; bytes])]);
+        feed.each.ring().push_all(frames(Form::Each, origin, &[(&entry, &vec![0; bytes])]));
     }
 
     fn after(feed: &Feed, pos: Pos, until: u64) -> Option<(usize, Pos)> {
-        feed.after(Lineage([1; 16]), pos, at(until).txid).map(|(frames, end)| (frames.len(), end))
+        feed.after(Form::Each, Lineage([1; 16]), pos, at(until).txid).map(|(frames, end)| (frames.len(), end))
     }
 
     #[test]
@@ -321,7 +325,7 @@ mod tests {
         assert_eq!(after(&feed, at(4), 4), None);
         assert_eq!(after(&feed, at(1), 6), None);
         assert_eq!(after(&feed, Pos { checksum: at(9).checksum, ..at(4) }, 6), None);
-        assert!(feed.after(Lineage([2; 16]), at(4), at(6).txid).is_none());
+        assert!(feed.after(Form::Each, Lineage([2; 16]), at(4), at(6).txid).is_none());
         push(&feed, 9, 200);
         assert_eq!(after(&feed, at(4), 9), None, "what does not join takes the place of all");
         assert_eq!(after(&feed, at(8), 9), Some((1, at(9))));
@@ -351,11 +355,11 @@ mod tests {
     fn the_oldest_is_forgotten_and_not_all_is_taken_at_once() {
         let feed = Feed::default();
         (3..23).for_each(|txid| push(&feed, txid, 100 << 10));
-        assert!(feed.ring().bytes <= RING_BYTES_MAX);
+        assert!(feed.each.ring().bytes <= RING_BYTES_MAX);
         assert_eq!(after(&feed, at(2), 22), None);
         assert_eq!(after(&feed, at(15), 22), Some((2, at(17))));
         push(&feed, 23, RING_BYTES_MAX);
         assert_eq!(after(&feed, at(22), 23), None);
-        assert_eq!(feed.ring().bytes, 0);
+        assert_eq!(feed.each.ring().bytes, 0);
     }
 }

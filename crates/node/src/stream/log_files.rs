@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 
 use rhyolite_format::ltx::{Decoder, LtxHeader, layout};
 use rhyolite_format::segment::{self, SegmentEntry, SegmentHeader};
-use rhyolite_format::stream::{encode_transactions, has_room};
+use rhyolite_format::stream::has_room;
 use rhyolite_format::{Checksum, Pos, Seq, Txid};
 
-use super::feed::{Origin, span_of};
-use super::{FRAME_BYTES, READ_BYTES_MAX};
+use super::feed::Origin;
+use super::frames::{self, Form, Logged, span_of};
+use super::{READ_BYTES_MAX, READ_MERGED_BYTES_MAX};
 use crate::capture::local_log::segment_path;
 
 /// What the log has after a position.
@@ -33,6 +34,7 @@ pub(super) enum Found {
 #[derive(Debug)]
 pub(super) struct LogFiles {
     folder: PathBuf,
+    form: Form,
     at: Option<SegmentFile>,
 }
 
@@ -47,8 +49,19 @@ struct SegmentFile {
 }
 
 impl LogFiles {
-    pub(super) fn new(folder: PathBuf) -> Self {
-        Self { folder, at: None }
+    pub(super) fn new(folder: PathBuf, form: Form) -> Self {
+        Self { folder, form, at: None }
+    }
+
+    /// In which form it gives commits.
+    pub(super) fn form(&self) -> Form {
+        self.form
+    }
+
+    /// Leaves nothing of itself behind but its form.
+    pub(super) fn take(&mut self) -> Self {
+        let form = self.form;
+        std::mem::replace(self, Self::new(PathBuf::new(), form))
     }
 
     /// Holds no file and no index of one any more, until the next read.
@@ -71,7 +84,7 @@ impl LogFiles {
         let (Some(segment), Some(index)) = (&self.at, here) else { return Ok(Found::Nothing) };
         let entries = &segment.entries[index..];
         match entries[0].pre_apply {
-            Some(checksum) if checksum == pos.checksum => segment.frames(origin, entries, until),
+            Some(checksum) if checksum == pos.checksum => segment.frames(self.form, origin, entries, until),
             Some(checksum) => Ok(Found::Other(checksum)),
             None => Ok(Found::Nothing),
         }
@@ -162,11 +175,15 @@ impl SegmentFile {
     }
 
     /// The first of these entries, and what is read beside it.
-    fn frames(&self, origin: Origin, entries: &[SegmentEntry], until: Pos) -> io::Result<Found> {
+    fn frames(&self, form: Form, origin: Origin, entries: &[SegmentEntry], until: Pos) -> io::Result<Found> {
+        let bytes_max = match form {
+            Form::Each => READ_BYTES_MAX,
+            Form::Merged => READ_MERGED_BYTES_MAX,
+        };
         let mut bytes = 0;
         let fits = entries.iter().take_while(|entry| {
             bytes += entry.len;
-            entry.max_txid <= until.txid && !entry.is_snapshot() && bytes <= READ_BYTES_MAX as u64
+            entry.max_txid <= until.txid && !entry.is_snapshot() && bytes <= bytes_max as u64
         });
         let entries = &entries[..fits.count().max(1)];
         let (first, last) = entries.first().zip(entries.last()).expect("at least one");
@@ -180,30 +197,16 @@ impl SegmentFile {
         }
         let mut ltx = vec![0; size];
         self.file.read_exact_at(&mut ltx, first.offset)?;
-        let frames = groups(entries).map(|group| {
-            let span = span_of(origin, &group[0], &group[group.len() - 1]).expect("none of them is a snapshot");
-            let files = group.iter().map(|entry| {
+        let commits: Vec<Logged<'_>> = entries
+            .iter()
+            .map(|entry| {
                 let start = usize::try_from(entry.offset - first.offset).expect("lies within the slice");
-                &ltx[start..][..usize::try_from(entry.len).expect("lies within the slice")]
-            });
-            encode_transactions(&span, files)
-        });
-        Ok(Found::Frames(frames.collect(), last.end()))
+                (entry, &ltx[start..][..usize::try_from(entry.len).expect("lies within the slice")])
+            })
+            .collect();
+        let frames = frames::frames(form, origin, &commits);
+        Ok(Found::Frames(frames.into_iter().map(|(_, frame)| frame).collect(), last.end()))
     }
-}
-
-/// Entries by the frames in which they are sent.
-fn groups(mut entries: &[SegmentEntry]) -> impl Iterator<Item = &[SegmentEntry]> {
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fits = entries.iter().take_while(|entry| {
-            bytes += entry.len;
-            bytes <= FRAME_BYTES as u64
-        });
-        let (group, rest) = entries.split_at_checked(fits.count().max(1))?;
-        entries = rest;
-        Some(group)
-    })
 }
 
 /// What the next LTX file says of itself; `None` when it is not whole. Place and size are for the caller to fill in.
@@ -288,10 +291,10 @@ mod tests {
     fn it_leads_on_from_every_position_that_is_there_and_from_no_other() {
         let folder = tempfile::tempdir().unwrap();
         log_with(folder.path(), &[3, 4, 5, 6]);
-        let mut log = LogFiles::new(folder.path().to_owned());
+        let mut log = LogFiles::new(folder.path().to_owned(), Form::Each);
         for n in 2..6 {
             assert_eq!(next(&mut log, at(n), at(6)), Some(at(n + 1)));
-            assert_eq!(next(&mut LogFiles::new(folder.path().to_owned()), at(n), at(6)), Some(at(n + 1)));
+            assert_eq!(next(&mut LogFiles::new(folder.path().to_owned(), Form::Each), at(n), at(6)), Some(at(n + 1)));
         }
         assert_eq!(next(&mut log, at(6), at(6)), None);
         assert_eq!(next(&mut log, at(4), at(4)), None, "nothing after what was told");
@@ -300,10 +303,13 @@ mod tests {
         let Found::Other(checksum) = log.after(origin(1), other, at(6)).unwrap() else { panic!("taken") };
         assert_eq!(checksum, at(4).checksum);
         assert!(matches!(log.after(origin(2), at(3), at(6)), Ok(Found::Nothing | Found::Frames(..))));
-        let mut foreign = LogFiles::new(folder.path().to_owned());
+        let mut foreign = LogFiles::new(folder.path().to_owned(), Form::Each);
         assert!(matches!(foreign.after(origin(2), at(3), at(6)), Ok(Found::Nothing)), "another history");
         std::fs::remove_dir_all(folder.path()).unwrap();
-        assert!(matches!(LogFiles::new(folder.path().to_owned()).after(origin(1), at(3), at(6)), Ok(Found::Nothing)));
+        assert!(matches!(
+            LogFiles::new(folder.path().to_owned(), Form::Each).after(origin(1), at(3), at(6)),
+            Ok(Found::Nothing)
+        ));
     }
 
     /// The segment that still grows has no index, and its end may be torn.
@@ -316,7 +322,7 @@ mod tests {
         let body = segment::decode_footer(&bytes, bytes.len() as u64).unwrap().start as usize;
         bytes.truncate(body);
         std::fs::write(&path, &bytes[..body - 1]).unwrap();
-        let mut log = LogFiles::new(folder.path().to_owned());
+        let mut log = LogFiles::new(folder.path().to_owned(), Form::Each);
         assert_eq!(next(&mut log, at(2), at(3)), None);
         std::fs::write(&path, &bytes).unwrap();
         assert_eq!(next(&mut log, at(2), at(3)), Some(at(3)));

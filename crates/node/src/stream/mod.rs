@@ -18,6 +18,7 @@
 pub mod accept;
 pub mod client;
 pub mod feed;
+pub mod frames;
 mod greeting;
 mod lend;
 mod log_files;
@@ -39,6 +40,8 @@ pub const SILENCE_MAX: Duration = Duration::from_secs(10);
 const FRAME_BYTES: usize = 32 << 10;
 /// Commits that are taken up at once for one follower, in bytes; a larger one is taken up alone.
 const READ_BYTES_MAX: usize = 256 << 10;
+/// The same where they are merged: mostly less is sent.
+const READ_MERGED_BYTES_MAX: usize = 1 << 20;
 /// The largest part of an object that is sent as one.
 const PART_BYTES_MAX: u64 = 4 << 20;
 /// The largest object that is sent as a whole.

@@ -22,6 +22,7 @@ use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use rhyolite_format::stream::{self, Database, End, EndReason, Frame};
 use rhyolite_format::{Epoch, Lineage, Pos};
+use rhyolite_logic::merge::pause_after;
 use rhyolite_logic::stream::{Standing, judge};
 use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -31,6 +32,7 @@ use tokio::task::JoinSet;
 
 use super::client::{Frames, LinkError};
 use super::feed::{Follower, Origin, Served};
+use super::frames::Form;
 use super::lend::{WRITE, WRITE_LOCK, WRITE_UNLOCK};
 use super::log_files::{Found, LogFiles};
 use super::query::Query;
@@ -377,15 +379,20 @@ impl Server {
             let lineage: Lineage = query.get("lineage").map_err(bad)?;
             let pos: Pos = query.get("pos").map_err(bad)?;
             let node = query.find("node").map(str::to_owned);
+            let form = match query.find("merged") {
+                None | Some("0") => Form::Each,
+                Some("1") => Form::Merged,
+                Some(other) => return Err(bad(format!("`merged` is {other:?}, not 0 or 1"))),
+            };
             // It is compared with what leases say, and may become part of one.
             match &node {
                 Some(node) if known_address(node).as_ref() != Ok(node) => {
                     Err(bad("`node` is not the address of a node as the lease has it".to_owned()))
                 }
-                _ => Ok((status, lineage, pos, node)),
+                _ => Ok((status, lineage, pos, node, form)),
             }
         });
-        let (status, lineage, pos, node) = match asked {
+        let (status, lineage, pos, node, form) = match asked {
             Ok(asked) => asked,
             Err((status, text)) => return refuse(respond, status, None, &text),
         };
@@ -393,7 +400,7 @@ impl Server {
         let generation = status.feed.generation();
         let node = node.map(|node| Present::new(Arc::clone(&self.board), Arc::clone(&status), (node, generation)));
         let sent = AtomicU64::new(0);
-        let sending = self.send_log((status, generation), (lineage, pos), &mut sink, &sent);
+        let sending = self.send_log((status, generation), (lineage, pos, form), &mut sink, &sent);
         let ended = tokio::select! {
             ended = sending => ended,
             () = hear(node.as_ref(), body, &sent) => Err(Closed),
@@ -409,12 +416,12 @@ impl Server {
     async fn send_log(
         &self,
         (status, generation): (Arc<DatabaseStatus>, u64),
-        (lineage, mut pos): (Lineage, Pos),
+        (lineage, mut pos, form): (Lineage, Pos, Form),
         sink: &mut Sink,
         sent: &AtomicU64,
     ) -> Result<End, Closed> {
-        let _follower = Follower::new(Arc::clone(&status));
-        let mut files = LogFiles::new(status.meta_path.join(LOG_FOLDER));
+        let _follower = Follower::new(Arc::clone(&status), form);
+        let mut files = LogFiles::new(status.meta_path.join(LOG_FOLDER), form);
         let mut is_greeted = false;
         loop {
             let moved = status.feed.moved();
@@ -445,11 +452,11 @@ impl Server {
                     match self.next(&status, &mut files, (origin, pos, here)).await {
                         Ok((frames, room, after)) => {
                             sent.store(after.txid.get(), Ordering::Release);
-                            for frame in frames {
-                                sink.send(frame).await?;
-                            }
+                            sink.send_frames(frames).await?;
                             drop(room);
+                            let (commits, is_behind) = (after.txid.get() - pos.txid.get(), after != here);
                             pos = after;
+                            sink.pause(pause_after(commits, is_behind || self.board.witnesses.is_asked())).await?;
                         }
                         Err((reason, text)) => return Ok(end(reason, text)),
                     }
@@ -483,7 +490,7 @@ impl Server {
         files: &mut LogFiles,
         (origin, pos, until): (Origin, Pos, Pos),
     ) -> Result<(Vec<Bytes>, SemaphorePermit<'_>, Pos), (EndReason, String)> {
-        let (frames, after, turn) = match status.feed.after(origin.lineage, pos, until.txid) {
+        let (frames, after, turn) = match status.feed.after(files.form(), origin.lineage, pos, until.txid) {
             Some((frames, after)) => (frames, after, None),
             None => {
                 let turn = self.logs.acquire().await.expect("the semaphore is never closed");
@@ -579,7 +586,7 @@ fn whereabouts(status: &DatabaseStatus) -> Option<(Origin, Pos)> {
 }
 
 async fn read_log(files: &mut LogFiles, origin: Origin, pos: Pos, until: Pos) -> std::io::Result<Found> {
-    let mut taken = std::mem::replace(files, LogFiles::new(std::path::PathBuf::new()));
+    let mut taken = files.take();
     let read = tokio::task::spawn_blocking(move || {
         let found = taken.after(origin, pos, until);
         (taken, found)
@@ -699,6 +706,24 @@ impl Sink {
             }
         }
         Ok(())
+    }
+
+    async fn send_frames(&mut self, frames: Vec<Bytes>) -> Result<(), Closed> {
+        for frame in frames {
+            self.send(frame).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for so long, or until the other end does not want any more.
+    async fn pause(&mut self, time: Duration) -> Result<(), Closed> {
+        if time.is_zero() {
+            return Ok(());
+        }
+        tokio::select! {
+            () = self.closed() => Err(Closed),
+            () = tokio::time::sleep(time) => Ok(()),
+        }
     }
 
     /// Sends as the other end takes it, and resets the stream when it does not.

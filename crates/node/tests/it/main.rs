@@ -56,4 +56,5 @@ mod resume;
 mod servers;
 mod stream;
 mod stream_files;
+mod stream_merged;
 mod verify;

@@ -152,6 +152,10 @@ impl Follow {
         self.find(|line| line["event"] == event).unwrap()
     }
 
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.running.as_ref().unwrap().signal(signal);
+    }
+
     pub(crate) fn kill(mut self) {
         self.running.as_ref().unwrap().signal(Signal::KILL);
         drop(self.running.take());
