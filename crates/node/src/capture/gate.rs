@@ -1,10 +1,12 @@
-//! The durability gate: commits of which the application is not told before they are where it wants them.
+//! The durability gate: commits of which the application is not told before they are where it wants them: in the store, or on other nodes.
 //!
 //! ```text
 //!   application ── fsync ──► mount ── Ticket ──► capture ── segment ──► store
 //!        ▲                     │                    ▲                     │
 //!        └────── answer ◄──────┴── Ticket::keep ────┴──── acknowledged ◄──┘
 //! ```
+//!
+//! On a node the answer comes from a task beside ([`tell_held`]), which asks what other nodes have.
 //!
 //! SQLite syncs a commit before anybody can see it: with `synchronous=FULL` the WAL before the wal-index moves, in rollback mode the database
 //! before its journal goes. Whoever serves that fsync ([`crate::mount`]) sends a [`Ticket`] to the capture thread and answers when the ticket does.
@@ -13,17 +15,27 @@
 //! compared and what differs is one more transaction; the promised one stays in the history, although no reader of the database has seen it.
 
 use std::fmt;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use rhyolite_format::Txid;
+use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+
+use crate::status::{DatabaseStatus, StatusBoard};
+
+/// How often it is looked whether somebody still has to be told.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// What became of a ticket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The store has everything that was committed or promised by then.
+    /// Everything that was committed or promised by then is where it was to be.
     Kept,
     /// Nobody will say.
     GivenUp,
 }
 
-/// Somebody waits until the store has what a database holds now.
+/// Somebody waits until what a database holds now is where he wants it.
 pub struct Ticket(Option<Box<dyn FnOnce(Answer) + Send>>);
 
 impl Ticket {
@@ -32,7 +44,7 @@ impl Ticket {
         Self(Some(Box::new(tell)))
     }
 
-    /// The store has it.
+    /// It is there.
     pub(super) fn keep(mut self) {
         if let Some(tell) = self.0.take() {
             tell(Answer::Kept);
@@ -51,6 +63,71 @@ impl Drop for Ticket {
 impl fmt::Debug for Ticket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Ticket").finish_non_exhaustive()
+    }
+}
+
+/// Where commits are to be before the application is told of them.
+#[derive(Clone, Debug)]
+pub enum Gated {
+    /// In the store.
+    Store,
+    /// On as many other nodes as count, or in the store: somebody is asked who knows.
+    Nodes(Teller),
+}
+
+/// The way to the task that knows what other nodes have.
+#[derive(Clone, Debug)]
+pub struct Teller {
+    held: UnboundedSender<Held>,
+    timeout: Duration,
+}
+
+/// Somebody who waits until other nodes have a commit. There is one at most for each database, or as many as sync it at the same time.
+#[derive(Debug)]
+pub struct Held {
+    status: Arc<DatabaseStatus>,
+    txid: Txid,
+    ticket: Ticket,
+    until: Instant,
+    /// What is said of the commit's number is said of this history for as long as this lives.
+    life: Weak<()>,
+}
+
+impl Teller {
+    /// Nobody is waited for longer than `timeout`. The other end is for [`tell_held`].
+    pub fn new(timeout: Duration) -> (Self, UnboundedReceiver<Held>) {
+        let (held, come) = mpsc::unbounded_channel();
+        (Self { held, timeout }, come)
+    }
+
+    /// Has somebody told when other nodes have a commit of a history that goes on while `life` does.
+    pub(super) fn hold(&self, status: &Arc<DatabaseStatus>, txid: Txid, ticket: Ticket, life: &Arc<()>) {
+        let (status, until) = (Arc::clone(status), Instant::now() + self.timeout);
+        // Where nobody tells any more the ticket goes, which is an answer.
+        let _ = self.held.send(Held { status, txid, ticket, until, life: Arc::downgrade(life) });
+    }
+}
+
+impl Held {
+    async fn told(self, board: Arc<StatusBoard>) {
+        while Instant::now() < self.until {
+            let safe = board.witnesses.until_safe(&self.status, self.txid);
+            let safe = tokio::time::timeout(LOOK, safe).await;
+            // Looked at after it was found safe: of a history that has begun anew since then that says nothing.
+            if self.life.strong_count() == 0 {
+                return;
+            }
+            if safe.is_ok() {
+                return self.ticket.keep();
+            }
+        }
+    }
+}
+
+/// Tells those who wait for other nodes, until nobody can come any more.
+pub async fn tell_held(mut come: UnboundedReceiver<Held>, board: Arc<StatusBoard>) {
+    while let Some(held) = come.recv().await {
+        tokio::spawn(held.told(Arc::clone(&board)));
     }
 }
 

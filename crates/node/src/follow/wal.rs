@@ -11,6 +11,7 @@ use rhyolite_format::follow::PageOneFields;
 use rhyolite_format::{PageCount, PageNumber};
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
+use super::ReplicaJournal;
 use super::apply::Batch;
 use super::lock::Busy;
 use crate::restore::RestoreError;
@@ -49,13 +50,14 @@ pub(super) struct WalWriter {
 
 impl WalWriter {
     /// Opens a database as it is.
-    pub(super) fn open(path: &Path) -> Result<Self, RestoreError> {
+    pub(super) fn open(path: &Path, journal: ReplicaJournal) -> Result<Self, RestoreError> {
         let open = || -> rusqlite::Result<Connection> {
             let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let connection = Connection::open_with_flags(path, flags)?;
             // Nothing of its schema matters: what cannot be parsed is no error.
             connection.pragma_update(None, "writable_schema", "on")?;
-            connection.pragma_update(None, "synchronous", "normal")?;
+            let is_synced = journal == ReplicaJournal::AsLoggedSynced;
+            connection.pragma_update(None, "synchronous", if is_synced { "full" } else { "normal" })?;
             connection.pragma_update(None, "wal_autocheckpoint", 0)?;
             Ok(connection)
         };

@@ -19,6 +19,7 @@ pub mod accept;
 pub mod client;
 pub mod feed;
 mod greeting;
+mod http1;
 mod log_files;
 pub mod push;
 pub mod query;
@@ -26,6 +27,7 @@ pub mod remote_store;
 mod replicas;
 pub mod server;
 pub mod tls;
+mod waiting;
 
 use std::time::Duration;
 

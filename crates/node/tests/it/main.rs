@@ -30,6 +30,8 @@ mod many;
 mod mount;
 mod mount_cost;
 #[cfg(target_os = "linux")]
+mod mount_durability;
+#[cfg(target_os = "linux")]
 mod mount_node;
 #[cfg(target_os = "linux")]
 mod mount_user;
@@ -43,6 +45,8 @@ mod probe;
 mod program;
 mod promote;
 mod proxy;
+#[cfg(target_os = "linux")]
+mod proxy_durability;
 mod prune;
 mod push;
 #[cfg(target_os = "linux")]
@@ -56,3 +60,5 @@ mod servers;
 mod stream;
 mod stream_files;
 mod verify;
+#[cfg(target_os = "linux")]
+mod wait_http;
