@@ -19,7 +19,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rhyolite_format::Txid;
-use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use crate::status::{DatabaseStatus, StatusBoard};
 
@@ -96,7 +96,7 @@ pub struct Held {
 impl Teller {
     /// Nobody is waited for longer than `timeout`. The other end is for [`tell_held`].
     pub fn new(timeout: Duration) -> (Self, UnboundedReceiver<Held>) {
-        let (held, come) = mpsc::unbounded_channel();
+        let (held, come) = unbounded_channel();
         (Self { held, timeout }, come)
     }
 
@@ -135,6 +135,8 @@ pub async fn tell_held(mut come: UnboundedReceiver<Held>, board: Arc<StatusBoard
 mod tests {
     use std::sync::mpsc;
 
+    use rhyolite_format::{Checksum, Pos};
+
     use super::*;
 
     #[test]
@@ -148,5 +150,31 @@ mod tests {
         drop(ticket());
         drop(sender);
         assert_eq!(answers.iter().collect::<Vec<_>>(), [Answer::Kept, Answer::GivenUp]);
+    }
+
+    /// What becomes of somebody who waits for commit 5 of a database of which the store has all up to this one, when the history begins anew or goes on.
+    async fn told(durable: u64, goes_on: bool) -> Answer {
+        let board = StatusBoard::new();
+        let status = board.add("/a.db".into(), "/m".into(), "./backup".into());
+        let pos = |txid| Pos { txid: Txid::new(txid).unwrap(), checksum: Checksum::from_crc(txid) };
+        status.update(|f| f.durable = Some(pos(durable)));
+        let (teller, come) = Teller::new(Duration::from_millis(100));
+        let (sender, answers) = mpsc::channel();
+        let life = Arc::default();
+        let ticket = Ticket::new(move |answer| sender.send(answer).unwrap());
+        teller.hold(&status, pos(5).txid, ticket, &life);
+        let life = goes_on.then_some(life);
+        drop(teller);
+        tell_held(come, board).await;
+        let answer = tokio::task::spawn_blocking(move || answers.recv().unwrap()).await.unwrap();
+        drop(life);
+        answer
+    }
+
+    #[tokio::test]
+    async fn only_a_history_that_goes_on_says_something_of_a_commit() {
+        assert_eq!(told(5, true).await, Answer::Kept);
+        assert_eq!(told(4, true).await, Answer::GivenUp);
+        assert_eq!(told(9, false).await, Answer::GivenUp);
     }
 }

@@ -17,7 +17,7 @@ use super::exchange::{Answer, own};
 use super::flight::Flying;
 use super::{CAPTURE_MAX, COOKIE, COOKIE_AGE_S, LOOK, Proxy, UNKNOWN_AGE_S};
 use crate::capture::thread::Upload;
-use crate::durability::{Level, NotSafe, Reached};
+use crate::durability::{Level, NotSafe};
 use crate::status::DatabaseStatus;
 
 /// In a request: where the commits of this write must be before it is answered. In an answer: where they are.
