@@ -211,21 +211,11 @@ impl Waits {
         self.wait_until(&status, (txid, level), (until, limit)).await
     }
 
-    /// The same for a database that is known.
+    /// The same for a database that is known, until a moment which is `limit` after the wait began.
     ///
     /// # Errors
     /// See [`NotSafe`].
-    pub async fn wait_for(
-        &self,
-        status: &DatabaseStatus,
-        txid: Txid,
-        level: Level,
-        limit: Duration,
-    ) -> Result<Reached, NotSafe> {
-        self.wait_until(status, (txid, level), (Instant::now() + limit, limit)).await
-    }
-
-    async fn wait_until(
+    pub async fn wait_until(
         &self,
         status: &DatabaseStatus,
         (txid, level): (Txid, Level),

@@ -70,8 +70,8 @@ impl Proxy {
         if level > Level::Local {
             let safe = match captured {
                 Ok((status, txid)) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    self.waits.wait_for(&status, txid, level, left).await
+                    let limit = (until, self.config.durable.timeout);
+                    self.waits.wait_until(&status, (txid, level), limit).await
                 }
                 Err(error) => Err(error),
             };

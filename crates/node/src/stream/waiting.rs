@@ -99,7 +99,7 @@ mod tests {
         assert_eq!(parse("db=a"), Ok(all));
         let txid = rhyolite_format::Txid::new(26);
         let wanted = Wanted { txid, level: Level::Quorum, timeout: Duration::from_millis(1500) };
-        assert_eq!(parse("db=a&txid=000000000000001a&level=quorum&timeout=1.5s"), Ok(wanted));
+        assert_eq!(parse("db=a&txid=000000000000001a&level=quorum&timeout=1500ms"), Ok(wanted));
         assert_eq!(parse("db=a&txid=26").map(|wanted| wanted.txid), Ok(txid));
         for (text, error) in [
             ("db=a&levl=store", "\"levl\" is not known"),
