@@ -95,7 +95,7 @@ fn a_write_is_answered_when_another_node_has_it_and_otherwise_by_an_error() {
     let web = Web::start(&["b"], &[&REPLICA[..], &["--proxy-durability-timeout=700ms"]].concat());
     let before = web.count("a");
     let added = web.add_row("a", &[]);
-    assert_eq!((added.status, level(&added), added.body), (200, Some("replica"), (before + 1).to_string()));
+    assert_eq!((added.status, level(&added), added.body.clone()), (200, Some("replica"), (before + 1).to_string()));
     // Also one that came in at the replica.
     let added = web.add_row("b", &[]);
     assert_eq!(
@@ -156,7 +156,7 @@ fn what_was_answered_is_on_the_next_primary_although_the_store_never_had_it() {
         web.cluster.signal("b", Signal::CONT);
         asking.join().unwrap()
     });
-    assert_eq!((answer.status, level(&answer), answer.body), (200, Some("replica"), (before + 1).to_string()));
+    assert_eq!((answer.status, level(&answer), answer.body.clone()), (200, Some("replica"), (before + 1).to_string()));
     web.cluster.kill("a");
     web.cluster.wait_role("b", "primary");
     wait_for("the application on b", || web.ask("b", "GET", "/who", &[]).status == 200);

@@ -112,17 +112,17 @@ fn what_cannot_be_said_is_refused_with_the_reason() {
 #[test]
 fn who_does_not_know_the_token_is_told_nothing() {
     let mut cluster = Cluster::new();
-    let token = "--cluster-token=a secret that nodes show each other";
+    let token = "--cluster-token=a-secret-of-nodes";
     cluster.start_application("a", &[token]);
     cluster.wait_writing("a");
     let address = &cluster.addresses["a"];
     for headers in
-        [&[][..], &["Authorization: Bearer another"], &["Authorization: a secret that nodes show each other"]]
+        [&[][..], &["Authorization: Bearer another"], &["Authorization: a-secret-of-nodes"]]
     {
         let (status, refused) = wait_at(address, "db=app.db&level=local", headers);
         assert_eq!((status, error(&refused)), (401, "the token is missing or wrong"), "{refused}");
     }
-    let known = ["Authorization: Bearer a secret that nodes show each other"];
+    let known = ["Authorization: Bearer a-secret-of-nodes"];
     let (status, answer) = wait_at(address, "db=app.db&level=store", &known);
     assert_eq!((status, &answer["holds"]), (200, &"store".into()), "{answer}");
     cluster.stop_primary("a");
