@@ -156,8 +156,8 @@ async fn serve_followers(cluster: ClusterConfig, controller: &Controller) -> Res
     let handoffs = controller.node.as_ref().map(|node| node.handoffs.clone());
     let replicas = controller.node.as_ref().map(|node| node.folder.clone());
     let about = About { proxy };
-    let server =
-        Arc::new(Server::new(Arc::clone(&controller.board), token.clone(), acceptor, about, handoffs, replicas));
+    let (board, waits) = (Arc::clone(&controller.board), controller.waits());
+    let server = Arc::new(Server::new(board, token.clone(), acceptor, about, handoffs, replicas, waits));
     if let Some(listen) = listen {
         let listener = http::bind(listen).await?;
         tokio::spawn(server::serve(listener, Arc::clone(&server)));

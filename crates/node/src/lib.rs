@@ -8,6 +8,7 @@ pub mod control;
 pub mod daemon;
 pub mod doctor;
 pub mod drill;
+pub mod durability;
 pub mod epoch;
 pub mod exec;
 pub mod fencing;

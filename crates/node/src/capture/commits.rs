@@ -23,7 +23,7 @@ use std::time::SystemTime;
 use rhyolite_format::{PageCount, PageNumber, PageSize, Pos, Timestamp};
 
 use super::backlog::{Backlog, Keeper, Room};
-use super::gate::Ticket;
+use super::gate::{Gated, Ticket};
 use super::watch::Wake;
 
 /// Bytes of pages that wait at most. A larger transaction, or a longer line, is found by comparing all pages.
@@ -68,21 +68,21 @@ impl Commit {
 pub struct CommitLines {
     lines: Mutex<HashMap<u64, Arc<CommitLine>>>,
     bell: Sender<Wake>,
-    is_gated: bool,
+    gated: Option<Gated>,
 }
 
 impl CommitLines {
-    /// None yet. With `is_gated` commits are to wait for the store.
+    /// None yet. Commits are to wait until they are where `gated` says, if it does.
     ///
     /// # Errors
     /// There can be no thread.
-    pub fn new(is_gated: bool) -> io::Result<Self> {
+    pub fn new(gated: Option<Gated>) -> io::Result<Self> {
         let (bell, asked) = mpsc::channel::<Wake>();
         // It ends with the last line.
         std::thread::Builder::new()
             .name("commits".to_owned())
             .spawn(move || asked.iter().for_each(|wake| wake.ring()))?;
-        Ok(Self { lines: Mutex::default(), bell, is_gated })
+        Ok(Self { lines: Mutex::default(), bell, gated })
     }
 
     /// The line of the file with this inode, if there is one by now.
@@ -98,7 +98,7 @@ impl CommitLines {
     /// The line of the file with this inode.
     pub fn of(&self, inode: u64) -> Arc<CommitLine> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let made = || Arc::new(CommitLine::new(self.bell.clone(), self.is_gated));
+        let made = || Arc::new(CommitLine::new(self.bell.clone(), self.gated.clone()));
         Arc::clone(lines.entry(inode).or_insert_with(made))
     }
 }
@@ -174,7 +174,7 @@ impl std::fmt::Debug for Looker {
 /// Commits of one database that are still to be recorded.
 #[derive(Debug)]
 pub struct CommitLine {
-    is_gated: bool,
+    gated: Option<Gated>,
     looker: Mutex<Option<Arc<Looker>>>,
     /// Commits may end without anybody's being told.
     is_unsynced: AtomicBool,
@@ -190,12 +190,13 @@ pub struct CommitLine {
 }
 
 impl CommitLine {
-    fn new(bell: Sender<Wake>, is_gated: bool) -> Self {
+    fn new(bell: Sender<Wake>, gated: Option<Gated>) -> Self {
+        let begins_as = if gated.is_some() { GATE_UNKNOWN } else { GATE_OPEN };
         Self {
-            is_gated,
+            gated,
             looker: Mutex::default(),
             is_unsynced: AtomicBool::new(false),
-            gate: AtomicU8::new(if is_gated { GATE_UNKNOWN } else { GATE_OPEN }),
+            gate: AtomicU8::new(begins_as),
             syncs: Mutex::default(),
             is_listening: AtomicBool::new(false),
             is_opened: AtomicBool::new(false),
@@ -244,15 +245,20 @@ impl CommitLine {
     }
 
     fn set_gate(&self, state: u8) {
-        self.gate.store(if self.is_gated { state } else { GATE_OPEN }, Ordering::SeqCst);
+        self.gate.store(if self.is_gated() { state } else { GATE_OPEN }, Ordering::SeqCst);
     }
 
-    /// Whether commits are to wait for the store.
+    /// Whether commits are to wait.
     pub(super) fn is_gated(&self) -> bool {
-        self.is_gated
+        self.gated.is_some()
     }
 
-    /// Whether commits wait for the store now.
+    /// For what.
+    pub(super) fn gated(&self) -> Option<&Gated> {
+        self.gated.as_ref()
+    }
+
+    /// Whether commits wait now.
     pub fn gate(&self) -> GateState {
         match self.gate.load(Ordering::SeqCst) {
             GATE_OPEN => GateState::Open,
@@ -542,7 +548,7 @@ mod tests {
 
     #[test]
     fn only_while_somebody_listens_and_never_more_than_fits() {
-        let lines = CommitLines::new(false).unwrap();
+        let lines = CommitLines::new(None).unwrap();
         let line = lines.of(7);
         let mut keeper = Keeper::default();
         line.push(commit(10), &mut keeper);

@@ -70,10 +70,28 @@ pub enum ToCapture {
     Snapshot(u64, SnapshotAnswer),
     /// The store's history cannot be restored to its end any more: a snapshot of the database is to begin it anew.
     TakeSnapshot,
-    /// Capture what there is, upload it now, and say where that ends.
-    Sync(oneshot::Sender<Pos>),
+    /// Capture what there is, and say where that ends.
+    Sync(SyncRequest),
     /// Capture what there is, pass it on, and end.
     Stop,
+}
+
+/// Somebody wants everything captured that is committed by now.
+#[derive(Debug)]
+pub struct SyncRequest {
+    /// Gets the position after it.
+    pub captured: oneshot::Sender<Pos>,
+    /// When it goes to the store.
+    pub upload: Upload,
+}
+
+/// When what is captured goes to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upload {
+    /// At once.
+    Now,
+    /// When it is due by the sync interval.
+    InTurn,
 }
 
 /// What the uploader says of a snapshot.
@@ -170,7 +188,7 @@ pub struct CaptureThread {
     /// The keeper asked for a snapshot.
     snapshot_wanted: bool,
     /// Those who wait for what is committed by now, and whether it is to be uploaded at once.
-    syncs: Vec<oneshot::Sender<Pos>>,
+    syncs: Vec<SyncRequest>,
     sync_now: bool,
     /// The store waits for the pieces of the snapshot at this TXID.
     snapshot_begun: Option<Txid>,
@@ -183,6 +201,8 @@ pub struct CaptureThread {
     is_door_open: bool,
     /// Those who wait until the store has everything up to here.
     held: Vec<(Pos, Ticket)>,
+    /// The same for other nodes: each who waits has a weak one of it. A new one takes its place when nobody can say any more what becomes of them.
+    held_beside: Arc<()>,
     attending: Option<Attending>,
 }
 
@@ -330,6 +350,7 @@ impl CaptureThread {
             line: None,
             is_door_open: false,
             held: Vec::new(),
+            held_beside: Arc::default(),
             attending: None,
         })
     }
@@ -523,9 +544,9 @@ impl CaptureThread {
         let pos = recorder.pos();
         // They came before the last look, which has captured what they ask for.
         for sync in self.syncs.drain(..) {
-            self.sync_now = true;
+            self.sync_now |= sync.upload == Upload::Now;
             // Whoever asked may not wait any more.
-            let _ = sync.send(pos);
+            let _ = sync.captured.send(pos);
         }
         self.pass_on_recorded()
     }

@@ -16,7 +16,8 @@ use crate::cluster::witness::Durability;
 use crate::config::units::{format_duration, parse_duration};
 use crate::config::{DEFAULT_SOCKET, DatabaseConfig};
 use crate::control::client::{self, AskError};
-use crate::control::{Info, Level, List, Reached, Wanted};
+use crate::control::{Info, List, Wanted};
+use crate::durability::{Level, Reached};
 use crate::stream::push::{AcceptReport, PushReport};
 use crate::supervise::reload::Reloaded;
 use crate::time;
@@ -389,10 +390,10 @@ fn node(report: &NodeReport) -> Vec<String> {
 }
 
 fn reached(reached: &Reached) -> Vec<String> {
-    let place = match (reached.durable, reached.safe) {
-        (true, _) => "durable",
-        (false, true) => "on other nodes",
-        (false, false) => "captured",
+    let place = match reached.level {
+        _ if reached.durable => "durable",
+        Level::Replica | Level::Quorum if reached.safe => "on other nodes",
+        _ => "captured",
     };
     vec![format!("TXID {} is {place}", reached.txid)]
 }

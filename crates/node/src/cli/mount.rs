@@ -4,17 +4,20 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use rhyolite_logic::park::Policy;
 
 use super::cluster::ClusterArgs;
 use super::exit::Failure;
 use super::replicate::{Signals, check_inputs, run_daemon};
 use crate::capture::commits::CommitLines;
+use crate::capture::gate::Gated;
 use crate::config::folder::FolderConfig;
 use crate::config::settings::{self, Settings};
 use crate::config::units::parse_duration;
 use crate::config::{Config, LogFormat, LogLevel, SocketConfig, parse_addr};
+use crate::durability::Level;
 use crate::mount::{MountOptions, Mounted};
 use crate::observe::logging;
 
@@ -62,8 +65,8 @@ pub(super) struct MountArgs {
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     shutdown_sync_timeout: Option<Duration>,
     /// When COMMIT returns: `local`, the commit is on this disk; `store`, it is in the store (local)
-    #[arg(long, value_name = "LEVEL", default_value = "local", hide_default_value = true)]
-    durability: Durability,
+    #[arg(long, value_name = "LEVEL", default_value = "local", hide_default_value = true, value_parser = level())]
+    durability: Level,
     /// How long a commit waits for `--durability store` before it fails with an I/O error (5s)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     durability_timeout: Option<Duration>,
@@ -76,29 +79,26 @@ pub(super) struct MountArgs {
     settings: Settings,
 }
 
-/// Where a commit is before the application is told that it is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Durability {
-    /// On this machine's disk, by SQLite's own sync.
-    Local,
-    /// In the store.
-    Store,
-}
-
 /// How long a commit waits for the store.
 const DURABILITY_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The levels at which nobody else is asked.
+fn level() -> impl TypedValueParser<Value = Level> {
+    let names = [Level::Local, Level::Store].map(Level::name);
+    PossibleValuesParser::new(names).try_map(|name| Level::parse(&name))
+}
+
 /// How long commits wait for the store, if they do.
-fn gate_timeout(args: &MountArgs) -> Result<Option<Duration>, Failure> {
+fn gate(args: &MountArgs) -> Result<Option<(Level, Duration)>, Failure> {
     match (args.durability, args.durability_timeout) {
-        (Durability::Local, None) => Ok(None),
-        (Durability::Local, Some(_)) => {
+        (Level::Local, None) => Ok(None),
+        (Level::Local, Some(_)) => {
             Err(Failure::usage("--durability-timeout says how long `--durability store` waits: give that, too"))
         }
-        (Durability::Store, Some(Duration::ZERO)) => {
+        (_, Some(Duration::ZERO)) => {
             Err(Failure::usage("--durability-timeout must not be 0: no commit could wait for the store"))
         }
-        (Durability::Store, timeout) => Ok(Some(timeout.unwrap_or(DURABILITY_TIMEOUT))),
+        (level, timeout) => Ok(Some((level, timeout.unwrap_or(DURABILITY_TIMEOUT)))),
     }
 }
 
@@ -110,9 +110,9 @@ pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
     config.logging.format = args.log_format.unwrap_or(config.logging.format);
     config.shutdown_sync_timeout = args.shutdown_sync_timeout.unwrap_or(config.shutdown_sync_timeout);
     // Whatever is wrong with the settings is said before anything is mounted.
-    let gate_timeout = gate_timeout(args)?;
+    let gate = gate(args)?;
     config.folders = vec![folder(args, args.at.clone())?];
-    if gate_timeout.is_some() && config.cluster.is_some() {
+    if gate.is_some() && config.cluster.is_some() {
         // What waits for the store is in the log already, and may yet be rolled back.
         return Err(Failure::usage(
             "--cluster-listen and --cluster-push-to with `--durability store` are not possible yet: followers would see commits that may still fail",
@@ -120,12 +120,11 @@ pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
     }
     check_inputs(&config)?;
     logging::start(config.logging);
-    let lines = Arc::new(
-        CommitLines::new(gate_timeout.is_some()).map_err(|e| Failure::failed(format!("start a thread: {e}")))?,
-    );
+    let lines = CommitLines::new(gate.map(|_| Gated::Store));
+    let lines = Arc::new(lines.map_err(|e| Failure::failed(format!("start a thread: {e}")))?);
     // A signal must not end the process between the mount and its end.
     let signals = Signals::listen(&config)?;
-    let options = MountOptions { lines: Arc::clone(&lines), gate_timeout, is_ours_alone: false };
+    let options = MountOptions { lines: Arc::clone(&lines), gate, is_ours_alone: false };
     let mounted = Mounted::mount(&args.dir, &args.at, options).map_err(Failure::failed)?;
     config.folders = vec![folder(args, mounted.at().to_owned())?];
     // A parked database would see its next commit too late to tell it from the one after.

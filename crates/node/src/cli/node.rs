@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use rhyolite_logic::park::Policy;
 use rustix::fs::{FlockOperation, flock};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc::{self, UnboundedReceiver};
+use tokio::sync::watch;
 
 use super::cluster::token;
 use super::exit::Failure;
@@ -17,6 +18,9 @@ use super::proxy::ProxyArgs;
 use super::replicate::{COMMANDS_MAX, Signals, UPLOAD_MARGIN, block_on, check_inputs};
 #[cfg(target_os = "linux")]
 use crate::capture::commits::CommitLines;
+#[cfg(target_os = "linux")]
+use crate::capture::gate::{Gated, Teller};
+use crate::capture::gate::{Held, tell_held};
 use crate::cluster::promote::NodeControl;
 use crate::cluster::witness::Durability;
 use crate::cluster::{self, Guard, NodeConfig};
@@ -30,6 +34,7 @@ use crate::config::units::parse_duration;
 use crate::config::{self, Config, LogFormat, LogLevel, parse_addr};
 use crate::control::{Controller, Reload};
 use crate::daemon::Daemon;
+use crate::durability::{Level, Waits};
 use crate::follow::trails::Trails;
 use crate::lease_place::LeaseUrl;
 #[cfg(target_os = "linux")]
@@ -49,6 +54,8 @@ mod file;
 const LOCK_FILE: &str = "node.lock";
 /// How long the process before this one is waited for.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// How long a commit on a mount waits for other nodes.
+const DURABILITY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long requests that were passed on are waited for at the end.
 const FLIGHT_MAX: Duration = Duration::from_secs(2);
 const LOCK_LOOK: Duration = Duration::from_millis(20);
@@ -123,13 +130,16 @@ pub(super) struct NodeArgs {
     /// Whether this node may become the primary (true or false; true)
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", require_equals = true)]
     candidate: Option<bool>,
-    /// On how many disks a commit is before `rhyolite wait --level` calls it safe, and survives the loss of the primary: `local`, this one, and the store when it gets there; `replica`, that of one other
-    /// node; `quorum`, those of a majority of --nodes (local)
+    /// On how many disks a commit is before it counts as safe, and survives the loss of the primary: `local`, this one, and the store when it gets there; `replica`, that of one other node; `quorum`, those
+    /// of a majority of --nodes. With --at COMMIT waits for that, otherwise whoever asks (`rhyolite wait --level`) (local)
     #[arg(long, value_name = "LEVEL")]
     durability: Option<DurabilityLevel>,
     /// How many nodes the cluster has, for `--durability quorum`
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(NODES))]
     nodes: Option<u32>,
+    /// How long a commit on the mount of --at waits for --durability before it fails with an I/O error (5s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    durability_timeout: Option<Duration>,
     /// Run this command while this node is the primary; when it ends by itself, the node stops with its exit status
     #[arg(long, value_name = "COMMAND")]
     exec: Option<String>,
@@ -164,7 +174,8 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
     let is_static = lease.as_ref().is_some_and(LeaseUrl::is_static);
     let accepting = accepting(args, &server, (is_candidate, is_static))?;
     let durability = durability(args)?;
-    let proxy = args.proxy.config(needed(args.dir.as_ref(), "DIR", "node.dir")?)?;
+    let gate = gate(args, durability)?;
+    let proxy = args.proxy.config(needed(args.dir.as_ref(), "DIR", "node.dir")?, durability)?;
     let mut folder = folder(&resolved)?;
     server.proxy = proxy.as_ref().map(|proxy| proxy.advertise.clone());
     let (flight, trails) = (Flight::default(), Arc::new(Trails::new(durability != Durability::Local)));
@@ -177,7 +188,7 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
         args.exec.as_deref().map(|command| Guard::start(command, &lock)).transpose().map_err(Failure::failed)?;
     // And a signal must not end the process between the mount and its end.
     let signals = Signals::listen(&config)?;
-    let mounted = mount(args, &mut folder)?;
+    let (mounted, held) = mount(args, &mut folder, gate)?;
     let proxy = proxy.map(|proxy| ProxyConfig { dir: folder.dir.clone(), ..proxy });
     let node = NodeConfig {
         mount: mounted.as_ref().map(Mounted::handle),
@@ -196,8 +207,8 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
         forgets: watch::Sender::new(false),
     };
     let config = Config { cluster: Some(server), ..config };
-    let parts =
-        Parts { guard, signals, proxy: proxy.map(|proxy| (proxy, flight)), reload: file::reload(given, &resolved) };
+    let (proxy, reload) = (proxy.map(|proxy| (proxy, flight)), file::reload(given, &resolved));
+    let parts = Parts { guard, signals, proxy, reload, held };
     let ended = run_daemon(config, node, parts);
     drop(mounted);
     drop(lock);
@@ -206,27 +217,38 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
 
 /// Where there is no FUSE nothing is mounted.
 #[cfg(not(target_os = "linux"))]
-fn mount(args: &NodeArgs, _: &mut FolderConfig) -> Result<Option<Mounted>, Failure> {
+fn mount(
+    args: &NodeArgs,
+    _: &mut FolderConfig,
+    _: Option<(Level, Duration)>,
+) -> Result<(Option<Mounted>, Option<UnboundedReceiver<Held>>), Failure> {
     match &args.at {
-        None => Ok(None),
+        None => Ok((None, None)),
         Some(_) => Err(Failure::usage("--at needs FUSE, which rhyolite uses on Linux only")),
     }
 }
 
-/// Mounts the folder, if that is wanted. From then on its databases are those in front, and their state folders lie behind.
+/// Mounts the folder, if that is wanted. From then on its databases are those in front, and their state folders lie behind. Who waits at the gate of the mount comes to the
+/// other end of what is given.
 #[cfg(target_os = "linux")]
-fn mount(args: &NodeArgs, folder: &mut FolderConfig) -> Result<Option<Mounted>, Failure> {
-    let Some(at) = &args.at else { return Ok(None) };
-    let lines = CommitLines::new(false).map_err(|e| Failure::failed(format!("start a thread: {e}")))?;
+fn mount(
+    args: &NodeArgs,
+    folder: &mut FolderConfig,
+    gate: Option<(Level, Duration)>,
+) -> Result<(Option<Mounted>, Option<UnboundedReceiver<Held>>), Failure> {
+    let Some(at) = &args.at else { return Ok((None, None)) };
+    let (teller, held) = gate.map(|(_, timeout)| Teller::new(timeout)).unzip();
+    let lines = CommitLines::new(teller.map(Gated::Nodes));
+    let lines = lines.map_err(|e| Failure::failed(format!("start a thread: {e}")))?;
     // Nobody writes before this node is the primary.
-    let options = MountOptions { lines: Arc::new(lines), gate_timeout: None, is_ours_alone: true };
+    let options = MountOptions { lines: Arc::new(lines), gate, is_ours_alone: true };
     let mounted = Mounted::mount(&folder.dir, at, options).map_err(Failure::failed)?;
     let template = folder.template.clone();
     let (behind, store) = (folder.dir.clone(), template.store.clone());
     *folder =
         FolderConfig { pick: folder.pick.clone(), ..FolderConfig::everything(mounted.at().to_owned(), behind, store) };
     folder.template = DatabaseConfig { path: folder.dir.clone(), ..template };
-    Ok(Some(mounted))
+    Ok((Some(mounted), held))
 }
 
 /// What runs beside the node.
@@ -235,6 +257,8 @@ struct Parts {
     signals: Signals,
     proxy: Option<(ProxyConfig, Flight)>,
     reload: Option<Reload>,
+    /// Who waits at the gate of the mount.
+    held: Option<UnboundedReceiver<Held>>,
 }
 
 /// What the node has in common with every daemon.
@@ -296,11 +320,6 @@ fn access(args: &NodeArgs, server: &ClusterConfig) -> Result<Access, Failure> {
 
 /// When a commit counts as safe. What belongs together is said together.
 fn durability(args: &NodeArgs) -> Result<Durability, Failure> {
-    if args.at.is_some() && args.durability.is_some_and(|level| level != DurabilityLevel::Local) {
-        return Err(Failure::usage(
-            "--durability cannot be kept with --at: replicas on a mount do not sync each commit",
-        ));
-    }
     match (args.durability.unwrap_or(DurabilityLevel::Local), args.nodes) {
         (DurabilityLevel::Local, None) => Ok(Durability::Local),
         (DurabilityLevel::Replica, None) => Ok(Durability::Replica),
@@ -311,6 +330,26 @@ fn durability(args: &NodeArgs) -> Result<Durability, Failure> {
         (_, Some(_)) => {
             Err(Failure::usage("--nodes says how many nodes a quorum is of: give --durability quorum, too"))
         }
+    }
+}
+
+/// Where commits on the mount must be before the application is told of them, and for how long it waits. On a plain folder nobody can keep it waiting.
+fn gate(args: &NodeArgs, durability: Durability) -> Result<Option<(Level, Duration)>, Failure> {
+    let level = match durability {
+        Durability::Local => None,
+        Durability::Replica => Some(Level::Replica),
+        Durability::Quorum { .. } => Some(Level::Quorum),
+    };
+    let level = level.filter(|_| args.at.is_some());
+    match (level, args.durability_timeout) {
+        (None, None) => Ok(None),
+        (None, Some(_)) => Err(Failure::usage(
+            "--durability-timeout says how long a commit waits on the mount of --at for `--durability replica` or `quorum`: give both, too",
+        )),
+        (Some(_), Some(Duration::ZERO)) => {
+            Err(Failure::usage("--durability-timeout must not be 0: no commit could wait for other nodes"))
+        }
+        (Some(level), timeout) => Ok(Some((level, timeout.unwrap_or(DURABILITY_TIMEOUT)))),
     }
 }
 
@@ -326,7 +365,7 @@ fn is_candidate(args: &NodeArgs, lease: Option<&LeaseUrl>) -> Result<bool, Failu
     }
     if args.durability.is_some_and(|level| level != DurabilityLevel::Local) {
         return Err(Failure::usage(format!(
-            "--durability has no effect with --lease {lease}: whoever is made the primary next asks nobody what others have"
+            "--durability cannot be kept with --lease {lease}: there is no lease in which the nodes could be named that have a commit, so whoever is made the primary next would ask nobody"
         )));
     }
     if args.settings.lease_ttl.is_some() {
@@ -355,16 +394,20 @@ fn address(args: &NodeArgs) -> Result<String, Failure> {
 }
 
 fn run_daemon(config: Config, node: NodeConfig, parts: Parts) -> Result<u8, Failure> {
-    let Parts { guard, signals, proxy, reload } = parts;
+    let Parts { guard, signals, proxy, reload, held } = parts;
     let stop = signals.stop;
     block_on(async {
         let board = StatusBoard::new();
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let (handoff_sender, handoffs) = mpsc::channel(1);
+        if let Some(held) = held {
+            tokio::spawn(tell_held(held, Arc::clone(&board)));
+        }
         if let Some((config, flight)) = proxy {
             let listener = http::bind(config.listen).await.map_err(Failure::failed)?;
             let parts = (flight.clone(), Arc::clone(&node.trails));
-            let proxy = Proxy::new(config, Arc::clone(&board), sender.clone(), node.access.clone(), parts);
+            let waits = Waits::new(Arc::clone(&board), sender.clone(), node.durability);
+            let proxy = Proxy::new(config, Arc::clone(&board), waits, node.access.clone(), parts);
             tokio::spawn(proxy.serve(listener));
         }
         if let Some(accepting) = &node.accepting {

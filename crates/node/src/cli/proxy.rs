@@ -7,10 +7,12 @@ use std::time::Duration;
 use clap::Args;
 
 use super::exit::Failure;
+use crate::cluster::witness::Durability;
 use crate::config::node::ProxySection;
 use crate::config::parse_addr;
 use crate::config::units::parse_duration;
-use crate::proxy::ProxyConfig;
+use crate::durability::Level;
+use crate::proxy::{Durable, ProxyConfig};
 
 /// How long a read waits for the database.
 const READ_WAIT: Duration = Duration::from_secs(5);
@@ -18,6 +20,8 @@ const READ_WAIT: Duration = Duration::from_secs(5);
 const HOLD: Duration = Duration::from_secs(20);
 /// A replica that is farther behind is not healthy.
 const LAG_MAX: Duration = Duration::from_secs(10);
+/// How long an answer is held.
+const DURABILITY_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Args, Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ProxyArgs {
@@ -54,6 +58,16 @@ pub(super) struct ProxyArgs {
     /// Answer writes on a replica with the header fly-replay, for Fly.io's own proxy, instead of passing them on
     #[arg(long)]
     proxy_fly_replay: bool,
+    /// Where what a write has committed must be before its client gets the answer: `replica` and `quorum` where --durability keeps them; otherwise it gets an error that says where it is. A client may ask for
+    /// more by the header Rhyolite-Durability (local)
+    #[arg(long, value_name = "LEVEL")]
+    proxy_durability: Option<Level>,
+    /// The least that a client may ask for by that header, if it is to be less (the level of --proxy-durability)
+    #[arg(long, value_name = "LEVEL")]
+    proxy_durability_min: Option<Level>,
+    /// How long an answer is held for that (5s)
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    proxy_durability_timeout: Option<Duration>,
 }
 
 impl ProxyArgs {
@@ -72,6 +86,9 @@ impl ProxyArgs {
             proxy_hold: self.proxy_hold.or(file.hold),
             proxy_max_lag: self.proxy_max_lag.or(file.max_lag),
             proxy_fly_replay: self.proxy_fly_replay || file.fly_replay.unwrap_or(false),
+            proxy_durability: self.proxy_durability.or(file.durability),
+            proxy_durability_min: self.proxy_durability_min.or(file.durability_min),
+            proxy_durability_timeout: self.proxy_durability_timeout.or(file.durability_timeout),
         }
     }
 
@@ -87,12 +104,32 @@ impl ProxyArgs {
             ("--proxy-hold", self.proxy_hold.is_some()),
             ("--proxy-max-lag", self.proxy_max_lag.is_some()),
             ("--proxy-fly-replay", self.proxy_fly_replay),
+            ("--proxy-durability", self.proxy_durability.is_some()),
+            ("--proxy-durability-min", self.proxy_durability_min.is_some()),
+            ("--proxy-durability-timeout", self.proxy_durability_timeout.is_some()),
         ];
         flags.into_iter().find(|(_, is_given)| *is_given).map(|(flag, _)| flag)
     }
 
+    /// What holds for the answers to writes, on a node that keeps `durability`.
+    fn durable(&self, durability: Durability) -> Result<Durable, Failure> {
+        let level = self.proxy_durability.unwrap_or(Level::Local);
+        durability.keeps(level).map_err(|m| Failure::usage(format!("--proxy-durability {level}: {m}")))?;
+        let least = self.proxy_durability_min.unwrap_or(level);
+        if least > level {
+            return Err(Failure::usage(format!(
+                "--proxy-durability-min {least} is more than --proxy-durability {level}: what nobody may ask for less than is that"
+            )));
+        }
+        let timeout = self.proxy_durability_timeout.unwrap_or(DURABILITY_TIMEOUT);
+        if timeout.is_zero() {
+            return Err(Failure::usage("--proxy-durability-timeout must not be 0: no answer could be held"));
+        }
+        Ok(Durable { level, least, timeout })
+    }
+
     /// The proxy, if there is to be one.
-    pub(super) fn config(&self, dir: &Path) -> Result<Option<ProxyConfig>, Failure> {
+    pub(super) fn config(&self, dir: &Path, durability: Durability) -> Result<Option<ProxyConfig>, Failure> {
         let (listen, target) = match (self.proxy_listen, &self.proxy_target) {
             (Some(listen), Some(target)) => (listen, target),
             (Some(_), None) => {
@@ -136,6 +173,7 @@ impl ProxyArgs {
             hold: self.proxy_hold.unwrap_or(HOLD),
             lag_max: self.proxy_max_lag.unwrap_or(LAG_MAX),
             fly_replay: self.proxy_fly_replay,
+            durable: self.durable(durability)?,
         }))
     }
 }

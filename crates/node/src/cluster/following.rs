@@ -15,6 +15,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 
 use super::CHANGE;
 use super::report::ReplicaReport;
+use super::witness::Durability;
 use crate::config::folder::FolderConfig;
 use crate::follow::ReplicaJournal;
 use crate::follow::node::{Event, NodeError, NodeOptions, Reached, follow_node};
@@ -39,9 +40,13 @@ const EVENTS_MAX: usize = 256;
 type Asked = Arc<Mutex<HashMap<String, Txid>>>;
 
 /// By what journal the files of a replica are changed. On a plain folder what is promoted and brought back has no WAL: readers would hold that up. On a mount
-/// readers see a database in the journal mode that it has on the primary, and can be made to let go.
-pub(super) fn replica_journal(mount: Option<&MountHandle>) -> ReplicaJournal {
-    if mount.is_some() { ReplicaJournal::AsLogged } else { ReplicaJournal::Rollback }
+/// readers see a database in the journal mode that it has on the primary, and can be made to let go. A replica that says what it has must still have it after a power cut.
+pub(super) fn replica_journal(mount: Option<&MountHandle>, durability: Durability) -> ReplicaJournal {
+    match mount {
+        None => ReplicaJournal::Rollback,
+        Some(_) if durability == Durability::Local => ReplicaJournal::AsLogged,
+        Some(_) => ReplicaJournal::AsLoggedSynced,
+    }
 }
 
 /// What is followed.
@@ -77,7 +82,7 @@ impl Following {
     pub(super) fn begin(
         source: Source,
         own_address: String,
-        (folder, mount): (&FolderConfig, Option<MountHandle>),
+        (folder, mount, durability): (&FolderConfig, Option<MountHandle>, Durability),
         (trails, events, lease): (Arc<Trails>, Arc<Events>, LeaseHandle),
     ) -> Self {
         let options = NodeOptions {
@@ -85,7 +90,7 @@ impl Following {
             database: None,
             into: folder.dir.clone(),
             existing: Existing::Refuse,
-            journal: replica_journal(mount.as_ref()),
+            journal: replica_journal(mount.as_ref(), durability),
             mount,
             meta_root: folder.meta_path.clone(),
             lock_timeout: LOCK_TIMEOUT,

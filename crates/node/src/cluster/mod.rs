@@ -422,7 +422,7 @@ impl Node {
                     Some(accepting) => Source::Accepted(Arc::clone(accepting)),
                     None => Source::Dialed { address: parsed, access: self.config.access.clone() },
                 };
-                let place = (&self.config.folder, self.config.mount.clone());
+                let place = (&self.config.folder, self.config.mount.clone(), self.config.durability);
                 let parts = (Arc::clone(&self.trails), Arc::clone(&self.board.events), self.lease.clone());
                 // Who accepts may not be reached where the lease would name it: it is no witness of what it has.
                 let is_reached = self.config.accepting.is_none();
@@ -455,6 +455,7 @@ impl Node {
                 Hearing::new(witnesses, own, access, self.config.forgets.subscribe())
             }),
             mount: self.config.mount.clone(),
+            durability: self.config.durability,
             cancelled,
         };
         let owes = prepare.hearing.is_some();
@@ -682,7 +683,7 @@ impl Node {
         let refused = || format!("this node is {}: nothing is captured here", self.machine.role().name());
         match (command, &self.capture) {
             (command @ Command::Sync(..), Some(capture)) => drop(capture.commands.try_send(command)),
-            (Command::Sync(_, reply), None) => drop(reply.send(Err(refused()))),
+            (Command::Sync(_, _, reply), None) => drop(reply.send(Err(refused()))),
             (Command::Add(_, reply), _) | (Command::Remove(_, reply), _) => {
                 drop(reply.send(Err("the databases of a node are those in its folder".to_owned())));
             }

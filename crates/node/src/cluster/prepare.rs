@@ -31,6 +31,7 @@ use tokio::task::JoinSet;
 
 use super::following::replica_journal;
 use super::hearing::{Best, Hearing};
+use super::witness::Durability;
 use crate::capture::local_log::SealedSegment;
 use crate::capture::restart;
 use crate::capture::table::PageTable;
@@ -69,6 +70,8 @@ pub(super) struct Prepare {
     pub(super) known: Mutex<Vec<String>>,
     /// Where the databases are mounted.
     pub(super) mount: Option<MountHandle>,
+    /// What this node keeps of what it has.
+    pub(super) durability: Durability,
     /// Turns true when it is to be given up.
     pub(super) cancelled: watch::Receiver<bool>,
 }
@@ -211,7 +214,7 @@ impl Prepare {
             store,
             output: config.path.clone(),
             existing: Existing::Refuse,
-            journal: replica_journal(self.mount.as_ref()),
+            journal: replica_journal(self.mount.as_ref(), self.durability),
             mount: self.mount.clone(),
             interval: Duration::ZERO,
             lock_timeout: LOCK_TIMEOUT,

@@ -17,6 +17,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use super::Node;
+use crate::capture::thread::Upload;
+use crate::durability::Level;
 use crate::status::{DatabaseStatus, StatusBoard};
 use crate::supervise::control::{Command, Synced};
 
@@ -53,6 +55,22 @@ impl Durability {
             Self::Replica => 1,
             Self::Quorum { nodes } => nodes / 2,
         }
+    }
+
+    /// Whether commits can ever be said to be at a level on a node that counts so.
+    ///
+    /// # Errors
+    /// One line: what is missing.
+    pub fn keeps(self, level: Level) -> Result<(), String> {
+        let is_kept = match level {
+            Level::Local | Level::Store => true,
+            Level::Replica => self != Self::Local,
+            Level::Quorum => matches!(self, Self::Quorum { .. }),
+        };
+        let name = if level == Level::Quorum { "quorum` and `--nodes" } else { "replica" };
+        let text =
+            || format!("nobody here knows which other nodes have a commit: start the nodes with `--durability {name}`");
+        is_kept.then_some(()).ok_or_else(text)
     }
 
     /// The name in options and JSON.
@@ -236,7 +254,7 @@ async fn settle(board: Arc<StatusBoard>, commands: mpsc::Sender<Command>, owed: 
 async fn settle_once(board: &StatusBoard, commands: &mpsc::Sender<Command>, name: &str) -> Option<()> {
     let status = board.databases().into_iter().find(|status| status.name() == name)?;
     let (reply, answer) = oneshot::channel();
-    commands.send(Command::Sync(status.path.to_path_buf(), reply)).await.ok()?;
+    commands.send(Command::Sync(status.path.to_path_buf(), Upload::Now, reply)).await.ok()?;
     let Synced { status, captured } = answer.await.ok()?.ok()?;
     let pos = captured.await.ok()?;
     while status.look(|f| f.durable.is_none_or(|durable| durable.txid < pos.txid)) {

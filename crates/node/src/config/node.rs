@@ -11,6 +11,7 @@ use super::Credentials;
 use super::cluster::{TlsFiles, Token};
 use super::folder::FolderConfig;
 use super::settings::{self, Settings};
+use crate::durability::Level;
 
 /// How long a holder of the lease that is not heard of keeps it. Long enough for two renewals to fail while a store hiccups, and for an
 /// application to stop; a primary that is lost is missed for this time and a margin.
@@ -48,6 +49,8 @@ pub struct NodeSection {
     pub durability: Option<DurabilityLevel>,
     /// How many nodes the cluster has (`node.nodes`).
     pub nodes: Option<u32>,
+    /// How long a commit on the mount waits for other nodes (`node.durability-timeout`).
+    pub durability_timeout: Option<Duration>,
     /// The proxy (`node.proxy`).
     pub proxy: ProxySection,
     /// How databases are replicated.
@@ -94,6 +97,12 @@ pub struct ProxySection {
     pub max_lag: Option<Duration>,
     /// Answer writes on a replica with `fly-replay`.
     pub fly_replay: Option<bool>,
+    /// Where what a write has committed must be before it is answered.
+    pub durability: Option<Level>,
+    /// The least that a client may ask for.
+    pub durability_min: Option<Level>,
+    /// How long an answer is held for that.
+    pub durability_timeout: Option<Duration>,
 }
 
 /// The databases of a node: everything in its folder, under one lease.

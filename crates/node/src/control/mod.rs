@@ -7,7 +7,7 @@
 //! | `POST /add` | `path`, `store` | |
 //! | `POST /remove` | `path` | |
 //! | `POST /sync` | `path`, `wait`, `timeout_ms` | the position that was captured, and whether it is durable |
-//! | `POST /wait` | `path`, `txid`, `timeout_ms` | the same |
+//! | `POST /wait` | `path`, `txid`, `timeout_ms`, `level` | the same; only for the store is anything uploaded sooner than it is due |
 //! | `POST /reload` | | what has changed |
 //! | `GET /node` | | a node of a cluster: its role, the lease, its replicas |
 //! | `POST /handoff` | `to` | the primary hands its role on, to the node of this address; answered when it has begun to |
@@ -18,45 +18,42 @@
 //! | `GET /metrics`, `/status`, `/healthz`, `/readyz` | | as over TCP |
 //!
 //! A request that cannot be obeyed is answered by 400 (404 for a database that is not here, 504 for one that took too long) and
-//! `{"error": "one line"}`.
+//! `{"error": "one line"}`; beside a 504 stands what is known, as in the answer that did not come.
 
 use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::State as Shared;
 use axum::http::StatusCode;
 use axum::response::Json;
 use axum::routing::{get, post};
-use rhyolite_format::{Pos, Txid};
+use rhyolite_format::Txid;
 use serde::{Deserialize, Serialize};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::capture::thread::Upload;
 use crate::cluster::Handoff;
 use crate::cluster::promote::{NodeControl, promote as promoted};
 use crate::cluster::report::NodeReport;
 use crate::cluster::witness::Durability;
 use crate::config::{Config, ConfigError, DatabaseConfig, SocketConfig, settings};
+use crate::durability::{Level, NotSafe, Reached, Waits};
 use crate::observe::http;
 use crate::observe::report::{ProcessReport, Totals};
 use crate::status::{DatabaseStatus, StatusBoard};
 use crate::stream::push::{AcceptReport, PushReport};
-use crate::supervise::control::{Command, Synced};
+use crate::supervise::control::Command;
 use crate::supervise::reload::Reloaded;
 use crate::time;
 
 pub mod borrow;
 pub mod client;
 
-/// How often a database is looked at whose commits are waited for.
-const LOOK: Duration = Duration::from_millis(5);
-/// How often it is asked for a sync that its capture did not answer, and the time in between.
-const SYNC_TRIES: u32 = 5;
-const SYNC_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait, unless the request says so.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -151,36 +148,6 @@ pub struct Wanted {
     /// Commits that were acknowledged and cannot be found are given up.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub forget_acknowledged: bool,
-}
-
-/// Where a commit must be that is waited for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Level {
-    /// In the store
-    #[default]
-    Store,
-    /// On the disk of one other node, or in the store
-    Replica,
-    /// On the disks of a majority of the nodes, or in the store
-    Quorum,
-}
-
-/// How far a database is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Reached {
-    /// The commit that was asked for, or the last one that was there.
-    pub txid: Txid,
-    /// The last durable one.
-    pub durable_txid: Option<Txid>,
-    /// Whether the first is durable.
-    pub durable: bool,
-    /// The last one that is on as many other nodes as `--durability` asks for; `None` where it asks for none, and before there are so many.
-    #[serde(default)]
-    pub replicated_txid: Option<Txid>,
-    /// Whether it is where it was waited for.
-    #[serde(default)]
-    pub safe: bool,
 }
 
 /// Why a request was not obeyed.
@@ -312,98 +279,27 @@ async fn remove(Shared(controller): Shared<Controller>, Json(wanted): Json<Wante
 
 async fn sync(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>) -> Result<Json<Reached>, Refused> {
     let limit = wanted.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
-    let level = level(&controller, &wanted)?;
-    for _ in 0..SYNC_TRIES {
-        let path = wanted.path.clone();
-        let synced = ask(&controller, |reply| Command::Sync(path, reply)).await?;
-        let Synced { status, captured } = synced.map_err(|text| refuse(StatusCode::NOT_FOUND, text))?;
-        let work = async {
-            // Its capture may be ending: then whoever comes after it is asked.
-            let pos: Pos = captured.await.ok()?;
-            if wanted.wait {
-                until(&controller.board, &status, pos.txid, level).await;
-            }
-            Some(pos.txid)
-        };
-        if let Some(txid) = within(limit, &status, level, work).await? {
-            return Ok(Json(reached(&controller.board, &status, txid, level)));
-        }
-        tokio::time::sleep(SYNC_PAUSE).await;
+    let (waits, level, began) = (controller.waits(), wanted.level.unwrap_or_default(), Instant::now());
+    waits.check(level).map_err(|text| not_safe(NotSafe::Level(text)))?;
+    let captured = waits.captured(&wanted.path, Upload::Now);
+    let late = |_| Err(NotSafe::Late(format!("{} was not captured after {limit:?}", wanted.path.display()), None));
+    let (status, txid) = tokio::time::timeout(limit, captured).await.unwrap_or_else(late).map_err(not_safe)?;
+    if !wanted.wait {
+        return Ok(Json(waits.reached(&status, txid, level)));
     }
-    Err(refuse(StatusCode::BAD_REQUEST, format!("{} was not captured", wanted.path.display())))
+    let left = limit.saturating_sub(began.elapsed());
+    waits.wait(&wanted.path, Some(txid), level, left).await.map(Json).map_err(not_safe)
 }
 
 async fn wait(Shared(controller): Shared<Controller>, Json(wanted): Json<Wanted>) -> Result<Json<Reached>, Refused> {
-    let Some(txid) = wanted.txid else {
-        return sync(Shared(controller), Json(Wanted { wait: true, ..wanted })).await;
-    };
-    let databases = controller.board.databases();
-    let status = databases
-        .into_iter()
-        .find(|d| *d.path == *wanted.path)
-        .ok_or_else(|| refuse(StatusCode::NOT_FOUND, format!("{} is not replicated here", wanted.path.display())))?;
     let limit = wanted.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
-    let level = level(&controller, &wanted)?;
-    within(limit, &status, level, until(&controller.board, &status, txid, level)).await?;
-    Ok(Json(reached(&controller.board, &status, txid, level)))
-}
-
-/// Where commits must be, if that can ever be said here.
-fn level(controller: &Controller, wanted: &Wanted) -> Result<Level, Refused> {
     let level = wanted.level.unwrap_or_default();
-    let has = controller.node.as_ref().map_or(Durability::Local, |node| node.durability);
-    let is_kept = match level {
-        Level::Store => true,
-        Level::Replica => has != Durability::Local,
-        Level::Quorum => matches!(has, Durability::Quorum { .. }),
-    };
-    let name = if level == Level::Quorum { "quorum` and `--nodes" } else { "replica" };
-    let text =
-        || format!("nobody here knows which other nodes have a commit: start the nodes with `--durability {name}`");
-    is_kept.then_some(level).ok_or_else(|| refuse(StatusCode::BAD_REQUEST, text()))
+    let waited = controller.waits().wait(&wanted.path, wanted.txid, level, limit).await;
+    waited.map(Json).map_err(not_safe)
 }
 
-async fn within<T>(
-    limit: Duration,
-    status: &DatabaseStatus,
-    level: Level,
-    work: impl Future<Output = T>,
-) -> Result<T, Refused> {
-    tokio::time::timeout(limit, work).await.map_err(|_| {
-        let (state, error) = status.look(|f| (f.state.name(), f.last_error.as_ref().map(|e| e.text.clone())));
-        let error = error.map(|text| format!("; last error: {text}")).unwrap_or_default();
-        let path = status.path.display();
-        let text = match level {
-            Level::Store => format!("{path} is not durable so far after {limit:?} ({state}){error}"),
-            Level::Replica | Level::Quorum => {
-                format!(
-                    "{path} is neither on enough other nodes nor in the store so far after {limit:?} ({state}){error}"
-                )
-            }
-        };
-        refuse(StatusCode::GATEWAY_TIMEOUT, text)
-    })
-}
-
-async fn until(board: &StatusBoard, status: &DatabaseStatus, txid: Txid, level: Level) {
-    match level {
-        Level::Store => until_durable(status, txid).await,
-        Level::Replica | Level::Quorum => board.witnesses.until_safe(status, txid).await,
-    }
-}
-
-async fn until_durable(status: &DatabaseStatus, txid: Txid) {
-    while status.look(|f| f.durable.is_none_or(|durable| durable.txid < txid)) {
-        tokio::time::sleep(LOOK).await;
-    }
-}
-
-fn reached(board: &StatusBoard, status: &DatabaseStatus, txid: Txid, level: Level) -> Reached {
-    let durable_txid = status.look(|f| f.durable).map(|pos| pos.txid);
-    let replicated_txid = board.witnesses.safe(status);
-    let durable = durable_txid >= Some(txid);
-    let safe = durable || (level != Level::Store && replicated_txid >= Some(txid));
-    Reached { txid, durable_txid, durable, replicated_txid, safe }
+fn not_safe(error: NotSafe) -> Refused {
+    (error.status(), Json(error.json()))
 }
 
 async fn reload(Shared(controller): Shared<Controller>) -> Result<Json<Reloaded>, Refused> {
@@ -462,6 +358,12 @@ async fn promote(Shared(controller): Shared<Controller>, Json(wanted): Json<Want
 }
 
 impl Controller {
+    /// Says where commits are.
+    pub fn waits(&self) -> Waits {
+        let durability = self.node.as_ref().map_or(Durability::Local, |node| node.durability);
+        Waits::new(Arc::clone(&self.board), self.commands.clone(), durability)
+    }
+
     /// Reads the configuration anew and replicates what it says. A configuration that is wrong changes nothing.
     ///
     /// # Errors

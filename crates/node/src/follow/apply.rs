@@ -157,7 +157,7 @@ impl Follower {
         let file = OpenOptions::new().read(true).write(true).open(path);
         let file = Arc::new(file.map_err(|e| RestoreError::io("open", path, e))?);
         let header = read_header(&file).map_err(|e| RestoreError::io("read", path, e))?;
-        let wal = header.filter(DatabaseHeader::is_wal).map(|_| WalWriter::open(path)).transpose()?;
+        let wal = header.filter(DatabaseHeader::is_wal).map(|_| WalWriter::open(path, journal)).transpose()?;
         let (lineage, state_file, path) = (state.lineage, StateFile::of(path), path.to_owned());
         let mut this = Self {
             wal,
@@ -226,7 +226,7 @@ impl Follower {
     /// readers may have seen all those before. Gives what the file is, or itself when readers do not let go.
     pub(super) fn release(mut self, timeout: Duration) -> Result<Result<Released, Box<Self>>, RestoreError> {
         assert!(!self.is_lost, "nobody knows what it is");
-        if self.journal == ReplicaJournal::AsLogged && self.wal.is_some() && self.end.page_one.is_wal() {
+        if self.journal.is_as_logged() && self.wal.is_some() && self.end.page_one.is_wal() {
             return self.release_in_wal().map(Ok);
         }
         if self.leave_wal(timeout)?.is_err() {
@@ -323,7 +323,8 @@ impl Follower {
         }
         // Until all of it is written, whoever is stopped in the middle leaves it as lost as it was.
         let (before, boot_id) = if self.is_lost { (after, [0; 16]) } else { (self.end, boot_id()) };
-        self.state.write(self.lineage, boot_id, (before, after), !is_for_wal)?;
+        let is_synced = !is_for_wal || self.journal == ReplicaJournal::AsLoggedSynced;
+        self.state.write(self.lineage, boot_id, (before, after), is_synced)?;
         let applied = if is_for_wal {
             self.apply_through_wal(batch, &page_one, timeout)?.map(|()| self.change_counter)
         } else {
@@ -345,7 +346,7 @@ impl Follower {
         match self.journal {
             ReplicaJournal::Rollback => false,
             ReplicaJournal::Wal => true,
-            ReplicaJournal::AsLogged => self.wal.is_some() || page_one.is_wal(),
+            ReplicaJournal::AsLogged | ReplicaJournal::AsLoggedSynced => self.wal.is_some() || page_one.is_wal(),
         }
     }
 
@@ -355,7 +356,7 @@ impl Follower {
             return Ok(Ok(()));
         }
         self.check_untouched()?;
-        let mut wal = WalWriter::open(&self.path)?;
+        let mut wal = WalWriter::open(&self.path, self.journal)?;
         match wal.switch("wal", timeout)? {
             Switched::Done => {}
             Switched::Busy => return Ok(Err(Busy)),

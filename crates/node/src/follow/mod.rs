@@ -67,6 +67,15 @@ pub enum ReplicaJournal {
     Wal,
     /// The one that the log has: a WAL where that is in WAL mode.
     AsLogged,
+    /// The same, and what was applied is on the disk, as it is with a rollback journal.
+    AsLoggedSynced,
+}
+
+impl ReplicaJournal {
+    /// Whether the journal is the one that the log has.
+    fn is_as_logged(self) -> bool {
+        matches!(self, Self::AsLogged | Self::AsLoggedSynced)
+    }
 }
 
 /// What to follow, and how.

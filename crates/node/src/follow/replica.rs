@@ -49,7 +49,7 @@ pub(crate) enum Found {
 }
 
 /// Where it stands what a file was when it was last given to whoever writes to it.
-pub(super) fn released_path(path: &Path) -> PathBuf {
+pub(crate) fn released_path(path: &Path) -> PathBuf {
     beside(path, "-rhyolite-released")
 }
 

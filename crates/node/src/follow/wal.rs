@@ -12,6 +12,7 @@ use rhyolite_format::{PageCount, PageNumber};
 use rusqlite::types::Null;
 use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 
+use super::ReplicaJournal;
 use super::apply::Batch;
 use super::lock::Busy;
 use crate::restore::RestoreError;
@@ -52,10 +53,11 @@ pub(super) struct WalWriter {
 
 impl WalWriter {
     /// Opens a database as it is.
-    pub(super) fn open(path: &Path) -> Result<Self, RestoreError> {
+    pub(super) fn open(path: &Path, journal: ReplicaJournal) -> Result<Self, RestoreError> {
         let open = || -> rusqlite::Result<Connection> {
             let connection = attach(path)?;
-            connection.pragma_update(Some(SCHEMA), "synchronous", "normal")?;
+            let is_synced = journal == ReplicaJournal::AsLoggedSynced;
+            connection.pragma_update(Some(SCHEMA), "synchronous", if is_synced { "full" } else { "normal" })?;
             Ok(connection)
         };
         let connection = open().map_err(|e| failed("open", path, e))?;

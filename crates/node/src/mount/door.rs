@@ -17,6 +17,7 @@ use super::nodes::{Node, Nodes, Place};
 use crate::capture::commits::{CommitLine, CommitLines};
 use crate::capture::restart::STATE_FILE;
 use crate::config::default_meta_path;
+use crate::follow::replica::released_path;
 
 /// Nobody waits longer than this after the mount, whatever is the matter with a database.
 const WAIT_MAX: Duration = Duration::from_secs(5);
@@ -86,9 +87,17 @@ impl Door {
 
 /// It has a state folder that says something.
 pub(super) fn was_captured(nodes: &Nodes, place: &Place) -> bool {
-    let state = default_meta_path(Path::new(&place.name)).join(STATE_FILE);
+    has_beside(nodes, place, &default_meta_path(Path::new(&place.name)).join(STATE_FILE))
+}
+
+/// It was a replica's before this node became the primary: the history has it, and capture goes on from there.
+pub(super) fn was_followed(nodes: &Nodes, place: &Place) -> bool {
+    has_beside(nodes, place, &released_path(Path::new(&place.name)))
+}
+
+fn has_beside(nodes: &Nodes, place: &Place, file: &Path) -> bool {
     let Ok(folder) = nodes.get(INodeNo(place.parent)) else { return false };
-    statat(&folder.fd, &state, AtFlags::empty()).is_ok_and(|stat| stat.st_size > 0)
+    statat(&folder.fd, file, AtFlags::empty()).is_ok_and(|stat| stat.st_size > 0)
 }
 
 /// A thread of this process; the kernel names threads.

@@ -45,6 +45,7 @@ use super::unsynced::Unsynced;
 use super::writers::{self, Writers};
 use crate::capture::commits::{CommitLines, GateState};
 use crate::capture::guard;
+use crate::durability::Level;
 
 mod enter;
 mod folder;
@@ -123,7 +124,7 @@ impl Mirror {
         root: File,
         below: Place,
         (lines, anchor): (Arc<CommitLines>, Arc<Anchor>),
-        (gate_timeout, writers): (Option<Duration>, Writers),
+        (gate, writers): (Option<(Level, Duration)>, Writers),
     ) -> io::Result<Self> {
         Ok(Self {
             nodes: Arc::new(Nodes::new(root)?),
@@ -136,7 +137,7 @@ impl Mirror {
             lag: Arc::default(),
             taken: Arc::default(),
             handover: Handover::default(),
-            gate: gate_timeout.map(Gate::new).transpose()?,
+            gate: gate.map(|(level, timeout)| Gate::new(level, timeout)).transpose()?,
             groups: Groups::default(),
             unsynced: Unsynced::new()?,
             files: Arc::default(),
@@ -330,7 +331,10 @@ impl Mirror {
             GateState::Open => false,
             GateState::Closed => true,
             // What was never captured begins with what it holds then.
-            GateState::Unknown => door::was_captured(&self.nodes, &database.place()),
+            GateState::Unknown => {
+                let place = database.place();
+                door::was_captured(&self.nodes, &place) || door::was_followed(&self.nodes, &place)
+            }
         };
         match open.role {
             _ if !waits => reply.ok(),

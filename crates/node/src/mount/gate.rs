@@ -1,4 +1,4 @@
-//! Answers the fsync of a commit when the store has the commit ([`crate::capture::gate`]), or with an I/O error when it takes too long.
+//! Answers the fsync of a commit when the commit is where it is to be ([`crate::capture::gate`]), or with an I/O error when it takes too long.
 //!
 //! Those who serve the kernel never wait: who asks is answered by a thread of this module.
 
@@ -19,6 +19,7 @@ use super::database::Promise;
 use super::nodes::Node;
 use crate::capture::commits::CommitLine;
 use crate::capture::gate::{Answer, Ticket};
+use crate::durability::Level;
 
 /// Between two sessions with a database nobody takes its commits: for so long it is tried again. A session that compares all pages cannot begin
 /// while a commit waits.
@@ -27,7 +28,8 @@ const UNHEARD_MAX: Duration = Duration::from_millis(100);
 const TRY_AGAIN: Duration = Duration::from_millis(2);
 
 /// What is said of a transaction that cannot be taken before its end.
-const TOO_LARGE: &str = "with a rollback journal no transaction of more than 64 MiB can wait for the store; use WAL mode, or smaller transactions";
+const TOO_LARGE: &str =
+    "with a rollback journal no transaction of more than 64 MiB can wait; use WAL mode, or smaller transactions";
 
 /// What became of those who waited.
 const RESULTS: [&str; 3] = ["kept", "late", "given-up"];
@@ -81,11 +83,11 @@ struct Unheard {
 }
 
 impl Gate {
-    /// A gate at which nobody waits for longer than `timeout`.
-    pub(super) fn new(timeout: Duration) -> io::Result<Self> {
+    /// A gate at which commits wait until they are at `level`, and nobody for longer than `timeout`.
+    pub(super) fn new(level: Level, timeout: Duration) -> io::Result<Self> {
         let (come, events) = mpsc::channel();
         let own = come.clone();
-        let keeper = move |own| Keeper { own, timeout, waiting: HashMap::new() };
+        let keeper = move |own| Keeper { own, level, timeout, waiting: HashMap::new() };
         thread::Builder::new().name("mount-gate".to_owned()).spawn(move || keeper(own).run(&events))?;
         Ok(Self { timeout, next: AtomicU64::new(0), come })
     }
@@ -145,6 +147,7 @@ fn ticket(id: u64, come: &Sender<Event>) -> Ticket {
 /// The one who answers.
 struct Keeper {
     own: Sender<Event>,
+    level: Level,
     timeout: Duration,
     waiting: HashMap<u64, Waiting>,
 }
@@ -177,7 +180,7 @@ impl Keeper {
                 }
             }
             Event::Answer(id, Answer::GivenUp) => {
-                self.refuse(id, GIVEN_UP, "nobody can say whether the store has it, as capture begins anew");
+                self.refuse(id, GIVEN_UP, "nobody can say where it is, as capture begins anew");
             }
             Event::TooLarge(id) => self.refuse(id, GIVEN_UP, TOO_LARGE),
             Event::Stop => {}
@@ -222,7 +225,7 @@ impl Keeper {
         let now = Instant::now();
         let late: Vec<u64> = self.waiting.iter().filter(|(_, w)| w.until <= now).map(|(id, _)| *id).collect();
         for id in late {
-            self.refuse(id, LATE, &format!("the store did not have it within {:?}", self.timeout));
+            self.refuse(id, LATE, &format!("it was not known to be at this level within {:?}", self.timeout));
         }
     }
 
@@ -234,7 +237,8 @@ impl Keeper {
         count(result);
         tracing::error!(
             database = %Path::new(&waiting.database).display(),
-            "a commit failed with an I/O error, and the application takes it back: {why} (--durability store)"
+            "a commit failed with an I/O error, and the application takes it back: {why} (--durability {})",
+            self.level
         );
         waiting.reply.error(Errno::EIO);
     }

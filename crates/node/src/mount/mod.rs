@@ -30,6 +30,7 @@ use self::handle::Ask;
 use self::revoke::Revoker;
 use self::writers::Writers;
 use crate::capture::commits::CommitLines;
+use crate::durability::Level;
 
 mod anchor;
 mod bar;
@@ -67,8 +68,8 @@ const NAME: &str = "rhyolite";
 pub struct MountOptions {
     /// Commits in rollback mode go here.
     pub lines: Arc<CommitLines>,
-    /// A commit waits for the store, and fails with an I/O error when that takes longer; `lines` know that their commits wait.
-    pub gate_timeout: Option<Duration>,
+    /// A commit waits until it is at this level, and fails with an I/O error when that takes longer; `lines` know that their commits wait.
+    pub gate: Option<(Level, Duration)>,
     /// Nobody but this process writes, until [`MountHandle::admit_all`].
     pub is_ours_alone: bool,
 }
@@ -225,13 +226,13 @@ fn start_session(
     asks: Sender<Ask>,
     anchor: Arc<Anchor>,
 ) -> Result<(Started, MountHandle), String> {
-    let MountOptions { lines, gate_timeout, is_ours_alone } = options;
+    let MountOptions { lines, gate, is_ours_alone } = options;
     let error = |path: &Path, e: &io::Error| format!("{}: {}", path.display(), crate::config::io_text(e));
     let root = File::open(behind).map_err(|e| error(behind, &e))?;
     let place = below::Place::open(at).map_err(|e| error(at, &e))?;
     let hidden = place.hidden();
     let writers = Writers::new(is_ours_alone);
-    let mirror = fs::Mirror::new(root, place, (Arc::clone(&lines), anchor), (gate_timeout, writers));
+    let mirror = fs::Mirror::new(root, place, (Arc::clone(&lines), anchor), (gate, writers));
     let mirror = mirror.map_err(|e| error(behind, &e))?;
     let taken = Arc::clone(&mirror.taken);
     let (revoker, door) = (mirror.revoker(), Arc::clone(&mirror.door));

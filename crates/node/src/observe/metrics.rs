@@ -162,7 +162,7 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: "rhyolite_mount_gated_syncs_total",
         kind: Counter,
-        help: "Syncs of commits that waited for the store, by what became of them.",
+        help: "Syncs of commits that waited for the store or for other nodes, by what became of them.",
         source: Source::Parts("result", crate::mount::gate::counts),
     },
     Metric {
@@ -194,7 +194,7 @@ pub const METRICS: &[Metric] = &[
     }),
     counter(
         "rhyolite_ungated_transactions_total",
-        "Transactions that were committed without waiting for the store, although they were to.",
+        "Transactions that were committed without waiting for the store or for other nodes, although they were to.",
         |d| Some(d.figures.ungated as f64),
     ),
     counter("rhyolite_captured_pages_total", "Page images in the captured transactions.", |d| {

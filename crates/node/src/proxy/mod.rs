@@ -2,7 +2,7 @@
 //! primary's application. What goes where is decided in [`rhyolite_logic::proxy`].
 //!
 //! A client learns how far it has seen by a cookie, in LiteFS's form: `__txid`, sixteen hexadecimal digits. The primary's proxy sets it with the answer to a write, after everything that
-//! was committed before that answer was captured.
+//! was committed before that answer was captured, and is where the operator or the client wants it ([`durable`]).
 //!
 //! While nobody is the primary, and while an application does not listen yet, requests are held.
 
@@ -18,20 +18,22 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rhyolite_format::Txid;
-use rhyolite_logic::proxy::{Asked, HOPS_MAX, Side, Step, UNKNOWN, next_step};
+use rhyolite_logic::proxy::{Asked, HOPS_MAX, Side, Step, next_step};
 use rhyolite_logic::role::Role;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::Semaphore;
 
+pub use self::durable::Durable;
 use self::exchange::{Answer, Failed, exchange, own};
 pub use self::flight::Flight;
 pub use self::primary::About;
 use self::primary::Primary;
+use crate::durability::{Level, Waits};
 use crate::follow::trails::Trails;
 use crate::status::StatusBoard;
 use crate::stream::client::Access;
-use crate::supervise::control::Command;
 
+mod durable;
 mod exchange;
 mod flight;
 mod primary;
@@ -83,6 +85,8 @@ pub struct ProxyConfig {
     pub lag_max: Duration,
     /// A write to a replica is answered with `fly-replay`, which Fly.io's own proxy follows, instead of being passed on.
     pub fly_replay: bool,
+    /// Where the commits of a write must be before it is answered.
+    pub durable: Durable,
 }
 
 /// A running proxy.
@@ -90,7 +94,7 @@ pub struct ProxyConfig {
 pub struct Proxy {
     config: ProxyConfig,
     board: Arc<StatusBoard>,
-    commands: mpsc::Sender<Command>,
+    waits: Waits,
     primary: Primary,
     flight: Flight,
     trails: Arc<Trails>,
@@ -99,16 +103,16 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// A proxy of the node whose figures are on `board` and whose capture takes `commands`. `access` is what nodes show each other, and
+    /// A proxy of the node whose figures are on `board`; `waits` says where its commits are. `access` is what nodes show each other, and
     /// `flight` counts the requests that the application has. `trails` know whose history the files of a replica are.
     pub fn new(
         config: ProxyConfig,
         board: Arc<StatusBoard>,
-        commands: mpsc::Sender<Command>,
+        waits: Waits,
         access: Access,
         (flight, trails): (Flight, Arc<Trails>),
     ) -> Self {
-        Self { config, board, commands, primary: Primary::new(access), flight, trails, said: Mutex::new(false) }
+        Self { config, board, waits, primary: Primary::new(access), flight, trails, said: Mutex::new(false) }
     }
 
     /// Answers until the task is dropped.
@@ -216,16 +220,22 @@ impl Proxy {
         pos.split('/').next()?.parse().ok()
     }
 
-    /// The database whose commits are counted, by its path in the folder.
-    fn database(&self) -> Option<String> {
-        if let Some(name) = &self.config.database {
-            return Some(name.clone());
-        }
+    /// The databases that are captured or followed.
+    fn paths(&self) -> Vec<PathBuf> {
         let captured = self.board.databases().into_iter().map(|database| database.path.to_path_buf());
         let followed = self.board.node().map(|node| node.replicas).unwrap_or_default();
         let mut paths: Vec<PathBuf> = captured.chain(followed.into_iter().map(|replica| replica.path)).collect();
         paths.sort();
         paths.dedup();
+        paths
+    }
+
+    /// The database whose commits are counted, by its path in the folder.
+    fn database(&self) -> Option<String> {
+        if let Some(name) = &self.config.database {
+            return Some(name.clone());
+        }
+        let paths = self.paths();
         if paths.len() == 1 {
             return Some(paths[0].strip_prefix(&self.config.dir).ok()?.to_str()?.to_owned());
         }
@@ -251,37 +261,21 @@ impl Proxy {
         }
         let is_replica = matches!(side, Side::Replica | Side::Changing);
         let reads = self.config.read_target.as_ref().filter(|_| is_replica);
+        let is_held = asked.is_write && !asked.is_untracked && side == Side::Primary;
+        let level = match is_held.then(|| self.level(request.headers())) {
+            Some(Ok(level)) => level,
+            Some(Err(refused)) => return Ok(refused),
+            None => Level::Local,
+        };
         let answer = exchange(request, reads.unwrap_or(&self.config.target), from, None).await;
-        drop(flying);
         match answer {
             // There may be none on a replica.
             Err(Failed::NotYet(request, _)) if side == Side::Replica && asked.hops < HOPS_MAX => {
                 if self.config.fly_replay { Ok(self.replay()) } else { self.pass_on(*request, from, asked).await }
             }
-            Ok(mut answer) if asked.is_write && side == Side::Primary => {
-                let (txid, age) = match self.captured().await {
-                    Some(txid) => (txid, COOKIE_AGE_S),
-                    None => (UNKNOWN, UNKNOWN_AGE_S),
-                };
-                let cookie = format!("{COOKIE}={txid}; Path=/; Max-Age={age}; HttpOnly");
-                let cookie = HeaderValue::from_str(&cookie).expect("digits and ASCII");
-                answer.headers_mut().append(header::SET_COOKIE, cookie);
-                Ok(answer)
-            }
+            Ok(answer) if asked.is_write && side == Side::Primary => Ok(self.held(answer, level, flying).await),
             other => other,
         }
-    }
-
-    /// The position after everything that was committed so far; `None` when nobody says so in time.
-    async fn captured(&self) -> Option<Txid> {
-        let path = self.config.dir.join(self.database()?);
-        let ask = async {
-            let (reply, answer) = oneshot::channel();
-            self.commands.send(Command::Sync(path, reply)).await.ok()?;
-            let synced = answer.await.ok()?.ok()?;
-            synced.captured.await.ok().map(|pos| pos.txid)
-        };
-        tokio::time::timeout(CAPTURE_MAX, ask).await.ok().flatten()
     }
 
     /// Has the primary's proxy answer.

@@ -354,9 +354,14 @@ async fn answered(response: ResponseFuture) -> Result<Response<RecvStream>, Link
 pub struct Replies(SendStream<Bytes>);
 
 impl Replies {
-    /// Sends a frame, without waiting. A stream that is over shows when it is read.
+    /// Sends a frame that says all that those before it have said, without waiting. While the other end has not read so many that its window is full, nothing is sent and nothing kept: the next
+    /// frame says more. A stream that is over shows when it is read.
     pub fn say(&mut self, frame: &Frame) {
-        let _ = self.0.send_data(Bytes::from(frame.encode()), false);
+        let bytes = Bytes::from(frame.encode());
+        self.0.reserve_capacity(bytes.len());
+        if self.0.capacity() >= bytes.len() {
+            let _ = self.0.send_data(bytes, false);
+        }
     }
 }
 

@@ -20,6 +20,7 @@ pub mod client;
 pub mod feed;
 pub mod frames;
 mod greeting;
+mod http1;
 mod lend;
 mod log_files;
 pub mod push;
@@ -28,6 +29,7 @@ pub mod remote_store;
 mod replicas;
 pub mod server;
 pub mod tls;
+mod waiting;
 
 use std::time::Duration;
 

@@ -27,21 +27,24 @@ use rhyolite_logic::stream::{Standing, judge};
 use rhyolite_store::{Operation, Store, StoreError, StoreErrorKind};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use super::client::{Frames, LinkError};
 use super::feed::{Follower, Origin, Served};
 use super::frames::Form;
+use super::http1::{self, Begun};
 use super::lend::{WRITE, WRITE_LOCK, WRITE_UNLOCK};
 use super::log_files::{Found, LogFiles};
 use super::query::Query;
 use super::tls::Acceptor;
+use super::waiting::WAIT;
 use super::{HEARTBEAT, PART_BYTES_MAX, SILENCE_MAX, WHOLE_BYTES_MAX};
 use crate::capture::restart::LOG_FOLDER;
 use crate::cluster::{Handoff, known_address};
 use crate::config::cluster::Token;
 use crate::config::folder::FolderConfig;
+use crate::durability::Waits;
 use crate::proxy::About;
 use crate::status::{DatabaseStatus, StatusBoard};
 use crate::time;
@@ -54,7 +57,7 @@ const STREAMS_MAX: u32 = 32_768;
 /// Requests that are answered at a time, on all connections; more are refused.
 const REQUESTS_MAX: usize = 65_536;
 /// Bytes of the headers of a request.
-const HEADERS_BYTES_MAX: u32 = 32 << 10;
+pub(super) const HEADERS_BYTES_MAX: u32 = 32 << 10;
 /// Bytes of a stream that wait to be sent.
 const SEND_BUFFER_BYTES: usize = 64 << 10;
 /// KiB that were read for answers and are not sent yet, of all requests; more wait.
@@ -107,6 +110,8 @@ pub struct Server {
     handoffs: Option<mpsc::Sender<Handoff>>,
     /// Where the files of a node of a cluster lie.
     pub(super) replicas: Option<FolderConfig>,
+    /// Says where commits are.
+    pub(super) waits: Waits,
     /// For requests.
     requests: Arc<Semaphore>,
     /// For KiB that were read.
@@ -150,12 +155,19 @@ pub async fn serve(listener: TcpListener, server: Arc<Server>) {
 async fn connection(server: &Arc<Server>, stream: TcpStream) -> Result<(), String> {
     stream.set_nodelay(true).map_err(|e| e.to_string())?;
     match &server.tls {
-        None => requests(server, stream, false).await,
+        None => conversation(server, stream).await,
         Some(tls) => {
             let accepted = tokio::time::timeout(SILENCE_MAX, tls.accept(stream)).await;
-            requests(server, accepted.map_err(|_| "no TLS handshake")??, false).await
+            conversation(server, accepted.map_err(|_| "no TLS handshake")??).await
         }
     }
+}
+
+/// In whichever version of HTTP it is held.
+async fn conversation(server: &Arc<Server>, stream: impl AsyncRead + AsyncWrite + Unpin) -> Result<(), String> {
+    let begun = tokio::time::timeout(SILENCE_MAX, Begun::new(stream)).await;
+    let stream = begun.map_err(|_| "it asked for nothing")?.map_err(|e| e.to_string())?;
+    if stream.is_http2() { requests(server, stream, false).await } else { http1::requests(server, stream).await }
 }
 
 /// The requests of a connection. `is_known`: of one who has proved before who it is, and sends no token.
@@ -190,15 +202,15 @@ pub(super) async fn requests(
             continue;
         }
         is_known = true;
-        match Arc::clone(&server.requests).try_acquire_owned() {
-            Ok(permit) => {
+        match server.permit() {
+            Some(permit) => {
                 let answer = answer(Arc::clone(server), request, respond);
                 answers.spawn(async move {
                     answer.await;
                     drop(permit);
                 });
             }
-            Err(_) => refuse(respond, StatusCode::SERVICE_UNAVAILABLE, None, "too many requests"),
+            None => refuse(respond, StatusCode::SERVICE_UNAVAILABLE, None, "too many requests"),
         }
     }
 }
@@ -236,6 +248,10 @@ async fn answer(server: Arc<Server>, request: Request<RecvStream>, respond: Send
             }
         }
         "/v1/log" => server.log(&query, request.into_body(), respond).await,
+        WAIT => {
+            let (status, json) = server.wait(&query).await;
+            send_whole(respond, response(status), Bytes::from(format!("{json}\n"))).await;
+        }
         "/v1/object" => server.object(&query, respond).await,
         "/v1/list" => server.list(&query, respond).await,
         HANDOFF => match server.hand_on(query.find("to")).await {
@@ -277,10 +293,11 @@ impl Server {
         about: About,
         handoffs: Option<mpsc::Sender<Handoff>>,
         replicas: Option<FolderConfig>,
+        waits: Waits,
     ) -> Self {
         let (requests, logs) = (Arc::new(Semaphore::new(REQUESTS_MAX)), Semaphore::new(LOGS_READ_MAX));
         let (read, writes) = (Semaphore::new(READ_KIB_MAX as usize), Semaphore::new(WRITES_MAX));
-        Self { board, token, tls, about, handoffs, replicas, requests, read, logs, writes }
+        Self { board, token, tls, about, handoffs, replicas, waits, requests, read, logs, writes }
     }
 
     /// What it serves.
@@ -292,6 +309,11 @@ impl Server {
     pub(super) fn highest_epoch(&self) -> Option<Epoch> {
         let captured = self.databases().filter(|(_, status)| !status.look(|figures| figures.standby));
         captured.filter_map(|(_, status)| Some(whereabouts(&status)?.0.epoch)).max()
+    }
+
+    /// The right to be answered; `None` when too many are.
+    pub(super) fn permit(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.requests).try_acquire_owned().ok()
     }
 
     /// Has this node hand its role on.
@@ -310,7 +332,7 @@ impl Server {
         self.read.acquire_many(kib).await.expect("the semaphore is never closed")
     }
 
-    fn admits(&self, headers: &HeaderMap) -> bool {
+    pub(super) fn admits(&self, headers: &HeaderMap) -> bool {
         let Some(token) = &self.token else { return true };
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
         given.is_some_and(|given| token.is(given))

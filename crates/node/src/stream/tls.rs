@@ -1,4 +1,4 @@
-//! TLS between nodes: version 1.3, with HTTP/2 on it and nothing else.
+//! TLS between nodes: version 1.3, with HTTP/2 on it, or HTTP/1.1 for applications.
 //!
 //! Files are read again when they have changed, so that a certificate is renewed by putting other files in place.
 
@@ -20,6 +20,8 @@ use crate::config::io_text;
 
 /// What is spoken on the connection, as ALPN says it (RFC 9113, section 3.2).
 const HTTP2: &[u8] = b"h2";
+/// The same for applications that ask a node something.
+const HTTP1: &[u8] = b"http/1.1";
 /// What is spoken where the primary dials its replica (docs/spec/stream.md, "Pushing").
 const PUSH: &[u8] = b"rhyolite-push";
 
@@ -68,7 +70,7 @@ fn system_roots() -> Result<RootCertStore, String> {
     }
 }
 
-fn server_config(files: &TlsFiles, protocol: &[u8]) -> Result<Arc<ServerConfig>, String> {
+fn server_config(files: &TlsFiles, protocols: &[&[u8]]) -> Result<Arc<ServerConfig>, String> {
     let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]);
     let builder = builder.map_err(|e| e.to_string())?;
     let builder = match &files.client_ca {
@@ -80,7 +82,7 @@ fn server_config(files: &TlsFiles, protocol: &[u8]) -> Result<Arc<ServerConfig>,
     };
     let config = builder.with_single_cert(certificates(&files.cert)?, key(&files.key)?);
     let mut config = config.map_err(|e| format!("{} and {}: {e}", files.cert.display(), files.key.display()))?;
-    config.alpn_protocols = vec![protocol.to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
 }
 
@@ -146,7 +148,7 @@ async fn connect_for(
 #[derive(Debug)]
 pub struct Acceptor {
     files: TlsFiles,
-    protocol: &'static [u8],
+    protocols: &'static [&'static [u8]],
     loaded: Mutex<Loaded>,
 }
 
@@ -167,7 +169,7 @@ impl Acceptor {
     /// # Errors
     /// One line: a file is missing, holds something else, or the key is not that of the certificate.
     pub fn new(files: TlsFiles) -> Result<Self, String> {
-        Self::of(files, HTTP2)
+        Self::of(files, &[HTTP2, HTTP1])
     }
 
     /// One at which primaries dial.
@@ -175,12 +177,12 @@ impl Acceptor {
     /// # Errors
     /// As for [`Acceptor::new`].
     pub fn for_pushes(files: TlsFiles) -> Result<Self, String> {
-        Self::of(files, PUSH)
+        Self::of(files, &[PUSH])
     }
 
-    fn of(files: TlsFiles, protocol: &'static [u8]) -> Result<Self, String> {
-        let loaded = Loaded { written: written(&files), config: server_config(&files, protocol)? };
-        Ok(Self { files, protocol, loaded: Mutex::new(loaded) })
+    fn of(files: TlsFiles, protocols: &'static [&'static [u8]]) -> Result<Self, String> {
+        let loaded = Loaded { written: written(&files), config: server_config(&files, protocols)? };
+        Ok(Self { files, protocols, loaded: Mutex::new(loaded) })
     }
 
     /// What the files say. While they make no sense, what they said before counts.
@@ -189,7 +191,7 @@ impl Acceptor {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if loaded.written != written {
             loaded.written = written;
-            match server_config(&self.files, self.protocol) {
+            match server_config(&self.files, self.protocols) {
                 Ok(config) => loaded.config = config,
                 Err(error) => tracing::error!("the certificate of before is kept: {error}"),
             }

@@ -11,7 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::reload::Reloaded;
 use super::{DatabaseId, Source, Stage, Supervisor};
-use crate::capture::thread::ToCapture;
+use crate::capture::thread::{SyncRequest, ToCapture, Upload};
 use crate::capture::watch::Wake;
 use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
@@ -25,8 +25,8 @@ pub enum Command {
     Add(Box<DatabaseConfig>, oneshot::Sender<Result<(), String>>),
     /// Upload what is left of a database, and replicate it no more.
     Remove(PathBuf, oneshot::Sender<Result<(), String>>),
-    /// Capture what was committed so far, and upload it now.
-    Sync(PathBuf, oneshot::Sender<Result<Synced, String>>),
+    /// Capture what was committed so far, and upload it then.
+    Sync(PathBuf, Upload, oneshot::Sender<Result<Synced, String>>),
     /// Replicate these from now on.
     Reload(Box<(Vec<DatabaseConfig>, Vec<FolderConfig>)>, oneshot::Sender<Reloaded>),
 }
@@ -56,12 +56,12 @@ pub(crate) struct Control {
 /// The way to the capture thread, or what waits for one.
 #[derive(Debug)]
 enum Line {
-    Waiting(Vec<oneshot::Sender<Pos>>),
+    Waiting(Vec<SyncRequest>),
     Open(Sender<ToCapture>, Wake),
 }
 
 impl Control {
-    pub(crate) fn new(is_stopped: bool, syncs: Vec<oneshot::Sender<Pos>>) -> Self {
+    pub(crate) fn new(is_stopped: bool, syncs: Vec<SyncRequest>) -> Self {
         let control = Self {
             stop: watch::Sender::new(false),
             stopped_at: OnceLock::new(),
@@ -125,11 +125,11 @@ impl Control {
         *self.lock() = Line::Waiting(Vec::new());
     }
 
-    pub(super) fn sync(&self, sync: oneshot::Sender<Pos>) {
+    pub(super) fn sync(&self, sync: SyncRequest) {
         match &mut *self.lock() {
             Line::Waiting(syncs) => {
                 // Those who asked may have lost patience.
-                syncs.retain(|sync| !sync.is_closed());
+                syncs.retain(|sync| !sync.captured.is_closed());
                 syncs.push(sync);
             }
             Line::Open(line, wake) => {
@@ -151,7 +151,7 @@ impl Supervisor {
         match command {
             Command::Add(config, reply) => drop(reply.send(self.add_named(*config).await)),
             Command::Remove(path, reply) => drop(reply.send(self.remove_path(&path))),
-            Command::Sync(path, reply) => drop(reply.send(self.sync(&path))),
+            Command::Sync(path, upload, reply) => drop(reply.send(self.sync(&path, upload))),
             Command::Reload(wanted, reply) => drop(reply.send(self.reload(wanted.0, wanted.1).await)),
         }
     }
@@ -195,16 +195,17 @@ impl Supervisor {
         Ok(())
     }
 
-    fn sync(&mut self, path: &Path) -> Result<Synced, String> {
+    fn sync(&mut self, path: &Path, upload: Upload) -> Result<Synced, String> {
         let id = self.id_of(path)?;
         let member = self.members.get_mut(&id).expect("the path leads to a member");
         let (captured_sender, captured) = oneshot::channel();
+        let sync = SyncRequest { captured: captured_sender, upload };
         let status = Arc::clone(&member.status);
         match &member.stage {
-            Stage::Awake(control) => control.sync(captured_sender),
+            Stage::Awake(control) => control.sync(sync),
             Stage::InLine => {
-                member.syncs.retain(|sync| !sync.is_closed());
-                member.syncs.push(captured_sender);
+                member.syncs.retain(|sync| !sync.captured.is_closed());
+                member.syncs.push(sync);
             }
             Stage::Failed => {
                 let figures = member.status.figures();
@@ -218,11 +219,11 @@ impl Supervisor {
                 }
                 figures if self.watcher.look_now(id) => match figures.local {
                     // Everything that was captured is durable, and nothing was written since.
-                    Some(pos) => drop(captured_sender.send(pos)),
+                    Some(pos) => drop(sync.captured.send(pos)),
                     None => return Err(format!("{} is not replicated yet", path.display())),
                 },
                 _ => {
-                    member.syncs.push(captured_sender);
+                    member.syncs.push(sync);
                     self.wake(id);
                 }
             },

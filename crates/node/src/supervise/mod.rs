@@ -28,17 +28,16 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rhyolite_format::Pos;
 use rhyolite_format::state::LocalState;
 use rhyolite_format::state::parked::Parked;
 use rhyolite_logic::park;
 use rhyolite_writer::lease_keeper::LeaseHandle;
-use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::{self, JoinSet};
 
 use crate::capture::commits::CommitLines;
 use crate::capture::restart;
-use crate::capture::thread::Parking;
+use crate::capture::thread::{Parking, SyncRequest};
 use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
 use crate::drill;
@@ -195,7 +194,7 @@ struct Member {
     /// The store cannot restore its end any more: a snapshot is to be taken.
     take_snapshot: bool,
     /// Those who wait for it to be captured.
-    syncs: Vec<oneshot::Sender<Pos>>,
+    syncs: Vec<SyncRequest>,
     /// Its state folder may be believed when it is opened.
     trust: bool,
     /// Why it is given up.

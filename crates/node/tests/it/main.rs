@@ -31,6 +31,8 @@ mod many;
 mod mount;
 mod mount_cost;
 #[cfg(target_os = "linux")]
+mod mount_durability;
+#[cfg(target_os = "linux")]
 mod mount_node;
 #[cfg(target_os = "linux")]
 mod mount_user;
@@ -44,6 +46,8 @@ mod probe;
 mod program;
 mod promote;
 mod proxy;
+#[cfg(target_os = "linux")]
+mod proxy_durability;
 mod prune;
 mod push;
 #[cfg(target_os = "linux")]
@@ -58,3 +62,5 @@ mod stream;
 mod stream_files;
 mod stream_merged;
 mod verify;
+#[cfg(target_os = "linux")]
+mod wait_http;

@@ -23,8 +23,8 @@ use crate::program::wait_for;
 const MODES: [&str; 2] = ["wal", "delete"];
 
 /// A cluster of which each node has a mount.
-struct Mounts {
-    cluster: Cluster,
+pub(crate) struct Mounts {
+    pub(crate) cluster: Cluster,
     /// Dropped when the mounts are not needed any more.
     alive: Vec<(PathBuf, Sender<()>)>,
 }
@@ -41,7 +41,7 @@ impl Drop for Mounts {
 }
 
 impl Mounts {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut cluster = Cluster::new();
         cluster.is_mounted = true;
         Self { cluster, alive: Vec::new() }
@@ -50,14 +50,19 @@ impl Mounts {
     /// Starts a node, with the application or without. `false` where there is no FUSE, or where mounting is not allowed; `RHYOLITE_REQUIRE_FUSE`
     /// makes an error of that.
     fn start(&mut self, name: &'static str, has_application: bool) -> bool {
+        self.start_with(name, has_application, &[])
+    }
+
+    /// The same, with more flags.
+    pub(crate) fn start_with(&mut self, name: &'static str, has_application: bool, more: &[&str]) -> bool {
         let at = self.cluster.folder.path(&self.cluster.front(name));
         if !self.alive.iter().any(|(there, _)| *there == at) {
             fs::create_dir(&at).unwrap();
             self.alive.push((at.clone(), watch_over(at)));
         }
         match has_application {
-            true => self.cluster.start(name),
-            false => self.cluster.start_with(name, &[]),
+            true => self.cluster.start_application(name, more),
+            false => self.cluster.start_with(name, more),
         }
         let program = self.cluster.running.get_mut(name).unwrap();
         let mut has_ended = false;
@@ -76,7 +81,7 @@ impl Mounts {
         false
     }
 
-    fn path(&self, name: &str, database: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str, database: &str) -> PathBuf {
         self.cluster.folder.path(&self.cluster.front(name)).join(database)
     }
 
@@ -90,7 +95,7 @@ impl Mounts {
     }
 
     /// Stops a node without an application, or a replica.
-    fn stop(&mut self, name: &'static str) {
+    pub(crate) fn stop(&mut self, name: &'static str) {
         self.cluster.stop_well(name);
         assert!(!self.path(name, "app.db").exists(), "unmounted");
     }

@@ -15,26 +15,26 @@ use crate::stream::free_address;
 
 /// What a proxy or an application has answered.
 #[derive(Clone, Debug)]
-struct Answer {
-    status: u16,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
     head: String,
-    body: String,
+    pub(crate) body: String,
 }
 
 impl Answer {
-    fn cookie(&self) -> Option<String> {
+    pub(crate) fn cookie(&self) -> Option<String> {
         let line = self.head.lines().find(|line| line.to_lowercase().starts_with("set-cookie: __txid="))?;
         Some(line.split_once(": ")?.1.split(';').next()?.to_owned())
     }
 
-    fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         let named = |line: &&str| line.to_lowercase().starts_with(&format!("{}:", name.to_lowercase()));
         Some(self.head.lines().find(named)?.split_once(':')?.1.trim())
     }
 }
 
 /// One request on a connection of its own.
-fn ask(address: &str, method: &str, path: &str, headers: &[&str]) -> std::io::Result<Answer> {
+pub(crate) fn ask(address: &str, method: &str, path: &str, headers: &[&str]) -> std::io::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(60)))?;
     let more: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
@@ -62,7 +62,7 @@ impl Drop for Reader {
     }
 }
 
-fn program() -> PathBuf {
+pub(crate) fn program() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/it/proxy_app.py")
 }
 

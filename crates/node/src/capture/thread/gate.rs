@@ -1,4 +1,4 @@
-//! Those who wait for the store before their commit is told ([`crate::capture::gate`]).
+//! Those who wait for the store, or other nodes, before their commit is told ([`crate::capture::gate`]).
 
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use rhyolite_format::Txid;
 
 use super::{CaptureThread, Known};
 use crate::capture::commits::WalSync;
-use crate::capture::gate::Ticket;
+use crate::capture::gate::{Gated, Ticket};
 use crate::capture::watch::beside;
 
 impl CaptureThread {
@@ -42,21 +42,28 @@ impl CaptureThread {
     /// Nobody can say any more what becomes of that for which they wait.
     pub(in crate::capture) fn give_up_held(&mut self) {
         self.held.clear();
+        self.held_beside = Arc::default();
     }
 
-    /// Everything that they wait for is in the log: it is uploaded at once, and they are told when the store has it.
+    /// Everything that they wait for is in the log: they are told when it is where it is to be, and where that is the store it is uploaded at once.
     pub(in crate::capture) fn hold(&mut self, tickets: impl IntoIterator<Item = Ticket>) {
         let Some(Known::Recorded(recorder)) = &self.known else { return };
         let pos = recorder.pos();
+        if let Some(Gated::Nodes(teller)) = self.line.as_ref().and_then(|line| line.gated()) {
+            let hold = |ticket| teller.hold(&self.status, pos.txid, ticket, &self.held_beside);
+            return tickets.into_iter().for_each(hold);
+        }
         self.held.extend(tickets.into_iter().map(|ticket| (pos, ticket)));
         self.sync_now |= !self.held.is_empty();
         self.answer_held();
     }
 
-    /// Whether somebody waits for the store. He holds the write lock then, and the kernel holds back every other sync of the WAL, so a checkpoint of ours would
+    /// Whether somebody waits. He holds the write lock then, and the kernel holds back every other sync of the WAL, so a checkpoint of ours would
     /// wait for him and he for us. All our checkpoints are made under the write lock therefore.
     pub(in crate::capture) fn is_waited_for(&self) -> bool {
-        !self.held.is_empty() || self.line.as_ref().is_some_and(|line| line.has_syncs())
+        !self.held.is_empty()
+            || Arc::weak_count(&self.held_beside) > 0
+            || self.line.as_ref().is_some_and(|line| line.has_syncs())
     }
 
     /// Tells those whose commits the store has.
@@ -74,7 +81,7 @@ impl CaptureThread {
         if count > 0 && self.status.look(|f| f.ungated) == 0 {
             tracing::warn!(
                 database = %self.config.path.display(),
-                "a commit did not wait for the store, although `--durability store` asks for it: its connection has a `synchronous` below FULL"
+                "a commit did not wait, although `--durability` asks for it: its connection has a `synchronous` below FULL"
             );
         }
         self.status.update(|f| f.ungated += count);

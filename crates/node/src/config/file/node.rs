@@ -8,6 +8,7 @@ use crate::config::ConfigError;
 use crate::config::folder::FolderConfig;
 use crate::config::node::{DurabilityLevel, NODES, NodeSection, ProxySection, folder};
 use crate::config::parse_addr;
+use crate::durability::Level;
 use crate::lease_place::LeaseUrl;
 
 /// `node`.
@@ -32,6 +33,8 @@ pub struct NodeFile {
     pub durability: Option<DurabilityLevel>,
     /// How many nodes the cluster has.
     pub nodes: Option<Spanned<u32>>,
+    /// How long a commit on the mount waits for other nodes.
+    pub durability_timeout: Option<DurationText>,
     /// The proxy in front of the application.
     pub proxy: ProxyFile,
 }
@@ -62,6 +65,12 @@ pub struct ProxyFile {
     pub max_lag: Option<DurationText>,
     /// See [`ProxySection::fly_replay`].
     pub fly_replay: Option<bool>,
+    /// See [`ProxySection::durability`].
+    pub durability: Option<Level>,
+    /// See [`ProxySection::durability_min`].
+    pub durability_min: Option<Level>,
+    /// See [`ProxySection::durability_timeout`].
+    pub durability_timeout: Option<DurationText>,
 }
 
 /// What a file says of a node, and its databases where it says which they are.
@@ -107,6 +116,7 @@ pub(super) fn resolve(
         candidate: node.candidate,
         durability: node.durability,
         nodes: nodes(node.nodes.as_ref())?,
+        durability_timeout: node.durability_timeout.map(|d| d.0),
         proxy: proxy(&node.proxy)?,
         settings,
     };
@@ -146,5 +156,8 @@ fn proxy(file: &ProxyFile) -> Result<ProxySection, ConfigError> {
         hold: file.hold.map(|d| d.0),
         max_lag: file.max_lag.map(|d| d.0),
         fly_replay: file.fly_replay,
+        durability: file.durability,
+        durability_min: file.durability_min,
+        durability_timeout: file.durability_timeout.map(|d| d.0),
     })
 }
