@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use xtask::args::Args;
 use xtask::cluster::http::ask;
+use xtask::cluster::setting::Setting;
 use xtask::cluster::{Cluster, Node, TTL_SECONDS, signal_all};
 use xtask::error::{Context, Outcome, fail};
 use xtask::rhyolite::Rhyolite;
@@ -33,7 +34,7 @@ const FORWARDED_MORE_MS_MAX: f64 = 2.1;
 pub(crate) fn run(lab: &Lab, args: &mut Args) -> Outcome<Vec<Row>> {
     let rounds: u64 = args.option_or("--cluster-rounds", 8)?;
     let handoffs: u64 = args.option_or("--cluster-handoffs", 20)?;
-    let cluster = Cluster::start(&Rhyolite::at(lab.binary.clone()), 2)?;
+    let cluster = Cluster::start(&Rhyolite::at(lab.binary.clone()), Setting::plain(2))?;
     let numbers = AtomicU64::new(1);
     let world = World { cluster: &cluster, numbers: &numbers };
     world.wait_ready()?;

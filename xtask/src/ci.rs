@@ -26,7 +26,7 @@ const STEPS: &[(&str, &[&str])] = &[
     ("large", &["xtask", "large"]),
     ("torture", &["xtask", "torture", "--seconds", "60"]),
     ("torture-mount", &["xtask", "torture-mount", "--seconds", "40"]),
-    ("torture-cluster", &["xtask", "torture-cluster", "--seconds", "40"]),
+    ("torture-cluster", &["xtask", "torture-cluster", "--seconds", "60"]),
     ("power-cut", &["xtask", "power-cut", "--seconds", "30"]),
     ("suites", &["xtask", "suites"]),
 ];

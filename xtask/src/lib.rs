@@ -12,6 +12,7 @@ mod deb;
 mod demo;
 pub mod error;
 mod faults;
+mod fuse;
 mod large;
 mod limits;
 mod oracle;
@@ -48,7 +49,8 @@ usage: cargo xtask COMMAND
             --cycles N, --seed S, --lanes N, --allow-folded
   torture-cluster
             three nodes with proxies that are killed, frozen and cut off while clients write and read: --minutes N | --seconds N, --cycles N,
-            --seed S, --lanes N
+            --seed S, --lanes N; worlds of all kinds take turns, or only those with --durability store|replica|quorum,
+            --mount wal|delete | --folder, --push (a mount needs FUSE)
   power-cut databases and state on a disk that loses what was not synced, beside the application and on a mount (needs root, FUSE, ext4):
             --minutes N | --seconds N, --cycles N, --seed S
   suites    a selection of the suites of others on a mount, and drivers of four languages (docs/suites.md); needs FUSE, and what

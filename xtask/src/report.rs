@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Mutex;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a run counts.
 pub(crate) trait Sums: Default {
@@ -28,7 +29,9 @@ impl<S: Sums> Report<S> {
 
     /// Counts `number` faults and says what was found where.
     pub(crate) fn fault(&self, fault: S::Fault, number: usize, place: &str, what: &str) {
-        eprintln!("FAULT {fault:?} in {place}: {what}");
+        // As logs have it.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        eprintln!("FAULT {fault:?} in {place}, {}.{:03}: {what}", now / 1000, now % 1000);
         self.count(|sums| *sums.counter(fault) += number as u64);
     }
 

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rusqlite::{Connection, OpenFlags};
 
 use super::http;
+use super::setting::Journal;
 use crate::args::Args;
 use crate::error::{Context, Outcome, fail};
 
@@ -34,15 +35,16 @@ struct App {
     writer: Option<Mutex<(Connection, File)>>,
 }
 
-/// `cluster-app PORT DATABASE [--notes FOLDER]`: without notes it only reads.
+/// `cluster-app PORT DATABASE [--notes FOLDER --journal MODE]`: without notes it only reads.
 pub fn run(mut args: Args) -> Outcome {
     let (Some(port), Some(database)) = (args.word(), args.word()) else { return fail("cluster-app PORT DATABASE") };
     let notes: Option<PathBuf> = args.option("--notes")?;
+    let journal: Journal = args.option_or("--journal", Journal::Wal)?;
     args.finish()?;
     // SAFETY: the handler does nothing but to set a flag.
     unsafe { libc::signal(libc::SIGTERM, note_signal as *const () as libc::sighandler_t) };
     let database = PathBuf::from(database);
-    let writer = notes.map(|folder| open_writer(&database, &folder)).transpose()?.map(Mutex::new);
+    let writer = notes.map(|folder| open_writer(&database, &folder, journal)).transpose()?.map(Mutex::new);
     let listener = TcpListener::bind(format!("127.0.0.1:{port}")).context("listen")?;
     listener.set_nonblocking(true).context("listen")?;
     let (app, busy) = (Arc::new(App { database, writer }), Arc::new(AtomicUsize::new(0)));
@@ -68,11 +70,16 @@ pub fn run(mut args: Args) -> Outcome {
     Ok(())
 }
 
-fn open_writer(database: &Path, folder: &Path) -> Outcome<(Connection, File)> {
+fn open_writer(database: &Path, folder: &Path, journal: Journal) -> Outcome<(Connection, File)> {
     let db = Connection::open(database).context("open the database")?;
     db.busy_timeout(BUSY).context("open the database")?;
+    let mode = db.query_row(&format!("PRAGMA journal_mode = {}", journal.name()), [], |row| row.get::<_, String>(0));
+    let mode = mode.context("set the journal mode")?;
+    if mode != journal.name() {
+        return fail(format!("journal mode {mode}"));
+    }
     db.execute_batch(
-        "PRAGMA journal_mode = wal; PRAGMA synchronous = normal;
+        "PRAGMA synchronous = normal;
          CREATE TABLE IF NOT EXISTS t(id INTEGER PRIMARY KEY, client INTEGER NOT NULL, number INTEGER NOT NULL, more BLOB);
          CREATE INDEX IF NOT EXISTS of_client ON t(client, number);",
     )

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::history::History;
 use super::report::{Fault, Report};
@@ -16,10 +16,6 @@ use crate::rng::Rng;
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 /// Pause between two requests of a client.
 const PAUSE: Duration = Duration::from_millis(15);
-/// Pause between two looks at what is durable.
-const DURABLE_EVERY: Duration = Duration::from_millis(700);
-/// Longest wait for that.
-const DURABLE_MAX: Duration = Duration::from_secs(3);
 
 /// What clients share.
 #[derive(Clone, Copy, Debug)]
@@ -45,9 +41,11 @@ struct Client<'a> {
 pub(super) fn run(shared: Shared<'_>, number: u64, rng: Rng) {
     let mut client = Client { shared, number, rng, cookie: None, told: BTreeSet::new(), at: None, next: 1 };
     while !shared.ends.load(Ordering::SeqCst) {
-        if client.rng.percent(60) {
-            client.write();
-        } else if let Err(error) = client.read() {
+        let any = client.rng.range(0..shared.cluster.nodes.len() as u64) as usize;
+        let node = &shared.cluster.nodes[any];
+        if client.rng.percent(60) && node.takes_writes() {
+            client.write(node);
+        } else if let Err(error) = client.read(node) {
             // A node that is not there is no fault.
             client.note_unanswered(&format!("read: {error}"));
         }
@@ -56,11 +54,6 @@ pub(super) fn run(shared: Shared<'_>, number: u64, rng: Rng) {
 }
 
 impl Client<'_> {
-    fn node(&mut self) -> &Node {
-        let nodes = &self.shared.cluster.nodes;
-        &nodes[self.rng.range(0..nodes.len() as u64) as usize]
-    }
-
     /// Forgets what it was told before something happened by which it may be lost.
     fn note_moment(&mut self) {
         let now = self.shared.history.calm();
@@ -77,15 +70,14 @@ impl Client<'_> {
         cluster.note(&format!("client {}: {what}", self.number));
     }
 
-    fn write(&mut self) {
+    fn write(&mut self, node: &Node) {
         self.note_moment();
         let (number, cookie) = (self.next, self.cookie.clone());
         // Asked once: whether it was done is not known when there is no answer.
         self.next += 1;
         let path = format!("/add/{}/{number}", self.number);
-        let proxy = self.node().proxy;
         let Shared { history, report, .. } = self.shared;
-        match ask(proxy, "POST", &path, cookie.as_deref(), ANSWER_MAX) {
+        match ask(node.proxy, "POST", &path, cookie.as_deref(), ANSWER_MAX) {
             Ok(answer) if answer.status == 200 => {
                 history.acknowledge(self.number, number);
                 report.count(|counts| counts.writes += 1);
@@ -101,14 +93,13 @@ impl Client<'_> {
         }
     }
 
-    fn read(&mut self) -> Outcome {
+    fn read(&mut self, node: &Node) -> Outcome {
         self.note_moment();
         let Shared { history, report, .. } = self.shared;
         let sure = history.sure(self.number);
         let (path, cookie) = (format!("/rows/{}", self.number), self.cookie.clone());
-        let node = self.node();
-        let (proxy, name) = (node.proxy, node.name.clone());
-        let answer = ask(proxy, "GET", &path, cookie.as_deref(), ANSWER_MAX)?;
+        let name = &node.name;
+        let answer = ask(node.proxy, "GET", &path, cookie.as_deref(), ANSWER_MAX)?;
         if answer.status != 200 {
             return fail(format!("status {}", answer.status));
         }
@@ -120,7 +111,7 @@ impl Client<'_> {
         }
         let missing: Vec<_> = sure.difference(&seen).collect();
         if !missing.is_empty() {
-            report.fault(Fault::Lost, missing.len(), &place, &format!("{missing:?} were durable"));
+            report.fault(Fault::Lost, missing.len(), &place, &format!("{missing:?} were safe"));
         }
         let unseen: Vec<_> = self.told.difference(&seen).collect();
         if history.calm() == self.at && !unseen.is_empty() {
@@ -133,36 +124,4 @@ impl Client<'_> {
         }
         Ok(())
     }
-}
-
-/// Asks the primary again and again what is durable.
-pub(super) fn watch_durable(shared: Shared<'_>, clients: u64) {
-    while !shared.ends.load(Ordering::SeqCst) {
-        note_durable(shared, clients);
-        thread::sleep(DURABLE_EVERY);
-    }
-}
-
-/// Notes what is durable: rows that were there on the primary before it said that everything is.
-pub(super) fn note_durable(shared: Shared<'_>, clients: u64) -> bool {
-    let Some(primary) = shared.cluster.primary() else { return false };
-    let began = Instant::now();
-    let rows = |client| -> Outcome<BTreeSet<u64>> {
-        let answer = ask(primary.application, "GET", &format!("/rows/{client}"), None, DURABLE_MAX)?;
-        if answer.status == 200 { Ok(read_numbers(&answer.body)?.0) } else { fail("no rows") }
-    };
-    let Ok(rows) = (0..clients).map(|client| Ok((client, rows(client)?))).collect::<Outcome<Vec<_>>>() else {
-        return false;
-    };
-    if !shared.cluster.sync(primary, DURABLE_MAX) {
-        return false;
-    }
-    for (client, numbers) in rows {
-        shared.history.note_durable(client, numbers);
-    }
-    shared.report.count(|counts| {
-        counts.syncs += 1;
-        counts.sync_ms_max = counts.sync_ms_max.max(began.elapsed().as_millis());
-    });
-    true
 }

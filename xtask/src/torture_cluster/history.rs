@@ -20,7 +20,22 @@ pub(super) struct History {
 #[derive(Debug, Default)]
 struct Told {
     acknowledged: Rows,
+    /// In the store.
     durable: Rows,
+    /// On the disks of enough other nodes, or in the store.
+    safe: Rows,
+}
+
+impl Told {
+    /// What can never be lost, of a client.
+    fn kept(&self, client: u64) -> BTreeSet<u64> {
+        let of = |rows: &Rows| rows.get(&client).cloned().unwrap_or_default();
+        &of(&self.durable) | &of(&self.safe)
+    }
+
+    fn sure(&self, client: u64) -> BTreeSet<u64> {
+        self.acknowledged.get(&client).map(|rows| rows & &self.kept(client)).unwrap_or_default()
+    }
 }
 
 impl History {
@@ -58,20 +73,51 @@ impl History {
         self.told().durable.entry(client).or_default().extend(numbers);
     }
 
-    /// Rows that a client must see on every node: it was told of them, and nothing can take them away.
-    pub(super) fn sure(&self, client: u64) -> BTreeSet<u64> {
-        let told = self.told();
-        match (told.acknowledged.get(&client), told.durable.get(&client)) {
-            (Some(acknowledged), Some(durable)) => acknowledged & durable,
-            _ => BTreeSet::new(),
+    /// A node said that these rows of a client are safe. Gives of how many nobody has said that they are in the store.
+    pub(super) fn note_safe(&self, client: u64, numbers: BTreeSet<u64>) -> usize {
+        let mut told = self.told();
+        let new = numbers.difference(&told.kept(client)).count();
+        told.safe.entry(client).or_default().extend(numbers);
+        new
+    }
+
+    /// A disk was lost: what was acknowledged and never safe may be nowhere.
+    pub(super) fn forgive(&self) {
+        let mut told = self.told();
+        let clients: Vec<u64> = told.acknowledged.keys().copied().collect();
+        for client in clients {
+            let sure = told.sure(client);
+            told.acknowledged.insert(client, sure);
         }
     }
 
-    /// All that was acknowledged, and all that was said to be durable.
-    pub(super) fn all(&self) -> (Rows, Rows) {
-        let told = self.told();
-        (told.acknowledged.clone(), told.durable.clone())
+    /// Rows that a client must see on every node: it was told of them, and nothing can take them away.
+    pub(super) fn sure(&self, client: u64) -> BTreeSet<u64> {
+        self.told().sure(client)
     }
+
+    /// All that can never be lost, whether or not a client was told.
+    pub(super) fn kept(&self) -> Rows {
+        let told = self.told();
+        let clients: BTreeSet<u64> = told.durable.keys().chain(told.safe.keys()).copied().collect();
+        clients.into_iter().map(|client| (client, told.kept(client))).collect()
+    }
+
+    /// All that was acknowledged.
+    pub(super) fn acknowledged(&self) -> Rows {
+        self.told().acknowledged.clone()
+    }
+}
+
+/// What is in `rows` and not in `others`.
+pub(super) fn minus(rows: &Rows, others: &Rows) -> Vec<(u64, u64)> {
+    let all = rows.iter().flat_map(|(client, numbers)| numbers.iter().map(move |number| (*client, *number)));
+    all.filter(|(client, number)| !has(others, *client, *number)).collect()
+}
+
+/// Whether a row is among these.
+pub(super) fn has(rows: &Rows, client: u64, number: u64) -> bool {
+    rows.get(&client).is_some_and(|rows| rows.contains(&number))
 }
 
 /// An application that wrote, and when it did first and last, in microseconds.
@@ -114,8 +160,22 @@ mod tests {
         history.note_durable(7, BTreeSet::from([2, 3, 4]));
         assert_eq!(history.sure(7), BTreeSet::from([2, 3]));
         assert!(history.sure(8).is_empty());
+        assert_eq!(history.note_safe(7, BTreeSet::from([1, 2, 5])), 2, "2 is in the store");
+        assert_eq!(history.sure(7), BTreeSet::from([1, 2, 3]));
+        assert_eq!(history.kept(), Rows::from([(7, BTreeSet::from([1, 2, 3, 4, 5]))]));
+        history.acknowledge(7, 9);
+        history.forgive();
+        assert_eq!(history.acknowledged(), Rows::from([(7, BTreeSet::from([1, 2, 3]))]), "9 was not safe");
         assert_eq!(history.calm(), Some(0));
         history.disturb();
         assert_eq!(history.calm(), None);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let rows = |numbers: &[u64]| Rows::from([(1, numbers.iter().copied().collect())]);
+        assert_eq!(minus(&rows(&[1, 2, 3]), &rows(&[1, 3, 4])), [(1, 2)]);
+        assert!(minus(&rows(&[]), &rows(&[1])).is_empty());
+        assert_eq!(minus(&rows(&[1]), &Rows::new()), [(1, 1)]);
     }
 }

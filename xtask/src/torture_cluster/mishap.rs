@@ -5,9 +5,10 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::history::History;
-use super::report::{Fault, Report};
-use crate::cluster::{Cluster, Node, signal_all};
+use super::client::Shared;
+use super::promise::{check_primary, ended, wait_complete};
+use super::report::Fault;
+use crate::cluster::{Node, signal_all};
 use crate::error::{Outcome, fail};
 use crate::rng::Rng;
 
@@ -37,10 +38,18 @@ pub(super) enum Mishap {
     Handoff,
     /// The process is told to end, and started again.
     Stop,
+    /// Nobody reaches the store, and then all processes of the machine are killed.
+    KillUnstored,
+    /// Nobody reaches the node, and then all processes of the machine are killed.
+    KillUnheard,
+    /// One other node stands still, then all processes of the machine are killed while the rest stand still: whoever comes first has not got the last commits.
+    KillBehind,
+    /// All processes of the machine are killed, and its disk is lost.
+    LoseDisk,
 }
 
 impl Mishap {
-    const ALL: [(u64, Self); 10] = [
+    const ALL: [(u64, Self); 14] = [
         (5, Self::Kill),
         (3, Self::KillAll),
         (2, Self::KillGuard),
@@ -51,6 +60,10 @@ impl Mishap {
         (4, Self::CutNode),
         (4, Self::Handoff),
         (3, Self::Stop),
+        (4, Self::KillUnstored),
+        (3, Self::KillUnheard),
+        (4, Self::KillBehind),
+        (2, Self::LoseDisk),
     ];
 
     fn name(self) -> &'static str {
@@ -65,6 +78,10 @@ impl Mishap {
             Self::CutNode => "node cut off",
             Self::Handoff => "handoff",
             Self::Stop => "stop",
+            Self::KillUnstored => "store cut off from all, then a kill of node, guard and application",
+            Self::KillUnheard => "node cut off, then a kill of node, guard and application",
+            Self::KillBehind => "kill of node, guard and application while those that have everything stand still",
+            Self::LoseDisk => "loss of the disk",
         }
     }
 
@@ -77,9 +94,7 @@ impl Mishap {
 /// Does things to nodes.
 #[derive(Debug)]
 pub(super) struct Fate<'a> {
-    pub(super) cluster: &'a Cluster,
-    pub(super) history: &'a History,
-    pub(super) report: &'a Report,
+    pub(super) shared: Shared<'a>,
     /// Applications that were frozen together with their guards.
     pub(super) frozen: &'a Mutex<BTreeSet<u32>>,
     pub(super) rng: Rng,
@@ -92,9 +107,9 @@ impl Fate<'_> {
 
     /// The primary mostly, or any other.
     fn victim(&mut self) -> usize {
-        let nodes = &self.cluster.nodes;
+        let nodes = &self.shared.cluster.nodes;
         let any = self.rng.range(0..nodes.len() as u64) as usize;
-        let primary = if self.rng.percent(70) { self.cluster.primary() } else { None };
+        let primary = if self.rng.percent(70) { self.shared.cluster.primary() } else { None };
         primary.and_then(|primary| nodes.iter().position(|node| node.name == primary.name)).unwrap_or(any)
     }
 
@@ -104,15 +119,19 @@ impl Fate<'_> {
         let position = self.victim();
         let is_double = self.rng.percent(20);
         let harmless = mishap.is_harmless() && !is_double;
-        let unanswered = self.history.unanswered();
+        let (unanswered, right) = (self.shared.history.unanswered(), self.shared.cluster.right());
         if !harmless {
-            self.history.disturb();
+            self.shared.history.disturb();
         }
-        let cluster = self.cluster;
+        let cluster = self.shared.cluster;
         let node = &cluster.nodes[position];
         let done = if is_double {
             let other = &cluster.nodes[(position + 1) % cluster.nodes.len()];
-            let (second, seed) = (self.rng.weighted(&Mishap::ALL), self.rng.draw());
+            // With two disks all may be gone.
+            let mishap = if mishap == Mishap::LoseDisk { Mishap::KillAll } else { mishap };
+            let second = self.rng.weighted(&Mishap::ALL);
+            let second = if second == Mishap::LoseDisk { Mishap::KillAll } else { second };
+            let seed = self.rng.draw();
             let mut elsewhere = Fate { rng: Rng::new(seed), ..*self };
             thread::scope(|scope| {
                 let second = scope.spawn(move || elsewhere.befall(second, other));
@@ -122,15 +141,24 @@ impl Fate<'_> {
         } else {
             self.befall(mishap, node)
         };
-        let settled = done.and_then(|()| self.settle());
+        let settled = done.and_then(|()| self.settle()).and_then(|()| check_primary(self.shared));
         if !harmless {
-            self.history.disturb();
+            self.shared.history.disturb();
         } else if mishap == Mishap::Handoff {
             // Requests that were held are answered by then, or never.
             self.pause(2000..2001);
-            let refused = self.history.unanswered() - unanswered;
-            if refused > 0 {
-                self.report.fault(Fault::Refused, 1, &node.name, &format!("{refused} requests failed in a handoff"));
+            let refused = self.shared.history.unanswered() - unanswered;
+            // On a machine that is too slow whoever has it may lose the right at once: then it was no handoff alone.
+            let is_alone = cluster.right().zip(right).is_some_and(|(after, before)| after <= before + 1);
+            if refused > 0 && !is_alone {
+                self.shared.report.event("handoff after which the right was lost");
+            } else if refused > 0 {
+                self.shared.report.fault(
+                    Fault::Refused,
+                    1,
+                    &node.name,
+                    &format!("{refused} requests failed in a handoff"),
+                );
             }
         }
         settled?;
@@ -139,22 +167,19 @@ impl Fate<'_> {
     }
 
     fn befall(&mut self, mishap: Mishap, node: &Node) -> Outcome {
-        self.report.count(|counts| counts.mishaps += 1);
-        self.report.event(mishap.name());
-        let cluster = self.cluster;
+        self.shared.report.count(|counts| counts.mishaps += 1);
+        self.shared.report.event(mishap.name());
+        let cluster = self.shared.cluster;
         cluster.note(&format!("{}: {}", node.name, mishap.name()));
         match mishap {
-            Mishap::Kill => {
-                node.kill()?;
+            Mishap::Kill | Mishap::KillAll => {
+                if mishap == Mishap::Kill { node.kill().map(|_| ()) } else { kill_all(node) }?;
                 self.pause(0..3000);
                 cluster.start_node(node)
             }
-            Mishap::KillAll => {
-                signal_all(&node.processes(), libc::SIGKILL);
-                node.kill()?;
-                self.pause(0..3000);
-                cluster.start_node(node)
-            }
+            Mishap::KillUnstored | Mishap::KillUnheard => self.kill_out_of_reach(mishap, node),
+            Mishap::KillBehind => self.kill_behind(node),
+            Mishap::LoseDisk => self.lose_disk(node),
             Mishap::KillGuard => self.kill_guard(node),
             Mishap::Freeze => {
                 let Some(id) = node.id() else { return Ok(()) };
@@ -173,9 +198,9 @@ impl Fate<'_> {
                 cluster.set_store(node, true)
             }
             Mishap::CutStores => {
-                cluster.nodes.iter().try_for_each(|node| cluster.set_store(node, false))?;
+                self.set_stores(false)?;
                 self.pause(300..4000);
-                cluster.nodes.iter().try_for_each(|node| cluster.set_store(node, true))
+                self.set_stores(true)
             }
             Mishap::CutNode => {
                 node.cut(true);
@@ -185,21 +210,77 @@ impl Fate<'_> {
             }
             Mishap::Handoff => {
                 if !cluster.hand_on(node) {
-                    self.report.event("handoff of a replica");
+                    self.shared.report.event("handoff of a replica");
                 }
                 Ok(())
             }
-            Mishap::Stop => {
-                let code = node.stop()?;
-                if !matches!(code, None | Some(0 | 143)) {
-                    self.report.event("stop that was not durable");
-                    self.history.disturb();
-                    self.history.disturb();
-                }
-                self.pause(0..1500);
-                cluster.start_node(node)
-            }
+            Mishap::Stop => self.stop(node),
         }
+    }
+
+    fn stop(&mut self, node: &Node) -> Outcome {
+        let code = node.stop()?;
+        if !matches!(code, None | Some(0 | 143)) {
+            self.shared.report.event("stop that was not durable");
+            self.shared.history.disturb();
+            self.shared.history.disturb();
+        }
+        self.pause(0..1500);
+        self.shared.cluster.start_node(node)
+    }
+
+    fn set_stores(&self, is_there: bool) -> Outcome {
+        let cluster = self.shared.cluster;
+        cluster.nodes.iter().try_for_each(|node| cluster.set_store(node, is_there))
+    }
+
+    /// What it commits in its last moments reaches no store, or no node.
+    fn kill_out_of_reach(&mut self, mishap: Mishap, node: &Node) -> Outcome {
+        let cut = |this: &Self, is_cut: bool| match mishap {
+            Mishap::KillUnstored => this.set_stores(!is_cut),
+            _ => {
+                node.cut(is_cut);
+                Ok(())
+            }
+        };
+        cut(self, true)?;
+        self.pause(200..1800);
+        kill_all(node)?;
+        self.pause(0..2500);
+        cut(self, false)?;
+        self.shared.cluster.start_node(node)
+    }
+
+    fn kill_behind(&mut self, node: &Node) -> Outcome {
+        let cluster = self.shared.cluster;
+        let others: Vec<_> = cluster.nodes.iter().filter(|other| other.name != node.name).collect();
+        let behind = self.rng.range(0..others.len() as u64) as usize;
+        let ids = |is_behind: bool| -> BTreeSet<u32> {
+            let chosen = others.iter().enumerate().filter(|(at, _)| (*at == behind) == is_behind);
+            chosen.filter_map(|(_, other)| other.id()).collect()
+        };
+        let (late, rest) = (ids(true), ids(false));
+        cluster.freeze(&late);
+        self.pause(300..1500);
+        cluster.freeze(&rest);
+        let killed = kill_all(node);
+        signal_all(&late, libc::SIGCONT);
+        self.pause(500..3500);
+        signal_all(&rest, libc::SIGCONT);
+        killed?;
+        cluster.start_node(node)
+    }
+
+    fn lose_disk(&mut self, node: &Node) -> Outcome {
+        kill_all(node)?;
+        // Nobody else is the primary for the time of the lease: until then all that was acknowledged was so by this one, or those before it.
+        self.pause(300..301);
+        self.shared.history.forgive();
+        node.lose_disk()?;
+        self.pause(0..3000);
+        self.shared.cluster.start_node(node)?;
+        // Until then it is one more that may not be lost.
+        wait_complete(self.shared, node)
     }
 
     /// The guard is the child of the node. With it the application ends, and the node.
@@ -214,34 +295,36 @@ impl Fate<'_> {
             }
             thread::sleep(Duration::from_millis(10));
         }
-        self.cluster.start_node(node)
+        self.shared.cluster.start_node(node)
     }
 
     fn freeze(&mut self, processes: &BTreeSet<u32>) {
-        self.cluster.freeze(processes);
+        self.shared.cluster.freeze(processes);
         self.pause(100..6000);
         signal_all(processes, libc::SIGCONT);
     }
 
-    /// Waits until there is a primary. Nodes that have ended by themselves are started again.
+    /// Waits until there is a primary, and all nodes answer. Nodes that have ended by themselves are started again.
     pub(super) fn settle(&self) -> Outcome {
         let deadline = Instant::now() + SETTLE_MAX;
         loop {
-            for node in &self.cluster.nodes {
-                if let Some(code) = node.has_ended()? {
-                    self.report.event(if code == 0 { "end with status 0" } else { "end with another status" });
-                    self.cluster.start_node(node)?;
-                }
-            }
-            if self.cluster.primary().is_some() {
+            self.shared.cluster.start_ended(|code| self.shared.report.event(ended(code)))?;
+            let primary = self.shared.cluster.primary();
+            if primary.is_some() && self.shared.cluster.is_complete() {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return fail(format!("nobody is the primary after {SETTLE_MAX:?}"));
+                let what = if primary.is_some() { "a node does not answer" } else { "nobody is the primary" };
+                return fail(format!("{what} after {SETTLE_MAX:?}"));
             }
             thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+fn kill_all(node: &Node) -> Outcome {
+    signal_all(&node.processes(), libc::SIGKILL);
+    node.kill().map(|_| ())
 }
 
 /// Whether a process is the guard of an application.

@@ -13,7 +13,7 @@ pub(super) type Report = crate::report::Report<Counts>;
 /// What can be counted as a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// A row that was durable, or acknowledged and kept nowhere, and is not there.
+    /// A row that was safe, or acknowledged and kept nowhere, and is not there.
     Lost,
     /// A row that is there twice.
     Doubled,
@@ -42,6 +42,11 @@ pub(super) struct Counts {
     /// How often everything was durable, and the longest wait for that.
     pub(super) syncs: u64,
     pub(super) sync_ms_max: u128,
+    /// How often nodes said that a commit was safe, and rows that were so before anybody said that they are in the store.
+    pub(super) promises: u64,
+    pub(super) safe: u64,
+    /// How often all that was safe was looked for on the primary.
+    pub(super) checks: u64,
     /// Rows at the end of their worlds, and those of them that had been acknowledged.
     pub(super) rows: u64,
     /// Rows that were acknowledged, never durable, and are in a lost branch.
@@ -72,11 +77,13 @@ impl Counts {
     /// How far the run is.
     pub(super) fn line(&self) -> String {
         format!(
-            "{} mishaps, {} writes and {} reads, {} unanswered, {} rows, {} kept in {} branches; lost {}, doubled {}, unseen {}, both {}, different {}, refused {}, failures {}",
+            "{} mishaps, {} writes and {} reads, {} unanswered, {} safe by {} promises, {} rows, {} kept in {} branches; lost {}, doubled {}, unseen {}, both {}, different {}, refused {}, failures {}",
             self.mishaps,
             self.writes,
             self.reads,
             self.unanswered,
+            self.safe,
+            self.promises,
             self.rows,
             self.kept,
             self.branches,
@@ -95,6 +102,7 @@ impl Counts {
         json!({
             "seed": seed, "seconds": elapsed.as_secs(), "worlds": self.worlds, "mishaps": self.mishaps, "writes": self.writes,
             "reads": self.reads, "unanswered": self.unanswered, "syncs": self.syncs, "sync_ms_max": self.sync_ms_max,
+            "promises": self.promises, "safe": self.safe, "checks": self.checks,
             "rows": self.rows, "kept": self.kept, "branches": self.branches, "lost": self.lost, "doubled": self.doubled,
             "unseen": self.unseen, "both": self.both, "different": self.different, "refused": self.refused,
             "other_failures": self.failures, "events": self.events,

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::client::{Shared, note_durable};
-use super::history::{Reign, Rows, overlaps};
+use super::PEOPLE;
+use super::client::Shared;
+use super::history::{Reign, Rows, has, minus, overlaps};
+use super::promise::{ended, note_durable};
 use super::report::{Fault, Report};
 use crate::cluster::app::numbers_of;
 use crate::cluster::{Cluster, DATABASE};
@@ -18,43 +20,79 @@ use crate::error::{Context, Outcome, fail};
 /// Longest wait until all is durable, and until every node has it.
 const QUIET_MAX: Duration = Duration::from_secs(60);
 
-/// Compares everything with what clients were told.
-pub(super) fn run(shared: Shared<'_>, clients: u64, frozen: &BTreeSet<u32>) -> Outcome {
-    let Shared { cluster, history, report, .. } = shared;
-    wait("everything to be durable", || Ok(note_durable(shared, clients)))?;
+/// Compares everything with what clients were told, and ends all nodes.
+pub(super) fn run(shared: Shared<'_>, frozen: &BTreeSet<u32>) -> Outcome {
+    let Shared { cluster, report, .. } = shared;
+    let starts_ended = || cluster.start_ended(|code| report.event(ended(code)));
+    wait("everything to be durable", || starts_ended().map(|()| note_durable(shared)))?;
     let copy = cluster.folder().join("copy.db");
     cluster.restore(&copy)?;
     cluster.verify()?;
-    let stored = rows_of(&copy, clients, report, "the store")?;
+    let stored = rows_of(&copy, report, "the store")?;
     report.count(|counts| counts.rows += stored.values().map(|rows| rows.len() as u64).sum::<u64>());
     for node in &cluster.nodes {
-        let database = node.folder.join(DATABASE);
-        let is_equal = || Ok(rows_of(&database, clients, report, &node.name).is_ok_and(|rows| rows == stored));
+        let is_equal = || {
+            starts_ended()?;
+            Ok(rows_of(&node.database(), report, &node.name).is_ok_and(|rows| rows == stored))
+        };
         if wait("a node to have what the store has", is_equal).is_err() {
             report.fault(Fault::Different, 1, &node.name, "its rows are not those of the store");
         }
-        check_sound(&database, report, &node.name)?;
+        check_sound(&node.database(), report, &node.name)?;
     }
-    let (acknowledged, durable) = history.all();
-    let lost = minus(&durable, &stored);
+    compare(shared, &stored)?;
+    for (one, other) in overlaps(&reigns(cluster)?, frozen) {
+        report.fault(Fault::Both, 1, "two applications", &format!("{one:?} and {other:?}"));
+    }
+    end(shared, &stored)
+}
+
+/// What was promised is in the history, and what was acknowledged there or in a lost branch.
+fn compare(shared: Shared<'_>, stored: &Rows) -> Outcome {
+    let Shared { cluster, history, report, .. } = shared;
+    let lost = minus(&history.kept(), stored);
     if !lost.is_empty() {
-        report.fault(Fault::Lost, lost.len(), "the store", &format!("{lost:?} were durable"));
+        report.fault(Fault::Lost, lost.len(), "the store", &format!("{lost:?} were safe"));
     }
-    let kept = kept_rows(cluster, clients, report)?;
-    let astray = minus(&acknowledged, &stored);
+    let kept = kept_rows(cluster, report)?;
+    let astray = minus(&history.acknowledged(), stored);
     let nowhere: Vec<_> =
         astray.iter().filter(|(client, number)| !kept.iter().any(|rows| has(rows, *client, *number))).collect();
     report.count(|counts| counts.kept += (astray.len() - nowhere.len()) as u64);
     if !nowhere.is_empty() {
-        report.fault(
-            Fault::Lost,
-            nowhere.len(),
-            "all nodes",
-            &format!("{nowhere:?} were acknowledged, and are kept nowhere"),
-        );
+        let what = format!("{nowhere:?} were acknowledged, and are kept nowhere");
+        report.fault(Fault::Lost, nowhere.len(), "all nodes", &what);
     }
-    for (one, other) in overlaps(&reigns(cluster)?, frozen) {
-        report.fault(Fault::Both, 1, "two applications", &format!("{one:?} and {other:?}"));
+    Ok(())
+}
+
+/// Ends all nodes. Their files are what they were, no process is left, and no mount.
+fn end(shared: Shared<'_>, stored: &Rows) -> Outcome {
+    let Shared { cluster, report, .. } = shared;
+    for node in cluster.nodes.iter().rev() {
+        let code = node.stop()?;
+        // An application ends by the signal.
+        if !matches!(code, Some(0 | 143)) {
+            report.fault(Fault::Failure, 1, &node.name, &format!("it ended with status {code:?}"));
+        }
+        if node.is_mounted() || (node.front != node.folder && node.database().exists()) {
+            report.fault(Fault::Failure, 1, &node.name, "it has ended, and its mount is there");
+        }
+    }
+    if wait("processes to end", || Ok(cluster.living().is_empty())).is_err() {
+        report.fault(Fault::Failure, 1, "all nodes", &format!("{:?} outlive the nodes", cluster.living()));
+    }
+    for node in &cluster.nodes {
+        let text = fs::read_to_string(cluster.log_of(node)).context("read a log")?;
+        // What a person must look at; and a process that has given up.
+        if let Some(line) = text.lines().find(|line| line.contains("Z ERROR ") || line.contains(" panicked at ")) {
+            report.fault(Fault::Failure, 1, &node.name, line);
+        }
+        let path = node.folder.join(DATABASE);
+        check_sound(&path, report, &node.name)?;
+        if rows_of(&path, report, &node.name)? != *stored {
+            report.fault(Fault::Different, 1, &node.name, "its rows have changed while the nodes ended");
+        }
     }
     Ok(())
 }
@@ -76,10 +114,10 @@ fn open(path: &Path) -> Outcome<Connection> {
     Ok(db)
 }
 
-fn rows_of(path: &Path, clients: u64, report: &Report, place: &str) -> Outcome<Rows> {
+fn rows_of(path: &Path, report: &Report, place: &str) -> Outcome<Rows> {
     let db = open(path)?;
     let mut rows = Rows::new();
-    for client in 0..clients {
+    for client in 0..PEOPLE {
         let numbers = numbers_of(&db, client)?;
         let distinct: BTreeSet<u64> = numbers.iter().copied().collect();
         if distinct.len() < numbers.len() {
@@ -101,26 +139,17 @@ fn check_sound(path: &Path, report: &Report, place: &str) -> Outcome {
 }
 
 /// The rows of all lost branches.
-fn kept_rows(cluster: &Cluster, clients: u64, report: &Report) -> Outcome<Vec<Rows>> {
+fn kept_rows(cluster: &Cluster, report: &Report) -> Outcome<Vec<Rows>> {
     let mut kept = Vec::new();
     for node in &cluster.nodes {
         for branch in cluster.branches(node)? {
             let place = branch.display().to_string();
             check_sound(&branch, report, &place)?;
-            kept.push(rows_of(&branch, clients, report, &place)?);
+            kept.push(rows_of(&branch, report, &place)?);
         }
     }
     report.count(|counts| counts.branches += kept.len() as u64);
     Ok(kept)
-}
-
-fn has(rows: &Rows, client: u64, number: u64) -> bool {
-    rows.get(&client).is_some_and(|rows| rows.contains(&number))
-}
-
-fn minus(rows: &Rows, others: &Rows) -> Vec<(u64, u64)> {
-    let all = rows.iter().flat_map(|(client, numbers)| numbers.iter().map(move |number| (*client, *number)));
-    all.filter(|(client, number)| !has(others, *client, *number)).collect()
 }
 
 /// When each application wrote.
@@ -137,17 +166,4 @@ fn reigns(cluster: &Cluster) -> Outcome<Vec<Reign>> {
         }
     }
     Ok(reigns)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_missing_is_named() {
-        let rows = |numbers: &[u64]| Rows::from([(1, numbers.iter().copied().collect())]);
-        assert_eq!(minus(&rows(&[1, 2, 3]), &rows(&[1, 3, 4])), [(1, 2)]);
-        assert!(minus(&rows(&[]), &rows(&[1])).is_empty());
-        assert_eq!(minus(&rows(&[1]), &Rows::new()), [(1, 1)]);
-    }
 }

@@ -8,7 +8,6 @@
 //! a watch ([`mount`]), which ends the connection, so no run waits for ever.
 
 mod cycle;
-mod fuse;
 pub(crate) mod mount;
 mod report;
 mod seen;

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use super::fuse;
 use crate::error::{Context, Outcome, fail};
+use crate::fuse;
 use crate::process::Process;
 use crate::rhyolite::Rhyolite;
 use crate::scratch::Scratch;
