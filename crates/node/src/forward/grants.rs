@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::Granted;
 use super::holder::{Failed, Holder};
+use crate::capture::thread::Upload;
 use crate::status::{DatabaseStatus, StatusBoard};
 use crate::supervise::control::{Command, Synced};
 use crate::world::RealWorld;
@@ -286,7 +287,11 @@ async fn captured(primary: &Primary, status: &DatabaseStatus) -> Result<Pos, Str
     let ask = async {
         let gone = || format!("{name} is not captured any more");
         let (reply, answer) = oneshot::channel();
-        primary.commands.send(Command::Sync(status.path.to_path_buf(), reply)).await.map_err(|_| gone())?;
+        primary
+            .commands
+            .send(Command::Sync(status.path.to_path_buf(), Upload::InTurn, reply))
+            .await
+            .map_err(|_| gone())?;
         let Synced { captured, .. } = answer.await.map_err(|_| gone())??;
         captured.await.map_err(|_| gone())
     };
