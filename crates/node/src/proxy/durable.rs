@@ -144,7 +144,9 @@ mod tests {
         let durable = |level, least| Durable { level, least, timeout: Duration::from_secs(1) };
         let of = |durable: Durable, said: &[&str]| {
             let mut headers = HeaderMap::new();
-            said.iter().for_each(|said| drop(headers.append(HEADER, HeaderValue::from_str(said).unwrap())));
+            for said in said {
+                headers.append(HEADER, HeaderValue::from_str(said).unwrap());
+            }
             durable.of(&headers).map(Level::name)
         };
         let strict = durable(Level::Replica, Level::Replica);

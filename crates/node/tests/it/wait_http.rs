@@ -116,9 +116,7 @@ fn who_does_not_know_the_token_is_told_nothing() {
     cluster.start_application("a", &[token]);
     cluster.wait_writing("a");
     let address = &cluster.addresses["a"];
-    for headers in
-        [&[][..], &["Authorization: Bearer another"], &["Authorization: a-secret-of-nodes"]]
-    {
+    for headers in [&[][..], &["Authorization: Bearer another"], &["Authorization: a-secret-of-nodes"]] {
         let (status, refused) = wait_at(address, "db=app.db&level=local", headers);
         assert_eq!((status, error(&refused)), (401, "the token is missing or wrong"), "{refused}");
     }
