@@ -48,14 +48,14 @@ impl Durable {
 
 impl Proxy {
     /// Where the commits of a write must be that is about to go to the application beside the proxy.
-    pub(super) fn level(&self, headers: &HeaderMap) -> Result<Level, Answer> {
+    pub(super) fn level(&self, headers: &HeaderMap) -> Result<Level, (StatusCode, String)> {
         let level = self.config.durable.of(headers).and_then(|level| self.waits.check(level).map(|()| level));
-        let level = level.map_err(|text| own(StatusCode::BAD_REQUEST, &text))?;
+        let level = level.map_err(|text| (StatusCode::BAD_REQUEST, text))?;
         if level > Level::Local && self.config.database.is_none() && self.paths().len() > 1 {
             let text = format!(
                 "there are several databases: nobody can wait for `{level}` until --proxy-db says whose commits count"
             );
-            return Err(own(StatusCode::SERVICE_UNAVAILABLE, &text));
+            return Err((StatusCode::SERVICE_UNAVAILABLE, text));
         }
         Ok(level)
     }
