@@ -48,14 +48,14 @@ impl Durable {
 
 impl Proxy {
     /// Where the commits of a write must be that is about to go to the application beside the proxy.
-    pub(super) fn level(&self, headers: &HeaderMap) -> Result<Level, Answer> {
+    pub(super) fn level(&self, headers: &HeaderMap) -> Result<Level, (StatusCode, String)> {
         let level = self.config.durable.of(headers).and_then(|level| self.waits.check(level).map(|()| level));
-        let level = level.map_err(|text| own(StatusCode::BAD_REQUEST, &text))?;
+        let level = level.map_err(|text| (StatusCode::BAD_REQUEST, text))?;
         if level > Level::Local && self.config.database.is_none() && self.paths().len() > 1 {
             let text = format!(
                 "there are several databases: nobody can wait for `{level}` until --proxy-db says whose commits count"
             );
-            return Err(own(StatusCode::SERVICE_UNAVAILABLE, &text));
+            return Err((StatusCode::SERVICE_UNAVAILABLE, text));
         }
         Ok(level)
     }
@@ -144,7 +144,9 @@ mod tests {
         let durable = |level, least| Durable { level, least, timeout: Duration::from_secs(1) };
         let of = |durable: Durable, said: &[&str]| {
             let mut headers = HeaderMap::new();
-            said.iter().for_each(|said| drop(headers.append(HEADER, HeaderValue::from_str(said).unwrap())));
+            for said in said {
+                headers.append(HEADER, HeaderValue::from_str(said).unwrap());
+            }
             durable.of(&headers).map(Level::name)
         };
         let strict = durable(Level::Replica, Level::Replica);

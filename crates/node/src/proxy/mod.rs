@@ -264,7 +264,7 @@ impl Proxy {
         let is_held = asked.is_write && !asked.is_untracked && side == Side::Primary;
         let level = match is_held.then(|| self.level(request.headers())) {
             Some(Ok(level)) => level,
-            Some(Err(refused)) => return Ok(refused),
+            Some(Err((status, text))) => return Ok(own(status, &text)),
             None => Level::Local,
         };
         let answer = exchange(request, reads.unwrap_or(&self.config.target), from, None).await;

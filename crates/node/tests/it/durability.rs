@@ -122,6 +122,8 @@ fn who_cannot_find_what_was_acknowledged_waits_until_it_is_told_to_go_on_without
     cluster.wait_writing("c");
     // The one that has it comes back, and keeps it.
     cluster.start_application("b", &[REPLICA]);
+    // Until then it may have rows with the same numbers of its own.
+    wait_for("b to keep what only it had", || !cluster.branches("b").is_empty());
     let seen = cluster.last_noted("c");
     cluster.wait_row("b", seen);
     let branches = cluster.branches("b");

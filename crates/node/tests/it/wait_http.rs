@@ -121,6 +121,8 @@ fn who_does_not_know_the_token_is_told_nothing() {
         assert_eq!((status, error(&refused)), (401, "the token is missing or wrong"), "{refused}");
     }
     let known = ["Authorization: Bearer a-secret-of-nodes"];
+    // A database that was just made is not found yet.
+    wait_for("the database to be known", || wait_at(address, "db=app.db&level=local", &known).0 != 404);
     let (status, answer) = wait_at(address, "db=app.db&level=store", &known);
     assert_eq!((status, &answer["holds"]), (200, &"store".into()), "{answer}");
     cluster.stop_primary("a");

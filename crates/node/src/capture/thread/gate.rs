@@ -79,9 +79,13 @@ impl CaptureThread {
         let Some(Known::Recorded(recorder)) = self.known.as_ref().filter(|_| self.is_gated()) else { return };
         let count = recorder.pos().txid.get().saturating_sub(before.get());
         if count > 0 && self.status.look(|f| f.ungated) == 0 {
+            let (place, flag) = match self.line.as_ref().and_then(|line| line.gated()) {
+                Some(Gated::Nodes(_)) => ("other nodes", "--durability"),
+                Some(Gated::Store) | None => ("the store", "--durability store"),
+            };
             tracing::warn!(
                 database = %self.config.path.display(),
-                "a commit did not wait, although `--durability` asks for it: its connection has a `synchronous` below FULL"
+                "a commit did not wait for {place}, although `{flag}` asks for it: its connection has a `synchronous` below FULL"
             );
         }
         self.status.update(|f| f.ungated += count);
