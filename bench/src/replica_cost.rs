@@ -65,8 +65,11 @@ pub(crate) fn rows(lab: &Lab) -> Outcome<Vec<Row>> {
     Ok(rows)
 }
 
-fn cost_row(costs: &[([f64; 3], [f64; 3])]) -> Row {
-    let median = |of: &dyn Fn(&([f64; 3], [f64; 3])) -> f64| spread(&costs.iter().map(of).collect::<Vec<_>>()).0;
+/// Processor time for each commit of the application, the primary and the replicas together, in microseconds: without replicas, and with them.
+type Costs = ([f64; 3], [f64; 3]);
+
+fn cost_row(costs: &[Costs]) -> Row {
+    let median = |of: &dyn Fn(&Costs) -> f64| spread(&costs.iter().map(of).collect::<Vec<_>>()).0;
     let primary = median(&|(without, with)| with[1] - without[1]);
     let replicas = median(&|(_, with)| with[2] / REPLICAS as f64);
     Row {
