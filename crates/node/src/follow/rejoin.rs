@@ -400,4 +400,62 @@ mod tests {
             std::fs::read_dir(meta.join("lost")).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
         assert!(kept.into_iter().any(|bytes| bytes == b"all that is left"));
     }
+
+    /// A file that follows, in a folder below `folder`.
+    fn following(folder: &Path) -> (PathBuf, Arc<File>, FollowEnd) {
+        let path = folder.join("below").join("app.db");
+        std::fs::create_dir(folder.join("below")).unwrap();
+        let db = rusqlite::Connection::open(&path).unwrap();
+        db.execute_batch("CREATE TABLE t(b)").unwrap();
+        (0..40).for_each(|_| drop(db.execute("INSERT INTO t VALUES (randomblob(3000))", []).unwrap()));
+        db.close().unwrap();
+        let file = Arc::new(File::options().read(true).write(true).open(&path).unwrap());
+        let (end, sums) = measure(&file, &path).unwrap().unwrap();
+        let locks = Locks::reserve(&file).unwrap().unwrap_or_else(|_| panic!("nobody else is there"));
+        Follower::begin(Arc::clone(&file), &path, Lineage([1; 16]), end, sums, &locks).unwrap();
+        drop(locks);
+        (path, file, end)
+    }
+
+    #[test]
+    fn what_a_killed_process_has_half_applied_is_taken_back_when_a_node_begins() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, file, end) = following(folder.path());
+        let db = rusqlite::Connection::open(&path).unwrap();
+        // So small a cache writes into the file before the transaction ends, which is how a killed process leaves it.
+        db.execute_batch("PRAGMA cache_size = 5; BEGIN; UPDATE t SET b = randomblob(3000)").unwrap();
+        let journal = apply::journal_path(&path);
+        let left = (std::fs::read(&path).unwrap(), std::fs::read(&journal).unwrap());
+        db.execute_batch("ROLLBACK").unwrap();
+        db.close().unwrap();
+        std::fs::write(&path, &left.0).unwrap();
+        std::fs::write(&journal, &left.1).unwrap();
+        assert!(replica::still_released(&file, &path, &end).unwrap().is_none(), "half of it is in the file");
+        assert_eq!(replica::look(&path, replica::For::Own).unwrap(), replica::Found::Unknown);
+        replica::recover(folder.path(), 0);
+        assert!(!journal.exists());
+        assert!(replica::still_released(&file, &path, &end).unwrap().is_some(), "it is what it was");
+        let found = replica::look(&path, replica::For::Own).unwrap();
+        assert!(matches!(found, replica::Found::Held(found) if found.end.pos == end.pos), "{found:?}");
+    }
+
+    /// Whoever looks closes a descriptor in the end, and with it go the locks that SQLite has on the file in this process.
+    #[test]
+    fn nobody_looks_at_a_file_while_sqlite_has_it_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, ..) = following(folder.path());
+        let (is_done, (began, begins)) = (std::sync::atomic::AtomicBool::new(false), std::sync::mpsc::channel());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                replica::with_sqlite(|| {
+                    began.send(()).unwrap();
+                    std::thread::sleep(Duration::from_millis(300));
+                    is_done.store(true, std::sync::atomic::Ordering::SeqCst);
+                });
+            });
+            begins.recv().unwrap();
+            replica::look(&path, replica::For::Own).unwrap();
+            assert!(is_done.load(std::sync::atomic::Ordering::SeqCst), "it was looked at meanwhile");
+        });
+    }
 }

@@ -23,6 +23,8 @@ mod lease_servers;
 mod lease_wire;
 #[cfg(target_os = "linux")]
 mod leases;
+#[cfg(target_os = "linux")]
+mod limits;
 mod litefs;
 mod litestream;
 mod log_end;
