@@ -223,7 +223,14 @@ impl Waits {
     ) -> Result<Reached, NotSafe> {
         let waited = tokio::time::timeout_at(until, self.until(status, txid, level)).await;
         let reached = self.reached(status, txid, level);
+        let is_here = self.board.databases().iter().any(|known| std::ptr::eq(&**known, status));
         match waited {
+            Ok(()) if !is_here => {
+                let path = status.path.display();
+                Err(NotSafe::Unknown(format!(
+                    "{path}: the role has changed since, and nobody knows whether it has this commit"
+                )))
+            }
             Ok(()) => Ok(Reached { safe: true, holds: reached.holds.max(Some(level)), ..reached }),
             Err(_) => Err(NotSafe::Late(late(status, level, limit), Some(Reached { safe: false, ..reached }))),
         }
@@ -271,8 +278,8 @@ impl Waits {
         let replicated_txid = self.board.witnesses.safe(status);
         let holds = match self.durability {
             _ if durable_txid >= Some(txid) => Some(Level::Store),
-            Durability::Quorum { .. } if replicated_txid >= Some(txid) => Some(Level::Quorum),
-            Durability::Replica if replicated_txid >= Some(txid) => Some(Level::Replica),
+            Durability::Quorum { .. } if self.board.witnesses.tell(status, txid) => Some(Level::Quorum),
+            Durability::Replica if self.board.witnesses.tell(status, txid) => Some(Level::Replica),
             _ => (local_txid >= Some(txid)).then_some(Level::Local),
         };
         let (safe, durable) = (holds >= Some(level), holds == Some(Level::Store));

@@ -37,6 +37,7 @@ use crate::capture::thread::{Ended, Parking, Start, ToCapture};
 use crate::capture::watch::Wake;
 use crate::config::DatabaseConfig;
 use crate::fencing;
+use crate::forward::lent;
 use crate::keep::Looked;
 use crate::lease::LeasePool;
 use crate::log_end::{self, Hint, LogEnd};
@@ -214,7 +215,7 @@ impl Replication {
     }
 
     async fn run_once(&mut self) -> Result<Ended, ReplicateError> {
-        let page_size = match self.look_at_database()? {
+        let page_size = match self.look_at_database().await? {
             Ok(page_size) => page_size,
             Err(mark) => return Ok(Ended::Parked(mark)),
         };
@@ -401,7 +402,7 @@ impl Replication {
 
     /// The page size of the database; what its files look like, where there is none yet. A file that is something else is refused,
     /// and nothing is touched.
-    fn look_at_database(&mut self) -> Result<Result<PageSize, DatabaseMark>, ReplicateError> {
+    async fn look_at_database(&mut self) -> Result<Result<PageSize, DatabaseMark>, ReplicateError> {
         let path = self.config.path.display().to_string();
         if self.config.refuses_links {
             let state_folder = self.config.meta_path.parent().unwrap_or(&self.config.meta_path);
@@ -414,7 +415,14 @@ impl Replication {
             }
         }
         let mark = park::mark(&self.config.path).unwrap_or_default();
-        let reason = match read_header(&self.config.path) {
+        let header = loop {
+            match lent::unless(&self.config.path, || read_header(&self.config.path)) {
+                Some(header) => break header,
+                // Whoever writes for a replica has it open.
+                None => tokio::time::sleep(LENT_LOOK).await,
+            }
+        };
+        let reason = match header {
             Ok(Some(page_size)) => return Ok(Ok(page_size)),
             Ok(None) => "the database is empty: nothing was ever committed",
             Err(HeaderError::Missing) => "the database file does not exist",
@@ -747,6 +755,9 @@ pub(crate) fn open_store(
     // Outside: the time in which a write waits for its turn is none of the time in which the store has to answer.
     Ok(Arc::new(Paced::new(retrying, uploads.of(&config.store))))
 }
+
+/// Time between two looks whether a write lock is still lent.
+const LENT_LOOK: Duration = Duration::from_millis(10);
 
 enum HeaderError {
     Missing,

@@ -31,6 +31,7 @@ use super::snapshot::SnapshotSummary;
 use super::table::PageTable;
 use super::watch::{FileWatch, Wake};
 use crate::config::DatabaseConfig;
+use crate::forward::lent;
 use crate::status::{DatabaseStatus, DiffReason};
 use crate::stream::feed::Origin;
 
@@ -400,7 +401,8 @@ impl CaptureThread {
             && !self.snapshot_wanted
             && self.syncs.is_empty()
             && self.snapshot_begun.is_none()
-            && !self.has_unsent();
+            && !self.has_unsent()
+            && !lent::is_lent(&self.config.path);
         let rest = Rest { quiet, has_written, bytes: self.database_bytes(), all_done };
         park::may_park(&parking.policy, &rest, parking.patience())
     }

@@ -426,7 +426,9 @@ impl Node {
                 let parts = (Arc::clone(&self.trails), Arc::clone(&self.board.events), self.lease.clone());
                 // Who accepts may not be reached where the lease would name it: it is no witness of what it has.
                 let is_reached = self.config.accepting.is_none();
-                let own = if is_reached { self.config.address.clone() } else { String::new() };
+                // Who does not sync what it applies is no witness.
+                let counts = is_reached && self.config.durability.count() > 0;
+                let own = if counts { self.config.address.clone() } else { String::new() };
                 self.following = Some(Following::begin(source, own, place, parts));
             }
             Err(text) => {

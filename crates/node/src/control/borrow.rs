@@ -60,7 +60,16 @@ pub(super) async fn commit(
     Shared(controller): Shared<Controller>,
     Json(wanted): Json<Write>,
 ) -> Result<Json<Committed>, Refused> {
-    let done = here(&controller)?.commit(wanted.id()?).await;
+    let id = wanted.id()?.to_owned();
+    here(&controller)?;
+    // Whoever has asked may go away: it is ended all the same, and remembered.
+    let committing = tokio::spawn(async move {
+        match here(&controller) {
+            Ok(here) => Ok(here.commit(&id).await),
+            Err(refused) => Err(refused),
+        }
+    });
+    let done = committing.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()))?;
     done.map(Json).map_err(|(status, text)| refuse(status, text))
 }
 

@@ -157,6 +157,10 @@ impl Follower {
         let file = OpenOptions::new().read(true).write(true).open(path);
         let file = Arc::new(file.map_err(|e| RestoreError::io("open", path, e))?);
         let header = read_header(&file).map_err(|e| RestoreError::io("read", path, e))?;
+        if matches!(journal, ReplicaJournal::Rollback | ReplicaJournal::AsLoggedSynced) {
+            // What is found here is told to be on the disk, and whoever wrote it may have ended before that was so.
+            sync_all_of(&file, path)?;
+        }
         let wal = header.filter(DatabaseHeader::is_wal).map(|_| WalWriter::open(path, journal)).transpose()?;
         let (lineage, state_file, path) = (state.lineage, StateFile::of(path), path.to_owned());
         let mut this = Self {
@@ -729,6 +733,18 @@ pub(super) fn page_sums(
         }
     }
     Ok(summing.finish())
+}
+
+/// Writes what the system still has of a database and its WAL to the disk. SQLite has neither open.
+fn sync_all_of(file: &File, path: &Path) -> Result<(), RestoreError> {
+    let failed = |e| RestoreError::io("sync", path, e);
+    match File::open(beside(path, "-wal")) {
+        Ok(wal) => wal.sync_all().map_err(failed)?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    file.sync_all().map_err(failed)?;
+    sync_folder_of(path)
 }
 
 /// What a database says of itself; `None` for an empty file, and for one that is no database.

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rhyolite_format::ltx::{LtxHeader, PageIndex, decode_page_frame};
@@ -85,12 +85,17 @@ impl Arrived {
     }
 }
 
+/// How long frames are gathered for one step at most.
+const GATHER_MAX: Duration = Duration::from_millis(20);
+
 /// What is at hand beside the first frame, and how the stream has ended if it has.
 pub(super) async fn gather(first: Arrived, frames: &mut Frames) -> (Vec<Arrived>, Option<Ended>) {
     let mut bytes = first.bytes.len();
     let page_size = first.span().page_size;
     let mut group = vec![first];
-    while bytes < BATCH_BYTES_MAX {
+    // Whoever waits to hear of these commits waits no longer than this.
+    let until = Instant::now() + GATHER_MAX;
+    while bytes < BATCH_BYTES_MAX && Instant::now() < until {
         let next = if bytes < BACKLOG_BYTES {
             frames.next_at_hand().await
         } else {

@@ -90,10 +90,11 @@ impl Live {
     /// Follows until it is to stop.
     pub(super) async fn run(mut self) -> Result<(), RestoreError> {
         let Some(member) = self.member.clone() else { return self.follow().await };
-        let (mut pause, mut astray) = (RETRY.0, None);
+        let (mut pause, mut retry, mut astray) = (RETRY.0, RETRY.0, None::<String>);
         while !*self.stop.borrow() {
             let began = Instant::now();
-            let followed = match astray.take() {
+            let reason = astray.take();
+            let followed = match reason.clone() {
                 None => self.follow().await,
                 Some(reason) => self.bring_back(&member, reason).await,
             };
@@ -104,6 +105,17 @@ impl Live {
             if rejoin::is_astray(&error, &self.options.output) {
                 member.trails.forget(&self.database);
                 astray = Some(rejoin::reason(&error));
+            } else if is_passing(&error) && reason.is_some() {
+                // A primary that has just begun, or is just ending: the next is asked soon.
+                if retry == RETRY.0 {
+                    tracing::info!(database = %self.database, "not brought back yet: {error}");
+                }
+                astray = reason;
+                if self.is_stopped_within(retry).await {
+                    break;
+                }
+                retry = (retry * 2).min(RETRY.1);
+                continue;
             } else if !is_passing(&error) {
                 tracing::warn!(database = %self.database, "trying again: {error}");
             }
@@ -136,7 +148,12 @@ impl Live {
             let ended = if following.follower().is_lost() {
                 Ended::End(End { reason: EndReason::Behind, pos: None, text: "the file is at no position".to_owned() })
             } else {
-                self.stream(&link, &mut following, &mut epoch).await?
+                let ended = self.stream(&link, &mut following, &mut epoch).await;
+                // Whose history it is may be another by the time somebody says so again.
+                if let Some(member) = &self.member {
+                    member.trails.doubt(&self.database);
+                }
+                ended?
             };
             match ended {
                 Ended::Stopped => break,

@@ -113,6 +113,11 @@ impl Trails {
         self.proved().clear();
     }
 
+    /// Nobody says any more that a file is of the history that the primary has.
+    pub fn doubt(&self, name: &str) {
+        self.proved().remove(name);
+    }
+
     /// Whether the position of a file is known to be one of the history that the followed node has.
     pub fn is_proved(&self, name: &str) -> bool {
         self.proved().contains(name)

@@ -1,6 +1,7 @@
 //! The replica's end: a lock that was borrowed, the copy that a command changes, and what is sent.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -70,9 +71,18 @@ pub struct Committed {
 /// Why a request is not obeyed: how, and one line.
 pub type Refusal = (StatusCode, String);
 
+/// Answers that are remembered for whoever asks again; the oldest go first.
+const ANSWERS_MAX: usize = 256;
+
 /// The locks that this node has borrowed.
 #[derive(Debug, Default)]
-pub struct Borrows(Mutex<HashMap<String, Loan>>);
+pub struct Borrows {
+    loans: Mutex<HashMap<String, Loan>>,
+    answers: Mutex<VecDeque<Answer>>,
+}
+
+/// What has become of a commit that was asked for; `None` while nobody knows.
+type Answer = (String, Option<Result<Committed, Refusal>>);
 
 #[derive(Debug)]
 struct Loan {
@@ -103,7 +113,11 @@ pub struct Here<'a> {
 
 impl Borrows {
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Loan>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.loans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn answers(&self) -> MutexGuard<'_, VecDeque<Answer>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -175,12 +189,31 @@ impl Here<'_> {
         let ttl = ttl.unwrap_or(TTL).min(TTL_MAX);
         let deadline = Instant::now() + wait;
         let id = random::hex();
-        let granted = self.ask_for_lock((&id, &database), ttl, wait).await?;
-        match self.copy(path, (&id, &database), granted, deadline).await {
+        let borrowed = async {
+            let granted = self.ask_for_lock((&id, &database), ttl, wait).await?;
+            let copying = self.copy(path, (&id, &database), granted, deadline);
+            let copied = self.while_kept((&id, &database), copying).await?;
+            self.keep(&id, Some(ttl)).await.map(|kept| Borrowed { ttl_ms: kept.ttl_ms, ..copied })
+        };
+        match borrowed.await {
             Ok(borrowed) => Ok(borrowed),
             Err(refusal) => {
                 self.give_back(&id).await;
                 Err(refusal)
+            }
+        }
+    }
+
+    /// Does something that may take longer than a lock is lent, and asks for it again meanwhile.
+    async fn while_kept<T>(&self, (id, database): (&str, &str), work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                () = tokio::time::sleep(TTL / 3) => {
+                    // Where it is over, what comes next is refused.
+                    let _ = self.ask_for_lock((id, database), TTL, Duration::ZERO).await;
+                }
             }
         }
     }
@@ -199,9 +232,10 @@ impl Here<'_> {
         let folder = parent.join(id);
         let name = path.file_name().expect("it has the name of a database");
         let to = folder.join(name);
-        let made = std::fs::create_dir_all(&folder);
+        let made =
+            std::fs::create_dir_all(&parent).and_then(|()| std::fs::DirBuilder::new().mode(0o700).create(&folder));
         made.map_err(|e| failed(format!("make {}: {}", folder.display(), io_text(&e))))?;
-        let until = Instant::now() + Duration::from_millis(granted.ttl_ms);
+        let until = Instant::now();
         let mut loan =
             Loan { database: database.to_owned(), path: path.to_owned(), copied: None, folder: folder.clone(), until };
         loop {
@@ -211,16 +245,16 @@ impl Here<'_> {
                 loan.copied = Some(Arc::new(copied));
                 break;
             }
-            if Instant::now() >= deadline.min(until) {
+            if Instant::now() >= deadline {
                 let text = format!("{} has not come to transaction {} in time", path.display(), granted.pos.txid);
                 return Err((StatusCode::SERVICE_UNAVAILABLE, text));
             }
             tokio::time::sleep(LOOK).await;
         }
+        loan.until = Instant::now() + TTL;
         self.node.borrows.lock().insert(id.to_owned(), loan);
         tokio::spawn(forget(Arc::clone(&self.node.borrows), id.to_owned()));
-        let ttl_ms = u64::try_from(until.saturating_duration_since(Instant::now()).as_millis()).unwrap_or(0);
-        Ok(Borrowed { id: id.to_owned(), copy: to, txid: granted.pos.txid, ttl_ms })
+        Ok(Borrowed { id: id.to_owned(), copy: to, txid: granted.pos.txid, ttl_ms: granted.ttl_ms })
     }
 
     /// Removes copies that a process before this one has left.
@@ -260,17 +294,40 @@ impl Here<'_> {
         }
     }
 
-    /// Has the primary commit what has changed in the copy. Once: then the copy is gone.
+    /// Has the primary commit what has changed in the copy. Once: then the copy is gone, and whoever asks again hears what has become of it.
     ///
     /// # Errors
-    /// The id is not known, or what has changed cannot be sent: nothing is committed then.
+    /// The id is not known, or what has changed cannot be sent: nothing is committed then. It is being committed: 503.
     pub async fn commit(&self, id: &str) -> Result<Committed, Refusal> {
+        {
+            let mut answers = self.node.borrows.answers();
+            match answers.iter().find(|(known, _)| known == id) {
+                Some((_, Some(answer))) => return answer.clone(),
+                Some((_, None)) => {
+                    return Err((StatusCode::SERVICE_UNAVAILABLE, "it is being committed: ask again".to_owned()));
+                }
+                None if self.node.borrows.lock().contains_key(id) => answers.push_back((id.to_owned(), None)),
+                None => {}
+            }
+            if answers.len() > ANSWERS_MAX {
+                answers.pop_front();
+            }
+        }
+        let answer = self.commit_once(id).await;
+        if let Some((_, known)) = self.node.borrows.answers().iter_mut().find(|(known, _)| known == id) {
+            *known = Some(answer.clone());
+        }
+        answer
+    }
+
+    async fn commit_once(&self, id: &str) -> Result<Committed, Refusal> {
         let unknown = || (StatusCode::NOT_FOUND, format!("no lock is borrowed by the id {id:?}, or not any more"));
         // The copy lives until this has ended; the loan is over for everybody else.
         let loan = self.node.borrows.lock().remove(id).ok_or_else(unknown)?;
         let copied = loan.copied.clone().ok_or_else(unknown)?;
         let txid = copied.pos.txid;
-        let found = tokio::task::spawn_blocking(move || changes(&copied)).await.expect("reading does not panic");
+        let found = tokio::task::spawn_blocking(move || changes(&copied));
+        let found = self.while_kept((id, &loan.database), found).await.expect("reading does not panic");
         let (bytes, pages) = match found {
             Ok(Some(found)) => found,
             Ok(None) => {
@@ -284,9 +341,10 @@ impl Here<'_> {
         };
         // Sending may take longer than what is left.
         if let Err((_, why)) = self.ask_for_lock((id, &loan.database), SEND_TTL, Duration::ZERO).await {
+            self.give_back(id).await;
             return Ok(Committed { said: Said::Ended { why }, pages, visible: false });
         }
-        let said = self.send(id, Bytes::from(bytes)).await;
+        let said = self.while_kept((id, &loan.database), self.send(id, Bytes::from(bytes))).await;
         let visible = match said {
             Said::Committed { txid } => is_visible(&loan.path, txid).await,
             Said::Ended { .. } | Said::Unknown { .. } => false,
@@ -297,7 +355,7 @@ impl Here<'_> {
     /// Sends what is to be committed until somebody says what has become of it.
     async fn send(&self, id: &str, bytes: Bytes) -> Said {
         let path = Query::default().with("id", id).of("/v1/write");
-        let deadline = Instant::now() + SEND_MAX;
+        let (deadline, mut is_first) = (Instant::now() + SEND_MAX, true);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let why = match self.ask(&path, bytes.clone(), left).await {
@@ -309,8 +367,17 @@ impl Here<'_> {
                     let why = "another node has become the primary meanwhile, or it was started anew";
                     return Said::Unknown { why: why.to_owned() };
                 }
+                // The first answer, and it was not even looked at.
+                Err(LinkError::Refused {
+                    status: StatusCode::PAYLOAD_TOO_LARGE | StatusCode::BAD_REQUEST,
+                    text,
+                    ..
+                }) if is_first => {
+                    return Said::Ended { why: text };
+                }
                 Err(error) => error.to_string(),
             };
+            is_first = false;
             if Instant::now() >= deadline {
                 return Said::Unknown { why: format!("no answer within {SEND_MAX:?}: {why}") };
             }

@@ -1,7 +1,7 @@
 //! The copy of a replica's file that a command changes, and what it has changed.
 
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -45,7 +45,12 @@ pub(super) fn copy(from: &Path, to: &Path, lineage: Lineage, pos: Pos) -> Result
     }
     let original = std::fs::metadata(from).map_err(|e| format!("{}: {}", from.display(), io_text(&e)))?;
     let failed = |e: &std::io::Error| format!("copy to {}: {}", to.display(), io_text(e));
-    let file = File::create(to).map_err(|e| failed(&e))?;
+    // Nobody else's until it has the owner and the permissions of the database.
+    match std::fs::remove_file(to) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(&error)),
+        _ => {}
+    }
+    let file = File::options().write(true).create_new(true).mode(0o600).open(to).map_err(|e| failed(&e))?;
     let table = match copy_pages(from, &file, &end) {
         Ok(table) => table,
         Err(Failed::Busy) => return Ok(None),
@@ -60,10 +65,9 @@ pub(super) fn copy(from: &Path, to: &Path, lineage: Lineage, pos: Pos) -> Result
     }
     // Whoever may write to the file may write to its copy. Without the right to give it away it is the node's.
     let folder = to.parent().expect("a file in a folder");
-    for path in [folder, to] {
-        let _ = std::os::unix::fs::chown(path, Some(original.uid()), Some(original.gid()));
-    }
+    let _ = std::os::unix::fs::fchown(&file, Some(original.uid()), Some(original.gid()));
     file.set_permissions(original.permissions()).map_err(|e| failed(&e))?;
+    let _ = std::os::unix::fs::lchown(folder, Some(original.uid()), Some(original.gid()));
     Ok(Some(Copied { path: to.to_owned(), pos, page_size: end.page_size, table }))
 }
 
@@ -90,7 +94,7 @@ impl From<std::io::Error> for Failed {
 
 /// Copies all pages. Gives their checksums.
 fn copy_pages(from: &Path, to: &File, end: &FollowEnd) -> Result<Vec<u64>, Failed> {
-    let connection = open(from)?;
+    let connection = open(from, OpenFlags::empty())?;
     let (page_bytes, mut table) = (end.page_size.bytes(), Vec::with_capacity(end.commit.get() as usize));
     let mut page = vec![0; page_bytes];
     let mut statement = connection.prepare("SELECT pgno, data FROM sqlite_dbpage")?;
@@ -117,9 +121,9 @@ fn toggle(sum: Checksum, page: u64) -> Checksum {
     Checksum::from_raw(page).map_or(sum, |page| sum.toggle(page))
 }
 
-fn open(path: &Path) -> rusqlite::Result<Connection> {
+fn open(path: &Path, more: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
+    let connection = Connection::open_with_flags(path, flags | more)?;
     connection.busy_timeout(BUSY)?;
     // A WAL stays as it is.
     connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
@@ -132,10 +136,14 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
 pub(super) fn changes(copied: &Copied) -> Result<Option<(Vec<u8>, u32)>, String> {
     let name = copied.path.display();
     let sqlite = |e: rusqlite::Error| format!("read {name}: {e}");
-    if !copied.path.exists() {
+    // The folder is the command's: what it has put there is not followed elsewhere.
+    if !std::fs::symlink_metadata(&copied.path).is_ok_and(|meta| meta.is_file()) {
         return Err(format!("{name} is not there any more: the command has removed or renamed it"));
     }
-    let connection = open(&copied.path).map_err(sqlite)?;
+    let folder = copied.path.parent().expect("a file in a folder").canonicalize();
+    let real =
+        folder.map_err(|e| format!("{name}: {}", io_text(&e)))?.join(copied.path.file_name().unwrap_or_default());
+    let connection = open(&real, OpenFlags::SQLITE_OPEN_NOFOLLOW).map_err(sqlite)?;
     // One state of it, whatever else the command has left running.
     connection.execute_batch("BEGIN").map_err(sqlite)?;
     let pragma = |of| connection.pragma_query_value(None, of, |row| row.get::<_, u32>(0)).map_err(sqlite);
@@ -173,10 +181,10 @@ pub(super) fn changes(copied: &Copied) -> Result<Option<(Vec<u8>, u32)>, String>
         }
         sum = toggle(sum, before).toggle(after);
         encoder.page(pgno, data, &mut out).map_err(|e| odd(&e))?;
-        if out.len() as u64 > WRITE_BYTES_MAX {
-            let most = WRITE_BYTES_MAX >> 20;
-            return Err(odd(&format!("it is more than {most} MiB: run the command on the primary")));
-        }
+        check_size(&out).map_err(|e| odd(&e))?;
+    }
+    if count == 0 {
+        return Err(format!("{name} is empty: the command has removed what was in it"));
     }
     let gone = copied.table.iter().skip(count as usize);
     let sum = gone.fold(sum, |sum, page| toggle(sum, *page));
@@ -185,7 +193,14 @@ pub(super) fn changes(copied: &Copied) -> Result<Option<(Vec<u8>, u32)>, String>
         return Ok(None);
     }
     encoder.finish(Some(sum), &mut out).map_err(|e| odd(&e))?;
+    check_size(&out).map_err(|e| odd(&e))?;
     Ok(Some((out, pages)))
+}
+
+fn check_size(out: &[u8]) -> Result<(), String> {
+    let most = WRITE_BYTES_MAX >> 20;
+    let is_small = out.len() as u64 <= WRITE_BYTES_MAX;
+    is_small.then_some(()).ok_or_else(|| format!("it is more than {most} MiB: run the command on the primary"))
 }
 
 impl Copied {

@@ -13,14 +13,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::Granted;
-use super::holder::{Failed, Holder};
+use super::holder::{Failed, Holder, Untaken};
+use super::lent;
 use crate::capture::thread::Upload;
 use crate::status::{DatabaseStatus, StatusBoard};
 use crate::supervise::control::{Command, Synced};
 use crate::world::RealWorld;
 
-/// How long other writers are waited for at most before a lock is said to be taken.
-const TAKE_MAX: Duration = Duration::from_secs(5);
+/// How long other writers are waited for at a time: less than who ends the role waits for it.
+const TAKE_MAX: Duration = Duration::from_secs(1);
+/// Time between two looks whether they have ended.
+const SETTLE_LOOK: Duration = Duration::from_millis(2);
 /// How often somebody who waits for a lock looks at least.
 const AGAIN: Duration = Duration::from_millis(20);
 /// How long capture may take to see what was committed before the lock was taken, or under it.
@@ -104,10 +107,13 @@ impl Grants {
         while self.lock().closings == closings && changed.changed().await.is_ok() {}
     }
 
-    /// Waits until no commit is under way any more, for a moment.
+    /// Waits until no commit is under way any more, and no connection is left, for a moment.
     pub(crate) async fn settled(&self) {
-        let mut changed = self.changed.subscribe();
-        let settled = async { while !self.lock().held.is_empty() && changed.changed().await.is_ok() {} };
+        let settled = async {
+            while !self.lock().held.is_empty() || lent::is_any() {
+                tokio::time::sleep(SETTLE_LOOK).await;
+            }
+        };
         if tokio::time::timeout(CLOSE_MAX, settled).await.is_err() {
             tracing::warn!("a forwarded write is still being committed at the end of the role");
         }
@@ -131,8 +137,9 @@ impl Grants {
         loop {
             let mut changed = board.grants.changed.subscribe();
             let asked = board.grants.lock().lender.ask(id, name, ttl, RealWorld.now());
-            let why = match asked {
+            let why = match &asked {
                 Asked::Held { pos, until } => {
+                    let (pos, until) = (*pos, *until);
                     let lineage = board.grants.lock().held.get(id).map(|held| held.lineage);
                     let lineage = lineage.ok_or_else(|| Refused::Not("it was given back".to_owned()))?;
                     let ttl_ms = u64::try_from(RealWorld.now().until(until).as_millis()).unwrap_or(u64::MAX);
@@ -144,10 +151,14 @@ impl Grants {
                 }
                 Asked::Wait => "its write lock is being taken",
                 Asked::Taken => "another node has borrowed its write lock",
-                Asked::Over(outcome) => return Err(Refused::Not(text(outcome))),
+                Asked::Over(outcome) => return Err(Refused::Not(text(outcome.clone()))),
                 Asked::Closed => return Err(Refused::Not("this node is not the primary".to_owned())),
             };
             if Instant::now() >= deadline {
+                if asked == Asked::Wait {
+                    // Nobody would hear that it is held.
+                    board.grants.give_back(id);
+                }
                 return Err(Refused::Busy(format!("{name}: {why}")));
             }
             // That a database was left to others for long enough is no change.
@@ -183,8 +194,8 @@ impl Grants {
                     let body = body.take().expect("a commit begins once");
                     // Whoever has asked may go away: it is ended all the same.
                     tokio::spawn(async move {
-                        let outcome = commit(&held, body).await;
-                        drop(held);
+                        let committing = tokio::spawn(async move { commit(&held, body).await });
+                        let outcome = committing.await.unwrap_or_else(|e| Outcome::Unknown(e.to_string()));
                         board.grants.end(&id, outcome);
                     });
                 }
@@ -272,9 +283,18 @@ async fn take(board: Arc<StatusBoard>, status: Arc<DatabaseStatus>, id: String, 
 async fn take_of(primary: Primary, status: Arc<DatabaseStatus>, wait: Duration) -> Result<Held, String> {
     let path = status.path.to_path_buf();
     let name = path.display().to_string();
-    let wait = wait.clamp(Duration::from_millis(10), TAKE_MAX);
-    let taken = tokio::task::spawn_blocking(move || Holder::take(&path, wait)).await;
-    let holder = taken.map_err(|e| e.to_string())?.map_err(|e| format!("{name}: {e}"))?;
+    let deadline = Instant::now() + wait;
+    let holder = loop {
+        let path = path.clone();
+        let wait = deadline.saturating_duration_since(Instant::now()).clamp(Duration::from_millis(10), TAKE_MAX);
+        let taken = tokio::task::spawn_blocking(move || Holder::take(&path, wait)).await;
+        match taken.map_err(|e| e.to_string())? {
+            Ok(holder) => break holder,
+            Err(Untaken::Busy) if Instant::now() < deadline => {}
+            Err(Untaken::Busy) => return Err(format!("{name}: somebody is writing to it")),
+            Err(Untaken::Failed(why)) => return Err(format!("{name}: {why}")),
+        }
+    };
     let pos = captured(&primary, &status).await?;
     let lineage = status.look(|f| f.lineage).ok_or_else(|| format!("{name} has no history yet"))?;
     let epoch = primary.lease.right().ok_or("this node is not the primary any more")?;
@@ -302,6 +322,11 @@ async fn captured(primary: &Primary, status: &DatabaseStatus) -> Result<Pos, Str
 /// Commits what was sent. Only what is captured, under the same right, counts as committed.
 async fn commit(held: &Held, body: Bytes) -> Outcome {
     let Held { holder, primary, status, epoch, pos, .. } = held;
+    match captured(primary, status).await {
+        Ok(now) if now == *pos => {}
+        Ok(_) => return Outcome::Ended("somebody has written in spite of the lock".to_owned()),
+        Err(why) => return Outcome::Ended(why),
+    }
     match holder.commit(body, *pos, primary.lease.clone(), *epoch).await {
         Err(Failed::Not(why)) => return Outcome::Ended(why),
         Err(Failed::Unknown(why)) => return Outcome::Unknown(why),

@@ -15,10 +15,11 @@ use rusqlite::types::Null;
 use rusqlite::{Connection, ErrorCode};
 use tokio::sync::oneshot;
 
+use super::lent::Lent;
 use crate::follow::wal::{READ_PAGE, SCHEMA, WRITE_PAGE, attach};
 
-/// How long readers of a database in rollback mode are waited for at the commit.
-const COMMIT_WAIT: Duration = Duration::from_secs(5);
+/// How long readers of a database in rollback mode are waited for at the commit: less than who ends the role waits for it.
+const COMMIT_WAIT: Duration = Duration::from_millis(1500);
 /// Where page 1 says by which journal the database is changed (SQLite file format, 1.3).
 const VERSIONS: std::ops::Range<usize> = 18..20;
 
@@ -29,6 +30,24 @@ pub(super) enum Failed {
     Not(String),
     /// SQLite could not say.
     Unknown(String),
+}
+
+/// Why the lock was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Untaken {
+    /// Somebody else is writing.
+    Busy,
+    /// It cannot be.
+    Failed(String),
+}
+
+impl Untaken {
+    fn of(error: &rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => Self::Busy,
+            _ => Self::Failed(error.to_string()),
+        }
+    }
 }
 
 /// What the thread is to commit.
@@ -49,23 +68,25 @@ pub(super) struct Holder(mpsc::Sender<Commit>);
 
 impl Holder {
     /// Takes the lock of the database at `path`, waiting for other writers for `wait` at most. Blocks.
-    pub(super) fn take(path: &Path, wait: Duration) -> Result<Self, String> {
+    pub(super) fn take(path: &Path, wait: Duration) -> Result<Self, Untaken> {
         let (line, commits) = mpsc::channel();
         let (taken, result) = mpsc::sync_channel(1);
         let path = path.to_owned();
         let thread = std::thread::Builder::new().name("write-lock".to_owned()).spawn(move || {
+            let lent = Lent::new(&path);
             match open(&path, wait) {
                 Ok(connection) => {
                     // Nobody is left who waits: the lock goes with the connection.
                     if taken.send(Ok(())).is_ok() {
-                        hold(&connection, &commits);
+                        hold(connection, &commits);
                     }
                 }
-                Err(error) => drop(taken.send(Err(error.to_string()))),
+                Err(error) => drop(taken.send(Err(Untaken::of(&error)))),
             }
+            drop(lent);
         });
-        thread.map_err(|e| format!("start a thread: {e}"))?;
-        result.recv().map_err(|_| "the thread has ended".to_owned())??;
+        thread.map_err(|e| Untaken::Failed(format!("start a thread: {e}")))?;
+        result.recv().map_err(|_| Untaken::Failed("the thread has ended".to_owned()))??;
         Ok(Self(line))
     }
 
@@ -89,10 +110,10 @@ fn open(path: &Path, wait: Duration) -> rusqlite::Result<Connection> {
     Ok(connection)
 }
 
-/// Holds the lock until it is told to commit, or nobody wants it any more.
-fn hold(connection: &Connection, commits: &mpsc::Receiver<Commit>) {
+/// Holds the lock until it is told to commit, or nobody wants it any more. The connection is closed before anybody hears of the end.
+fn hold(connection: Connection, commits: &mpsc::Receiver<Commit>) {
     if let Ok(Commit { body, pos, lease, epoch, reply }) = commits.recv() {
-        let done = write(connection, &body, pos).map_err(Failed::Not).and_then(|()| {
+        let done = write(&connection, &body, pos).map_err(Failed::Not).and_then(|()| {
             if lease.right() != Some(epoch) {
                 return Err(Failed::Not("this node is not the primary any more".to_owned()));
             }
@@ -105,6 +126,7 @@ fn hold(connection: &Connection, commits: &mpsc::Receiver<Commit>) {
             // Whether this works or the connection is closed: nothing of it is left.
             let _ = connection.execute_batch("ROLLBACK");
         }
+        drop(connection);
         // Whoever waits may be gone: what has become of it is seen in the log.
         let _ = reply.send(done);
     }
@@ -134,8 +156,9 @@ fn write(connection: &Connection, body: &[u8], pos: Pos) -> Result<(), String> {
     let mut page_at = |pgno: PageNumber| -> Result<Vec<u8>, String> {
         read.query_row([pgno.get()], |row| row.get(0)).map_err(sqlite)
     };
-    let (mut sum, mut page, mut first) = (pos.checksum, vec![0; header.page_size.bytes()], None);
+    let (mut sum, mut page, mut first, mut pages) = (pos.checksum, vec![0; header.page_size.bytes()], None, 0);
     while let Some(pgno) = decoder.next_page(&mut page).map_err(|e| odd(&e))? {
+        pages += u32::from(pgno.get() > count.get());
         if pgno.get() <= count.get() {
             sum = sum.toggle(Checksum::of_page(pgno, &page_at(pgno)?));
         }
@@ -147,6 +170,10 @@ fn write(connection: &Connection, body: &[u8], pos: Pos) -> Result<(), String> {
         }
     }
     let trailer = decoder.finish_at_end().map_err(|e| odd(&e))?;
+    // The lock page is never sent.
+    if header.commit.get().saturating_sub(count.get()) > pages + 1 {
+        return Err(odd(&"it is larger than what it has pages for"));
+    }
     for number in header.commit.get()..count.get() {
         let pgno = PageNumber::new(number + 1).expect("after page 0");
         if pgno != header.page_size.lock_page() {

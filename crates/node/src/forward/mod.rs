@@ -15,6 +15,7 @@ pub mod borrow;
 mod copy;
 pub mod grants;
 mod holder;
+pub(crate) mod lent;
 
 use std::time::Duration;
 

@@ -29,6 +29,7 @@ use rhyolite_logic::park;
 use crate::capture::restart;
 use crate::capture::watch::beside;
 use crate::config::DatabaseConfig;
+use crate::forward::lent;
 
 pub mod watcher;
 
@@ -62,7 +63,13 @@ fn nanoseconds(seconds: i64, rest: i64) -> i64 {
 
 /// What the first bytes of both files say. Only for a database of which this process has no connection: closing a file drops the
 /// process's locks on it.
+/// Where a write lock is lent, nothing is opened: the mark is that of no database.
 pub fn header_mark(database: &Path) -> HeaderMark {
+    let none = HeaderMark { change_counter: u32::MAX, salt: Salt(u32::MAX, u32::MAX) };
+    lent::unless(database, || read_header_mark(database)).unwrap_or(none)
+}
+
+fn read_header_mark(database: &Path) -> HeaderMark {
     let word = |path: &Path, at: usize| -> Option<[u8; 8]> {
         let mut bytes = [0; 32];
         File::open(path).and_then(|mut file| file.read_exact(&mut bytes)).ok()?;

@@ -496,11 +496,10 @@ impl Server {
             tokio::select! {
                 () = moved => {}
                 () = sink.closed() => return Err(Closed),
-                () = tokio::time::sleep(LOOK) => {
-                    if !self.board.databases().iter().any(|known| Arc::ptr_eq(known, &status)) {
-                        return Ok(end(EndReason::Gone, "the database is not replicated any more".to_owned()));
-                    }
-                }
+                () = tokio::time::sleep(LOOK) => {}
+            }
+            if !self.board.databases().iter().any(|known| Arc::ptr_eq(known, &status)) {
+                return Ok(end(EndReason::Gone, "the database is not replicated any more".to_owned()));
             }
         }
     }

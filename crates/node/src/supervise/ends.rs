@@ -217,6 +217,8 @@ impl Supervisor {
         self.has_left = true;
         self.folders.note_left(&member.status.path);
         self.board.remove(&member.status);
+        // Those who follow it learn that it is gone.
+        member.status.feed.tell();
         self.histories.forget(id);
         self.drills.forget(id);
         self.retries.forget(id);

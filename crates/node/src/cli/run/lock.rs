@@ -118,6 +118,7 @@ async fn watched(
     hold: Duration,
 ) -> Result<u8, Failure> {
     let deadline = tokio::time::Instant::now() + hold;
+    let mut kept_at = tokio::time::Instant::now();
     let stopped = loop {
         let keep = async {
             tokio::time::sleep(KEEP).await;
@@ -126,10 +127,16 @@ async fn watched(
             asked.await.expect("asking does not panic")
         };
         tokio::select! {
+            biased;
             code = application.wait() => return Ok(code),
             Ok(signal) = stop.wait_for(Option::is_some) => break Stopped::Signal(signal.unwrap_or(Signal::TERM)),
             () = tokio::time::sleep_until(deadline) => break Stopped::Held(hold),
-            kept = keep => if let Err(failure) = kept { break Stopped::Lost(failure) },
+            kept = keep => match kept {
+                Ok(_) => kept_at = tokio::time::Instant::now(),
+                // One answer that does not come is not the end.
+                Err(_) if kept_at.elapsed() + KEEP < TTL => {}
+                Err(failure) => break Stopped::Lost(failure),
+            },
         }
     };
     let signal = if let Stopped::Signal(signal) = stopped { signal } else { Signal::TERM };
