@@ -223,7 +223,9 @@ impl Waits {
     ) -> Result<Reached, NotSafe> {
         let waited = tokio::time::timeout_at(until, self.until(status, txid, level)).await;
         let reached = self.reached(status, txid, level);
-        let is_here = self.board.databases().iter().any(|known| std::ptr::eq(&**known, status));
+        // What was durable by then is so, whoever captures it next.
+        let is_durable = status.look(|f| f.durable).is_some_and(|durable| durable.txid >= txid);
+        let is_here = is_durable || self.board.databases().iter().any(|known| std::ptr::eq(&**known, status));
         match waited {
             Ok(()) if !is_here => {
                 let path = status.path.display();

@@ -407,7 +407,9 @@ mod tests {
         std::fs::create_dir(folder.join("below")).unwrap();
         let db = rusqlite::Connection::open(&path).unwrap();
         db.execute_batch("CREATE TABLE t(b)").unwrap();
-        (0..40).for_each(|_| drop(db.execute("INSERT INTO t VALUES (randomblob(3000))", []).unwrap()));
+        for _ in 0..40 {
+            db.execute("INSERT INTO t VALUES (randomblob(3000))", []).unwrap();
+        }
         db.close().unwrap();
         let file = Arc::new(File::options().read(true).write(true).open(&path).unwrap());
         let (end, sums) = measure(&file, &path).unwrap().unwrap();
