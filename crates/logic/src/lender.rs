@@ -140,7 +140,8 @@ impl Lender {
             return match &mut loan.state {
                 State::Taking | State::Writing => Asked::Wait,
                 State::Held { pos, until } if now < *until => {
-                    *until = now.after(ttl);
+                    // A request that comes late makes it no shorter.
+                    *until = now.after(ttl).max(*until);
                     Asked::Held { pos: *pos, until: *until }
                 }
                 // It is about to be let go of.
@@ -291,6 +292,8 @@ mod tests {
         assert_eq!(lender.ask("c", "other.db", TTL, at(0)), Asked::Take);
         assert!(lender.held("a", pos(7), at(1)));
         assert_eq!(lender.ask("a", "app.db", TTL, at(2)), Asked::Held { pos: pos(7), until: at(12) });
+        let shorter = lender.ask("a", "app.db", Duration::from_secs(1), at(2));
+        assert_eq!(shorter, Asked::Held { pos: pos(7), until: at(12) }, "never shorter");
         assert_eq!(lender.begin_write("a", at(3)), Write::Begin);
         assert_eq!(lender.begin_write("a", at(3)), Write::Wait, "a retry while it is being done");
         assert_eq!(lender.ask("b", "app.db", TTL, at(3)), Asked::Taken);
