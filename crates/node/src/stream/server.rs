@@ -493,13 +493,14 @@ impl Server {
                 Some((_, _, Standing::AtEnd)) | None => {}
             }
             files.close();
+            // Everything that was captured is sent by then.
+            if !self.board.databases().iter().any(|known| Arc::ptr_eq(known, &status)) {
+                return Ok(end(EndReason::Gone, "the database is not replicated any more".to_owned()));
+            }
             tokio::select! {
                 () = moved => {}
                 () = sink.closed() => return Err(Closed),
                 () = tokio::time::sleep(LOOK) => {}
-            }
-            if !self.board.databases().iter().any(|known| Arc::ptr_eq(known, &status)) {
-                return Ok(end(EndReason::Gone, "the database is not replicated any more".to_owned()));
             }
         }
     }
