@@ -124,7 +124,7 @@ pub(super) fn run(args: &MountArgs) -> Result<u8, Failure> {
     let lines = Arc::new(lines.map_err(|e| Failure::failed(format!("start a thread: {e}")))?);
     // A signal must not end the process between the mount and its end.
     let signals = Signals::listen(&config)?;
-    let options = MountOptions { lines: Arc::clone(&lines), gate, is_ours_alone: false };
+    let options = MountOptions { lines: Arc::clone(&lines), gate, forwarding: None, is_ours_alone: false };
     let mounted = Mounted::mount(&args.dir, &args.at, options).map_err(Failure::failed)?;
     config.folders = vec![folder(args, mounted.at().to_owned())?];
     // A parked database would see its next commit too late to tell it from the one after.

@@ -28,13 +28,14 @@ use crate::cluster::{self, Guard, NodeConfig};
 use crate::config::DatabaseConfig;
 use crate::config::cluster::{AcceptConfig, ClusterConfig, TlsFiles};
 use crate::config::folder::FolderConfig;
-use crate::config::node::{DurabilityLevel, NODES};
+use crate::config::node::{DurabilityLevel, NODES, WriteForwarding};
 use crate::config::settings::Settings;
 use crate::config::units::parse_duration;
 use crate::config::{self, Config, LogFormat, LogLevel, parse_addr};
 use crate::control::{Controller, Reload};
 use crate::daemon::Daemon;
 use crate::durability::{Level, Waits};
+use crate::forward::transparent;
 use crate::follow::trails::Trails;
 use crate::lease_place::LeaseUrl;
 #[cfg(target_os = "linux")]
@@ -140,6 +141,10 @@ pub(super) struct NodeArgs {
     /// How long a commit on the mount of --at waits for --durability before it fails with an I/O error (5s)
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     durability_timeout: Option<Duration>,
+    /// How applications on a replica write: `explicit`, by `rhyolite run --write-lock`; `transparent`, with --at also by themselves, to databases in WAL mode: each transaction is committed on the
+    /// primary, and only then here (explicit)
+    #[arg(long, value_name = "HOW")]
+    write_forwarding: Option<WriteForwarding>,
     /// Run this command while this node is the primary; when it ends by itself, the node stops with its exit status
     #[arg(long, value_name = "COMMAND")]
     exec: Option<String>,
@@ -175,6 +180,7 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
     let accepting = accepting(args, &server, (is_candidate, is_static))?;
     let durability = durability(args)?;
     let gate = gate(args, durability)?;
+    let (forwarding, forwarded) = forwarding(args)?.unzip();
     let proxy = args.proxy.config(needed(args.dir.as_ref(), "DIR", "node.dir")?, durability)?;
     let mut folder = folder(&resolved)?;
     server.proxy = proxy.as_ref().map(|proxy| proxy.advertise.clone());
@@ -188,7 +194,7 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
         args.exec.as_deref().map(|command| Guard::start(command, &lock)).transpose().map_err(Failure::failed)?;
     // And a signal must not end the process between the mount and its end.
     let signals = Signals::listen(&config)?;
-    let (mounted, held) = mount(args, &mut folder, gate)?;
+    let (mounted, held) = mount(args, &mut folder, gate, forwarding)?;
     let proxy = proxy.map(|proxy| ProxyConfig { dir: folder.dir.clone(), ..proxy });
     let node = NodeConfig {
         mount: mounted.as_ref().map(Mounted::handle),
@@ -208,7 +214,7 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
     };
     let config = Config { cluster: Some(server), ..config };
     let (proxy, reload) = (proxy.map(|proxy| (proxy, flight)), file::reload(given, &resolved));
-    let parts = Parts { guard, signals, proxy, reload, held };
+    let parts = Parts { guard, signals, proxy, reload, held, forwarded };
     let ended = run_daemon(config, node, parts);
     drop(mounted);
     drop(lock);
@@ -221,6 +227,7 @@ fn mount(
     args: &NodeArgs,
     _: &mut FolderConfig,
     _: Option<(Level, Duration)>,
+    _: Option<std::sync::mpsc::Sender<transparent::Request>>,
 ) -> Result<(Option<Mounted>, Option<UnboundedReceiver<Held>>), Failure> {
     match &args.at {
         None => Ok((None, None)),
@@ -235,13 +242,14 @@ fn mount(
     args: &NodeArgs,
     folder: &mut FolderConfig,
     gate: Option<(Level, Duration)>,
+    forwarding: Option<std::sync::mpsc::Sender<transparent::Request>>,
 ) -> Result<(Option<Mounted>, Option<UnboundedReceiver<Held>>), Failure> {
     let Some(at) = &args.at else { return Ok((None, None)) };
     let (teller, held) = gate.map(|(_, timeout)| Teller::new(timeout)).unzip();
     let lines = CommitLines::new(teller.map(Gated::Nodes));
     let lines = lines.map_err(|e| Failure::failed(format!("start a thread: {e}")))?;
     // Nobody writes before this node is the primary.
-    let options = MountOptions { lines: Arc::new(lines), gate, is_ours_alone: true };
+    let options = MountOptions { lines: Arc::new(lines), gate, forwarding, is_ours_alone: true };
     let mounted = Mounted::mount(&folder.dir, at, options).map_err(Failure::failed)?;
     let template = folder.template.clone();
     let (behind, store) = (folder.dir.clone(), template.store.clone());
@@ -259,6 +267,8 @@ struct Parts {
     reload: Option<Reload>,
     /// Who waits at the gate of the mount.
     held: Option<UnboundedReceiver<Held>>,
+    /// What the mount asks for, for those who write on a replica.
+    forwarded: Option<UnboundedReceiver<transparent::Request>>,
 }
 
 /// What the node has in common with every daemon.
@@ -353,6 +363,21 @@ fn gate(args: &NodeArgs, durability: Durability) -> Result<Option<(Level, Durati
     }
 }
 
+/// Both ends of what the mount asks for, where applications on a replica write by themselves. On a plain folder nobody stands between them and the file.
+#[expect(clippy::type_complexity, reason = "two ends of one line")]
+fn forwarding(
+    args: &NodeArgs,
+) -> Result<Option<(std::sync::mpsc::Sender<transparent::Request>, UnboundedReceiver<transparent::Request>)>, Failure> {
+    if args.write_forwarding != Some(WriteForwarding::Transparent) {
+        return Ok(None);
+    }
+    if args.at.is_none() {
+        return Err(Failure::usage("--write-forwarding transparent needs --at: only on a mount can a commit wait for the primary"));
+    }
+    let line = transparent::line();
+    line.map(Some).map_err(|e| Failure::failed(format!("start a thread: {e}")))
+}
+
 /// Whether this node may become the primary. Where a person has said who it is, that decides.
 fn is_candidate(args: &NodeArgs, lease: Option<&LeaseUrl>) -> Result<bool, Failure> {
     let Some(lease) = lease.filter(|lease| lease.is_static()) else {
@@ -394,7 +419,7 @@ fn address(args: &NodeArgs) -> Result<String, Failure> {
 }
 
 fn run_daemon(config: Config, node: NodeConfig, parts: Parts) -> Result<u8, Failure> {
-    let Parts { guard, signals, proxy, reload, held } = parts;
+    let Parts { guard, signals, proxy, reload, held, forwarded } = parts;
     let stop = signals.stop;
     block_on(async {
         let board = StatusBoard::new();
@@ -422,6 +447,9 @@ fn run_daemon(config: Config, node: NodeConfig, parts: Parts) -> Result<u8, Fail
         let (accepting, borrows) = (node.accepting.clone(), Arc::default());
         let control =
             NodeControl { handoffs: handoff_sender, folder, access, patience, durability, forgets, accepting, borrows };
+        if let Some(forwarded) = forwarded {
+            tokio::spawn(transparent::serve(control.clone(), Arc::clone(&board), forwarded));
+        }
         let controller = Controller { board: board.clone(), commands: sender, reload, node: Some(control) };
         let stop_timeout = config.shutdown_sync_timeout;
         let daemon = Daemon {

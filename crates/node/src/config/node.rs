@@ -51,6 +51,8 @@ pub struct NodeSection {
     pub nodes: Option<u32>,
     /// How long a commit on the mount waits for other nodes (`node.durability-timeout`).
     pub durability_timeout: Option<Duration>,
+    /// How applications on a replica write (`node.write-forwarding`).
+    pub write_forwarding: Option<WriteForwarding>,
     /// The proxy (`node.proxy`).
     pub proxy: ProxySection,
     /// How databases are replicated.
@@ -67,6 +69,17 @@ pub enum DurabilityLevel {
     Replica,
     /// The disks of a majority of the nodes
     Quorum,
+}
+
+/// The values of `--write-forwarding` and `node.write-forwarding`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum WriteForwarding {
+    /// By `rhyolite run --write-lock` and over the control socket
+    #[default]
+    Explicit,
+    /// Also by any application, on the mount
+    Transparent,
 }
 
 /// How many nodes may be named.

@@ -25,8 +25,9 @@ use rhyolite_format::{Checksum, Lineage, PageCount, PageNumber, PageSize, Pos};
 
 use super::ReplicaJournal;
 use super::lock::{Busy, Locks};
-use super::replica;
+use super::{preview, replica};
 use super::state_file::{StateFile, replace};
+use super::sums::{PageSums, Summing, page_sums};
 use super::wal::{Switched, WalWriter};
 use crate::capture::restart::boot_id;
 use crate::random;
@@ -37,6 +38,8 @@ use crate::restore::draft::{beside, sync_folder_of};
 const LOCK_POLL: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
 /// What contradicts a file that it does not lead on from.
 pub(super) const BATCH: &str = "a batch";
+/// How long whoever writes to a file is waited for when it is opened.
+const TAKE_BACK_MAX: Duration = Duration::from_secs(5);
 /// Journal records that are written at once, in bytes.
 const JOURNAL_WRITE_BYTES: usize = 256 << 10;
 
@@ -68,15 +71,6 @@ pub(crate) struct Released {
     pub(crate) commit: PageCount,
     /// Checksum of each page as the log has it; 0 for the lock page.
     pub(crate) table: Vec<u64>,
-}
-
-/// The checksums of a file's pages.
-#[derive(Debug)]
-pub(super) struct PageSums {
-    pub(super) table: Vec<u64>,
-    pub(super) checksum: Checksum,
-    /// The change counter that the file has.
-    pub(super) change_counter: u32,
 }
 
 /// The content of changed pages.
@@ -161,7 +155,11 @@ impl Follower {
             // What is found here is told to be on the disk, and whoever wrote it may have ended before that was so.
             sync_all_of(&file, path)?;
         }
-        let wal = header.filter(DatabaseHeader::is_wal).map(|_| WalWriter::open(path, journal)).transpose()?;
+        let mut wal = header.filter(DatabaseHeader::is_wal).map(|_| WalWriter::open(path, journal)).transpose()?;
+        if let Some(wal) = &mut wal {
+            take_back_at_open(wal, path)?;
+        }
+        let is_marked = preview::is_marked(path);
         let (lineage, state_file, path) = (state.lineage, StateFile::of(path), path.to_owned());
         let mut this = Self {
             wal,
@@ -179,6 +177,7 @@ impl Follower {
             if let Some((table, change_counter)) = this.compare(&end)? {
                 (this.end, this.table, this.change_counter) = (end, table, change_counter);
                 this.write_pos()?;
+                preview::settled(&this.path);
                 if this.is_for_wal(&this.end.page_one) && this.end.commit.get() > 0 {
                     // Where a reader is in the way it is done with the first batch.
                     let _ = this.enter_wal(Duration::ZERO)?;
@@ -188,8 +187,9 @@ impl Follower {
         }
         // What was not synced before a power cut may be gone, of the file and of its state.
         let has_lost_power = state.boot_id != boot_id() || state.boot_id == [0; 16];
-        if let (Some(wal), Some(header), true) = (&this.wal, header, has_lost_power) {
-            tracing::warn!(database = %this.path.display(), "the system has started anew, and the file is at no known position: writing all of it");
+        if let (Some(wal), Some(header), true) = (&this.wal, header, has_lost_power || is_marked) {
+            let why = if is_marked { "it was written to when the node ended" } else { "the system has started anew" };
+            tracing::warn!(database = %this.path.display(), "{why}, and the file is at no known position: writing all of it");
             (this.end.page_size, this.end.commit) = (header.page_size, wal.page_count()?);
             (this.end.page_one, this.is_lost) = (PageOneFields::default(), true);
             return Ok(this);
@@ -230,6 +230,9 @@ impl Follower {
     /// readers may have seen all those before. Gives what the file is, or itself when readers do not let go.
     pub(super) fn release(mut self, timeout: Duration) -> Result<Result<Released, Box<Self>>, RestoreError> {
         assert!(!self.is_lost, "nobody knows what it is");
+        if self.take_back(timeout)?.is_err() {
+            return Ok(Err(Box::new(self)));
+        }
         if self.journal.is_as_logged() && self.wal.is_some() && self.end.page_one.is_wal() {
             return self.release_in_wal().map(Ok);
         }
@@ -339,6 +342,7 @@ impl Follower {
         self.advance(batch, &changed, after, change_counter);
         if was_lost {
             self.stay_at(after, self.lineage)?;
+            preview::settled(&self.path);
         }
         self.write_pos()?;
         Ok(Ok(()))
@@ -380,6 +384,9 @@ impl Follower {
 
     /// Goes back to rollback mode, if the file is not in it.
     pub(super) fn leave_wal(&mut self, timeout: Duration) -> Result<Result<(), Busy>, RestoreError> {
+        if self.take_back(timeout)?.is_err() {
+            return Ok(Err(Busy));
+        }
         let Some(mut wal) = self.wal.take() else { return Ok(Ok(())) };
         match wal.switch("delete", timeout)? {
             Switched::Done => {}
@@ -398,6 +405,16 @@ impl Follower {
         Ok(Ok(()))
     }
 
+    /// Makes the file what it is noted to be, where somebody has written what the history does not have, or not yet ([`preview`]).
+    pub(super) fn take_back(&mut self, timeout: Duration) -> Result<Result<(), Busy>, RestoreError> {
+        if preview::of(&self.path).is_none() || self.wal.is_none() {
+            return Ok(Ok(()));
+        }
+        let FollowEnd { pos, page_size, commit, page_one } = self.end;
+        let nothing = Batch { content: Content::Memory(Vec::new()), pages: Vec::new(), pos, page_size, commit };
+        self.apply_through_wal(&nothing, &page_one, timeout)
+    }
+
     fn apply_through_wal(
         &mut self,
         batch: &Batch,
@@ -408,8 +425,13 @@ impl Follower {
         if wal.has_moved()? {
             return Err(self.diverged("another file lies in its place"));
         }
-        match wal.apply(batch, &page_one.for_wal(), timeout)? {
-            Some(applied) => Ok(applied),
+        let known = preview::of(&self.path);
+        match wal.apply(batch, &page_one.for_wal(), known.as_ref(), timeout)? {
+            Some(Ok(())) => {
+                preview::settled(&self.path);
+                Ok(Ok(()))
+            }
+            Some(busy) => Ok(busy),
             None => Err(self.diverged("somebody has written to it")),
         }
     }
@@ -638,6 +660,22 @@ fn is_grown_by(batch: &Batch, before: PageCount) -> bool {
     is_within && (batch.pages.len() - first) as u64 == wanted
 }
 
+/// What this process knows to be ahead of the history is taken back before anything is compared.
+fn take_back_at_open(wal: &mut WalWriter, path: &Path) -> Result<(), RestoreError> {
+    let Some(known) = preview::of(path) else { return Ok(()) };
+    if let Some(preview) = &known.preview {
+        let page_one = preview.pages.get(&PageNumber::FIRST).map(|page| PageOneFields::of(page)).unwrap_or_default();
+        let preview::Preview { pos, page_size, commit, .. } = **preview;
+        let nothing = Batch { content: Content::Memory(Vec::new()), pages: Vec::new(), pos, page_size, commit };
+        if !matches!(wal.apply(&nothing, &page_one.for_wal(), Some(&known), TAKE_BACK_MAX)?, Some(Ok(()))) {
+            let busy = std::io::Error::new(std::io::ErrorKind::WouldBlock, "somebody else is writing to it");
+            return Err(RestoreError::io("lock", path, busy));
+        }
+    }
+    preview::settled(path);
+    Ok(())
+}
+
 /// Asks until it works or the time is over.
 pub(super) fn wait<T>(
     deadline: Instant,
@@ -681,58 +719,6 @@ pub(super) fn remove_cold(journal: &Path) -> Result<(), RestoreError> {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(RestoreError::io("read", journal, e)),
         Ok(_) | Err(_) => Ok(()),
     }
-}
-
-/// Pages of a file, one after the other, and what they add up to.
-struct Summing<'a> {
-    size: PageSize,
-    commit: PageCount,
-    /// Page 1 is taken with these fields, where they are given.
-    page_one: Option<&'a PageOneFields>,
-    table: Vec<u64>,
-    change_counter: u32,
-}
-
-impl<'a> Summing<'a> {
-    fn new((size, commit): (PageSize, PageCount), page_one: Option<&'a PageOneFields>) -> Self {
-        Self { size, commit, page_one, table: vec![0; commit.get() as usize], change_counter: 0 }
-    }
-
-    fn take(&mut self, pgno: PageNumber, page: &mut [u8]) {
-        if pgno == self.size.lock_page() || !self.commit.contains(pgno) {
-            return;
-        }
-        if pgno == PageNumber::FIRST {
-            self.change_counter = PageOneFields::of(page).change_counter;
-            if let Some(fields) = self.page_one {
-                fields.put(page);
-            }
-        }
-        self.table[pgno.index()] = Checksum::of_page(pgno, page).get();
-    }
-
-    fn finish(self) -> PageSums {
-        let checksum = Checksum::from_crc(self.table.iter().fold(0, |bits, page| bits ^ page));
-        PageSums { table: self.table, checksum, change_counter: self.change_counter }
-    }
-}
-
-/// Reads a whole file that no WAL belongs to; page 1 with other fields than it has, where they are given.
-pub(super) fn page_sums(
-    file: &File,
-    path: &Path,
-    (size, commit): (PageSize, PageCount),
-    page_one: Option<&PageOneFields>,
-) -> Result<PageSums, RestoreError> {
-    let mut summing = Summing::new((size, commit), page_one);
-    let mut page = vec![0; size.bytes()];
-    for pgno in (1..=commit.get()).filter_map(PageNumber::new) {
-        if pgno != size.lock_page() {
-            file.read_exact_at(&mut page, pgno.offset(size)).map_err(|e| RestoreError::io("read", path, e))?;
-            summing.take(pgno, &mut page);
-        }
-    }
-    Ok(summing.finish())
 }
 
 /// Writes what the system still has of a database and its WAL to the disk. SQLite has neither open.

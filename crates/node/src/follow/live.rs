@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use super::apply::{self, Follower};
 use super::arrived::{Arrived, gather, to_batch};
 use super::trails::Trails;
-use super::{FollowOptions, Following, rejoin, start};
+use super::{FollowOptions, Following, preview, rejoin, start};
 use crate::observe::events::Events;
 use crate::restore::reader::Reader;
 use crate::restore::{RestoreError, blocking};
@@ -298,6 +298,10 @@ impl Live {
                 Ok(Some((Frame::Merged(commits), bytes))) => Arrived::merged(commits, bytes),
                 Ok(Some((Frame::End(end), _))) => return Ok(Ended::End(end)),
                 Ok(Some((Frame::Heartbeat { .. }, _))) => {
+                    if preview::of(&self.options.output).is_some_and(|known| known.is_void) {
+                        // Whoever writes now is waited for once more with the next of these.
+                        following.take_back().await?;
+                    }
                     self.note_proved();
                     say(following.pos());
                     continue;

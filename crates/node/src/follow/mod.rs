@@ -16,11 +16,13 @@ mod lock;
 pub mod lost;
 pub mod node;
 pub(crate) mod peer;
+pub(crate) mod preview;
 pub(crate) mod promote;
 mod rejoin;
 pub(crate) mod replica;
 pub mod source;
 mod state_file;
+mod sums;
 pub mod trails;
 pub(crate) mod wal;
 
@@ -384,6 +386,19 @@ impl Following {
         let (follower, applied) = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
         self.follower = Some(follower);
         applied
+    }
+
+    /// Takes back what somebody has written that the history does not have. `false` when others did not let it.
+    async fn take_back(&mut self) -> Result<bool, RestoreError> {
+        let timeout = self.options.lock_timeout;
+        let mut follower = self.follower.take().expect("put back after every batch");
+        let work = tokio::task::spawn_blocking(move || {
+            let taken = follower.take_back(timeout);
+            (follower, taken)
+        });
+        let (follower, taken) = work.await.unwrap_or_else(|e| std::panic::resume_unwind(e.into_panic()));
+        self.follower = Some(follower);
+        Ok(taken?.is_ok())
     }
 
     /// Makes the file the end of the log whatever it is now, page by page and in place. `false` when readers did not let it.

@@ -26,8 +26,9 @@ use rhyolite_format::{Checksum, Epoch, Format1, Lineage, PageCount, Pos, Txid};
 use rhyolite_logic::branch::{Local, Verdict, judge};
 use rhyolite_logic::restore_plan::{PlanError, points};
 
-use super::apply::{self, Follower, PageSums, page_sums, wait};
+use super::apply::{self, Follower, wait};
 use super::lock::{Busy, Locks};
+use super::sums::{PageSums, page_sums};
 use super::{FollowOptions, Following, ReplicaJournal, lost, replica};
 use crate::capture::restart;
 use crate::restore::catalog::{Catalog, OnDamage};

@@ -3,6 +3,7 @@
 //! Nothing is known of a file that nobody has followed, or that is in the middle of a batch: whoever asks has no answer then, and asks again.
 
 use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -14,8 +15,9 @@ use std::time::SystemTime;
 use rhyolite_format::follow::{FollowEnd, FollowState};
 use rhyolite_format::{Checksum, Lineage, PageNumber, Pos};
 
-use super::apply::{Follower, PageSums, journal_path, page_sums, pos_path, roll_back, state_path};
+use super::apply::{Follower, journal_path, pos_path, roll_back, state_path};
 use super::lock::Locks;
+use super::sums::{PageSums, page_sums};
 use super::{ReplicaJournal, rejoin};
 use crate::restore::RestoreError;
 use crate::restore::draft::beside;
@@ -46,6 +48,11 @@ pub(crate) enum Found {
     Unknown,
     /// One that is there.
     Held(Held),
+}
+
+/// The name under which the state of a followed database lies beside it.
+pub(crate) fn follow_state_name(database: &OsStr) -> OsString {
+    state_path(Path::new(database)).into_os_string()
 }
 
 /// Where it stands what a file was when it was last given to whoever writes to it.

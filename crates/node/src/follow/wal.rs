@@ -15,6 +15,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use super::ReplicaJournal;
 use super::apply::Batch;
 use super::lock::Busy;
+use super::preview::{Known, Preview};
 use crate::restore::RestoreError;
 
 /// Pages in the WAL after which they are copied into the database.
@@ -147,11 +148,12 @@ impl WalWriter {
     }
 
     /// Commits a batch that leaves the page size as it is. `Busy` when somebody else is writing for longer than `timeout`; `None` when somebody else
-    /// has written.
+    /// has written who is not known of: what is known of has become what it was before at the same time.
     pub(super) fn apply(
         &mut self,
         batch: &Batch,
         page_one: &PageOneFields,
+        known: Option<&Known>,
         timeout: Duration,
     ) -> Result<Option<Result<(), Busy>>, RestoreError> {
         self.connection().busy_timeout(timeout).map_err(self.failed("lock"))?;
@@ -159,10 +161,13 @@ impl WalWriter {
             Err(error) if is_busy(&error) => return Ok(Some(Err(Busy))),
             begun => begun.map_err(self.failed("lock"))?,
         }
-        let is_untouched = self.read_data_version().map(|version| version == self.data_version);
-        let written = match is_untouched {
-            Ok(true) => self.write(batch, page_one).map(|()| true),
-            other => other,
+        let version = self.read_data_version();
+        let written = match version {
+            Ok(version) if known.is_some() || version == self.data_version => {
+                self.data_version = version;
+                self.write(batch, page_one, known.and_then(|known| known.preview.as_deref())).map(|()| true)
+            }
+            other => other.map(|_| false),
         };
         if !matches!(written, Ok(true)) {
             // Nothing of it is left, whether this works or the connection is closed.
@@ -181,17 +186,29 @@ impl WalWriter {
         Ok(Some(Ok(())))
     }
 
-    fn write(&self, batch: &Batch, page_one: &PageOneFields) -> Result<(), RestoreError> {
+    fn write(&self, batch: &Batch, page_one: &PageOneFields, preview: Option<&Preview>) -> Result<(), RestoreError> {
         let before = self.page_count()?;
         let connection = self.connection();
         let mut statement = connection.prepare_cached(WRITE_PAGE).map_err(self.failed("write"))?;
         let mut page = vec![0; batch.page_size.bytes()];
+        let kept = preview.into_iter().flat_map(|preview| &preview.pages);
+        let mut kept: Vec<_> =
+            kept.filter(|(pgno, _)| batch.commit.contains(**pgno) && batch.pages.binary_search(pgno).is_err()).collect();
+        let first = kept.first().is_some_and(|(pgno, _)| **pgno == PageNumber::FIRST).then(|| kept.remove(0).1);
+        for (pgno, page) in kept {
+            statement.execute((pgno.get(), page)).map_err(self.failed("write"))?;
+        }
         for (index, pgno) in batch.pages.iter().enumerate().rev() {
             batch.read(index, &mut page).map_err(|e| RestoreError::io("read", Path::new("spool file"), e))?;
             if *pgno == PageNumber::FIRST {
                 page_one.put(&mut page);
             }
             statement.execute((pgno.get(), &page)).map_err(self.failed("write"))?;
+        }
+        if let Some(kept) = first {
+            page.copy_from_slice(kept);
+            page_one.put(&mut page);
+            statement.execute((1, &page)).map_err(self.failed("write"))?;
         }
         if batch.commit < before {
             let first = u64::from(batch.commit.get()) + 1;

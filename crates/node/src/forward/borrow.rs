@@ -29,7 +29,7 @@ use crate::stream::query::Query;
 /// Between two looks at a file that is to come to a position.
 const LOOK: Duration = Duration::from_millis(2);
 /// How long an answer may take, beside what it waits for.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// How long it is tried to hear what has become of what was sent.
 const SEND_MAX: Duration = Duration::from_secs(30);
 /// For so long the lock is held while it is sent.
@@ -39,7 +39,7 @@ const AGAIN: Duration = Duration::from_millis(200);
 /// How long the own file is waited for after a commit.
 const VISIBLE_MAX: Duration = Duration::from_secs(10);
 /// Bytes of an answer.
-const ANSWER_BYTES_MAX: u64 = 64 << 10;
+pub(super) const ANSWER_BYTES_MAX: u64 = 64 << 10;
 /// In a state folder: copies.
 const COPIES_FOLDER: &str = "borrowed";
 
@@ -123,7 +123,7 @@ impl Borrows {
 
 impl Here<'_> {
     /// The name of the database at `path`, on a replica.
-    fn database(&self, path: &Path) -> Result<String, Refusal> {
+    pub(super) fn database(&self, path: &Path) -> Result<String, Refusal> {
         let not_here = || (StatusCode::NOT_FOUND, format!("{} is no database of this node", path.display()));
         let name = path.strip_prefix(&self.node.folder.dir).ok().and_then(Path::to_str).ok_or_else(not_here)?;
         if !self.node.folder.takes(name) {
@@ -141,7 +141,7 @@ impl Here<'_> {
     }
 
     /// A connection to the primary, for questions.
-    async fn link(&self) -> Result<(Source, Link), LinkError> {
+    pub(super) async fn link(&self) -> Result<(Source, Link), LinkError> {
         let source = match &self.node.accepting {
             Some(accepting) => Source::Accepted(Arc::clone(accepting)),
             None => {
@@ -288,6 +288,11 @@ impl Here<'_> {
     /// Gives a lock back, with nothing committed.
     pub async fn give_back(&self, id: &str) {
         drop(self.node.borrows.lock().remove(id));
+        self.unlock(id).await;
+    }
+
+    /// Tells the primary that a lock is not needed any more.
+    pub(super) async fn unlock(&self, id: &str) {
         let path = Query::default().with("id", id).of("/v1/write-unlock");
         if let Err(error) = self.ask(&path, Bytes::new(), ANSWER_MAX).await {
             tracing::warn!("the primary cannot be told that a write lock is not needed any more: {error}");
@@ -344,7 +349,8 @@ impl Here<'_> {
             self.give_back(id).await;
             return Ok(Committed { said: Said::Ended { why }, pages, visible: false });
         }
-        let said = self.while_kept((id, &loan.database), self.send(id, Bytes::from(bytes))).await;
+        let deadline = Instant::now() + SEND_MAX;
+        let said = self.while_kept((id, &loan.database), self.send(id, Bytes::from(bytes), deadline)).await;
         let visible = match said {
             Said::Committed { txid } => is_visible(&loan.path, txid).await,
             Said::Ended { .. } | Said::Unknown { .. } => false,
@@ -353,9 +359,9 @@ impl Here<'_> {
     }
 
     /// Sends what is to be committed until somebody says what has become of it.
-    async fn send(&self, id: &str, bytes: Bytes) -> Said {
+    pub(super) async fn send(&self, id: &str, bytes: Bytes, deadline: Instant) -> Said {
         let path = Query::default().with("id", id).of("/v1/write");
-        let (deadline, mut is_first) = (Instant::now() + SEND_MAX, true);
+        let mut is_first = true;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let why = match self.ask(&path, bytes.clone(), left).await {
@@ -379,7 +385,7 @@ impl Here<'_> {
             };
             is_first = false;
             if Instant::now() >= deadline {
-                return Said::Unknown { why: format!("no answer within {SEND_MAX:?}: {why}") };
+                return Said::Unknown { why: format!("no answer in time: {why}") };
             }
             tokio::time::sleep(AGAIN).await;
         }

@@ -17,7 +17,7 @@ use crate::follow::replica;
 use crate::time;
 
 /// How long whoever writes is waited for.
-const BUSY: Duration = Duration::from_secs(1);
+pub(super) const BUSY: Duration = Duration::from_secs(1);
 
 /// A copy, and what it was when it was made.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ fn toggle(sum: Checksum, page: u64) -> Checksum {
     Checksum::from_raw(page).map_or(sum, |page| sum.toggle(page))
 }
 
-fn open(path: &Path, more: OpenFlags) -> rusqlite::Result<Connection> {
+pub(super) fn open(path: &Path, more: OpenFlags) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags | more)?;
     connection.busy_timeout(BUSY)?;
@@ -197,7 +197,7 @@ pub(super) fn changes(copied: &Copied) -> Result<Option<(Vec<u8>, u32)>, String>
     Ok(Some((out, pages)))
 }
 
-fn check_size(out: &[u8]) -> Result<(), String> {
+pub(super) fn check_size(out: &[u8]) -> Result<(), String> {
     let most = WRITE_BYTES_MAX >> 20;
     let is_small = out.len() as u64 <= WRITE_BYTES_MAX;
     is_small.then_some(()).ok_or_else(|| format!("it is more than {most} MiB: run the command on the primary"))

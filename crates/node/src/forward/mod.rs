@@ -16,6 +16,7 @@ mod copy;
 pub mod grants;
 mod holder;
 pub(crate) mod lent;
+pub mod transparent;
 
 use std::time::Duration;
 

@@ -344,6 +344,7 @@ fn read_header(file: &File) -> io::Result<Option<DatabaseHeader>> {
     }
 }
 
-fn is_wal(file: &File) -> bool {
+/// Whether a file is a database in WAL mode.
+pub(super) fn is_wal(file: &File) -> bool {
     matches!(read_header(file), Ok(Some(header)) if header.is_wal())
 }

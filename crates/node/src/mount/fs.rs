@@ -6,7 +6,7 @@
 //! | `-journal` | kernel passthrough in the same way; otherwise direct I/O | truncate, unlink, fsync, close; with direct I/O every write as well |
 //! | any other | cached by the kernel | every write and truncate |
 //!
-//! POSIX locks are not negotiated: the kernel keeps them. No handler waits for anything but the file system behind it.
+//! POSIX locks are not negotiated: the kernel keeps them. Where writes are forwarded they are, and the WAL is read and written by us, without a cache. No handler waits for anything but the file system behind it.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
@@ -17,13 +17,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
     BackingId, BsdFileFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
     InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    ReplyEmpty, ReplyEntry, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType as Kind, Gid, Mode, OFlags, Timestamps, Uid};
 
@@ -31,11 +32,12 @@ use super::anchor::Anchor;
 use super::bar::Bar;
 use super::below::Place;
 use super::database::Verdict;
-use super::door::{self, Door, is_own};
+use super::door::{Door, is_own};
 use super::gate::Gate;
-use super::groups::{self, Groups};
+use super::groups::Groups;
 use super::handover::{Handover, let_in};
 use super::lag::Lag;
+use super::lending::Lending;
 use super::nodes::{Node, Nodes, is_hidden, mode, timestamp};
 use super::operations::{Operation, count};
 use super::reports::{self, Report};
@@ -43,17 +45,21 @@ use super::revoke::{Files, Revoker, Taken};
 use super::role::{Role, base_of};
 use super::unsynced::Unsynced;
 use super::writers::{self, Writers};
-use crate::capture::commits::{CommitLines, GateState};
-use crate::capture::guard;
+use crate::capture::commits::CommitLines;
 use crate::durability::Level;
+use crate::forward::transparent;
 
 mod enter;
 mod folder;
+mod lent;
 mod make;
+mod remove;
+mod sync;
 
 pub(super) use enter::Open;
 use enter::{Asker, Entered};
 use folder::OpenFolder;
+use lent::LockRequest;
 use make::Made;
 
 /// How long the kernel may believe what it was told: every change comes through it.
@@ -100,6 +106,10 @@ pub(super) struct Mirror {
     handover: Handover,
     /// Where commits wait for the store, if they are to.
     gate: Option<Gate>,
+    /// Where applications write on a replica, if they may.
+    lending: Option<Lending>,
+    /// Where it is mounted.
+    at: PathBuf,
     groups: Groups,
     unsynced: Unsynced,
     files: Arc<Files>,
@@ -125,19 +135,24 @@ impl Mirror {
         below: Place,
         (lines, anchor): (Arc<CommitLines>, Arc<Anchor>),
         (gate, writers): (Option<(Level, Duration)>, Writers),
+        (at, requests): (&Path, Option<Sender<transparent::Request>>),
     ) -> io::Result<Self> {
+        let writers = Arc::new(writers);
+        let lending = requests.map(|requests| Lending::new(requests, Arc::clone(&writers))).transpose()?;
         Ok(Self {
             nodes: Arc::new(Nodes::new(root)?),
             below,
             lines,
             anchor,
             door: Arc::new(Mutex::new(Arc::new(Door::new()?))),
-            writers: Arc::new(writers),
+            writers,
             bar: Bar::default(),
             lag: Arc::default(),
             taken: Arc::default(),
             handover: Handover::default(),
             gate: gate.map(|(level, timeout)| Gate::new(level, timeout)).transpose()?,
+            lending,
+            at: at.to_owned(),
             groups: Groups::default(),
             unsynced: Unsynced::new()?,
             files: Arc::default(),
@@ -171,7 +186,7 @@ impl Mirror {
     fn look_up(&self, parent: INodeNo, name: &OsStr) -> io::Result<(Arc<Node>, FileAttr)> {
         let found = self.nodes.look_up(parent, name);
         if found.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOENT))
-            && let Some((of, report)) = Report::of_name(parent, name, &self.nodes, (&self.lines, &self.lag))
+            && let Some((of, report)) = Report::of_name(parent, name, &self.nodes, (&self.lines, &self.lag), self.lending.is_some())
         {
             return self.nodes.report(of, parent, name, report);
         }
@@ -274,74 +289,6 @@ impl Mirror {
         }
         Ok(())
     }
-
-    fn remove(&self, pid: u32, parent: INodeNo, name: &OsStr, flags: AtFlags) -> io::Result<()> {
-        self.refuse_ours(parent, name)?;
-        let _admitted = self.writers.admit(pid)?;
-        let folder = self.nodes.get(parent)?;
-        let is_journal = Role::of(name) == Role::Journal;
-        let base = is_journal.then(|| self.base(parent, name)).flatten();
-        // Nothing in the folder changes while this is answered.
-        let may_be_ours = is_journal && guard::rolls_back_any() && door::is_own(pid);
-        if may_be_ours && !base.as_ref().is_some_and(|base| guard::is_rolled_back(base.inode)) {
-            return Err(no_access());
-        }
-        if let Some(base) = &base {
-            base.database.look_at_journal(|| base.open(OFlags::RDONLY));
-        }
-        let group = base.as_ref().and_then(|_| self.groups.of_journal(|| groups::open(&folder.fd, name)));
-        rustix::fs::unlinkat(&folder.fd, name, flags)?;
-        self.groups.note_removed(name);
-        if let Some(base) = base {
-            base.database.note_removed(group, || base.open(OFlags::RDONLY));
-        }
-        Ok(())
-    }
-
-    /// What has this name now came by a rename, or nothing has it any more.
-    fn note_moved(&self, parent: INodeNo, name: &OsStr) -> io::Result<()> {
-        let folder = self.nodes.get(parent)?;
-        self.nodes.note_moved(&folder, parent, name);
-        if Role::of(name) == Role::Journal
-            && let Some(base) = self.base(parent, name)
-        {
-            base.database.note_moved();
-            if let Some(journal) = self.nodes.sibling(&folder, name) {
-                self.look_at_journal(parent, name, &journal);
-            }
-        }
-        Ok(())
-    }
-
-    /// A file was synced, which may be the last thing before a commit.
-    fn gate_sync(&self, request: &Request, open: &Open, reply: ReplyEmpty) {
-        let Some(gate) = self.gate.as_ref().filter(|_| !door::is_own(request.pid())) else { return reply.ok() };
-        let place = open.node.place();
-        let database = match place.name.as_bytes().strip_suffix(b"-wal").filter(|_| open.role == Role::Shared) {
-            Some(base) => self
-                .nodes
-                .get(INodeNo(place.parent))
-                .ok()
-                .and_then(|folder| self.nodes.sibling(&folder, OsStr::from_bytes(base))),
-            None => (open.role == Role::Plain && !open.node.is_ours).then(|| Arc::clone(&open.node)),
-        };
-        let Some(database) = database else { return reply.ok() };
-        let line = self.lines.of(database.inode);
-        let waits = match line.gate() {
-            GateState::Open => false,
-            GateState::Closed => true,
-            // What was never captured begins with what it holds then.
-            GateState::Unknown => {
-                let place = database.place();
-                door::was_captured(&self.nodes, &place) || door::was_followed(&self.nodes, &place)
-            }
-        };
-        match open.role {
-            _ if !waits => reply.ok(),
-            Role::Shared => gate.hold_wal(&database, &line, open.node.inode, reply),
-            Role::Journal | Role::Plain => gate.hold_database(&database, &open.file, request.pid(), reply),
-        }
-    }
 }
 
 /// It could not be taken back, and its end would not be seen.
@@ -380,6 +327,9 @@ impl Filesystem for Mirror {
         self.can_pass_through.store(can, Ordering::Relaxed);
         if !can {
             tracing::warn!("the kernel does not pass WAL files through: commits in WAL mode are slower");
+        }
+        if self.lending.is_some() && config.add_capabilities(InitFlags::FUSE_POSIX_LOCKS).is_err() {
+            return Err(io::Error::other("the kernel does not ask for locks"));
         }
         // The kernel takes less where it must.
         let _ = config.set_max_write(WRITE_BYTES_MAX);
@@ -664,13 +614,20 @@ impl Filesystem for Mirror {
         reply: ReplyWrite,
     ) {
         count(Operation::Write);
-        let thread = request.pid();
-        let written = self.open_file(handle).and_then(|open| self.write_file(&open, offset, data, (thread, flags)));
+        let (thread, open) = (request.pid(), self.open_file(handle));
+        let Some(reply) = self.lend_write(&open, (offset, data), reply) else { return };
+        let written = open.and_then(|open| self.write_file(&open, offset, data, (thread, flags)));
         answer!(reply, written, () => reply.written(u32::try_from(data.len()).expect("bounded by the session")));
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, _: &Request, _: INodeNo, handle: FileHandle, owner: LockOwner, reply: ReplyEmpty) {
         count(Operation::Flush);
+        if let Some(lending) = &self.lending {
+            if let Ok(open) = self.open_file(handle) {
+                lending.flushed(&open, owner.0);
+            }
+            return reply.ok();
+        }
         // A kernel that does not know `FOPEN_NOFLUSH` asks no more after this.
         reply.error(Errno::ENOSYS);
     }
@@ -687,6 +644,9 @@ impl Filesystem for Mirror {
     ) {
         count(Operation::Release);
         let closed = lock(&self.files).remove(&handle.0);
+        if let (Some(lending), Some(open)) = (&self.lending, &closed) {
+            lending.closed(open, handle.0);
+        }
         if let Some(open) = &closed
             && let Some(base) = open.base.as_ref().filter(|_| open.is_passed)
         {
@@ -709,6 +669,39 @@ impl Filesystem for Mirror {
             }
         });
         answer!(reply, synced, open => self.gate_sync(request, &open, reply));
+    }
+
+    fn getlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        count(Operation::GetLock);
+        self.look_at_lock(&LockRequest { handle, owner, bytes: start..=end, kind, pid, waits: false }, reply);
+    }
+
+    fn setlk(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        handle: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        kind: i32,
+        pid: u32,
+        waits: bool,
+        reply: ReplyEmpty,
+    ) {
+        count(Operation::SetLock);
+        self.set_lock(LockRequest { handle, owner, bytes: start..=end, kind, pid, waits }, reply);
     }
 
     fn fsyncdir(&self, _: &Request, _: INodeNo, handle: FileHandle, _: bool, reply: ReplyEmpty) {

@@ -31,12 +31,14 @@ use self::revoke::Revoker;
 use self::writers::Writers;
 use crate::capture::commits::CommitLines;
 use crate::durability::Level;
+use crate::forward::transparent::Request;
 
 mod anchor;
 mod bar;
 mod below;
 mod database;
 mod door;
+mod frames;
 mod fs;
 pub mod gate;
 mod groups;
@@ -45,6 +47,8 @@ mod handover;
 mod journal;
 mod lag;
 mod leftover;
+mod lending;
+mod locks;
 mod nodes;
 pub mod operations;
 mod reports;
@@ -70,6 +74,8 @@ pub struct MountOptions {
     pub lines: Arc<CommitLines>,
     /// A commit waits until it is at this level, and fails with an I/O error when that takes longer; `lines` know that their commits wait.
     pub gate: Option<(Level, Duration)>,
+    /// Applications write on a replica through the primary: what that needs is asked for here.
+    pub forwarding: Option<Sender<Request>>,
     /// Nobody but this process writes, until [`MountHandle::admit_all`].
     pub is_ours_alone: bool,
 }
@@ -226,13 +232,13 @@ fn start_session(
     asks: Sender<Ask>,
     anchor: Arc<Anchor>,
 ) -> Result<(Started, MountHandle), String> {
-    let MountOptions { lines, gate, is_ours_alone } = options;
+    let MountOptions { lines, gate, forwarding, is_ours_alone } = options;
     let error = |path: &Path, e: &io::Error| format!("{}: {}", path.display(), crate::config::io_text(e));
     let root = File::open(behind).map_err(|e| error(behind, &e))?;
     let place = below::Place::open(at).map_err(|e| error(at, &e))?;
     let hidden = place.hidden();
     let writers = Writers::new(is_ours_alone);
-    let mirror = fs::Mirror::new(root, place, (Arc::clone(&lines), anchor), (gate, writers));
+    let mirror = fs::Mirror::new(root, place, (Arc::clone(&lines), anchor), (gate, writers), (at, forwarding));
     let mirror = mirror.map_err(|e| error(behind, &e))?;
     let taken = Arc::clone(&mirror.taken);
     let (revoker, door) = (mirror.revoker(), Arc::clone(&mirror.door));

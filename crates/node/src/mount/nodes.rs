@@ -65,6 +65,11 @@ impl Node {
         self.is_ours && !self.report.as_ref().is_some_and(Report::may_be_written)
     }
 
+    /// Whether it is a report that is there to be locked.
+    pub(super) fn is_lock(&self) -> bool {
+        self.report.as_ref().is_some_and(Report::is_lock)
+    }
+
     /// Whether it has another number now: nobody opens it by this one any more.
     pub(super) fn is_taken(&self) -> bool {
         self.is_taken.load(Ordering::SeqCst)

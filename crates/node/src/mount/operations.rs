@@ -30,9 +30,11 @@ pub(super) enum Operation {
     ReleaseFolder,
     StatFileSystem,
     Allocate,
+    GetLock,
+    SetLock,
 }
 
-const NAMES: [&str; 25] = [
+const NAMES: [&str; 27] = [
     "lookup",
     "forget",
     "getattr",
@@ -58,6 +60,8 @@ const NAMES: [&str; 25] = [
     "releasedir",
     "statfs",
     "fallocate",
+    "getlk",
+    "setlk",
 ];
 
 /// Of all mounts of the process, of which there is one.

@@ -2,7 +2,7 @@
 //!
 //! They have LiteFS's form, so what was written for it can use them: an application that hands the position on to whoever is to see its write, for one; or a migration
 //! that locks byte 72 of `NAME-lock`, to be the only one that writes. Where everything is written here, that keeps out those who lock it, too, and no one else, as with
-//! LiteFS's primary. They can be opened and are not listed.
+//! LiteFS's primary; on a replica whose writes are forwarded it borrows the primary's write lock for more than one transaction ([`super::lending`]). They can be opened and are not listed.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -12,8 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{FileAttr, FileType, INodeNo};
-use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::fs::{MemfdFlags, OFlags, memfd_create};
 
+use super::database::is_wal;
 use super::lag::Lag;
 use super::nodes::Nodes;
 use crate::capture::commits::{CommitLine, CommitLines};
@@ -43,6 +44,11 @@ fn database_of<'n>(name: &'n OsStr, suffix: &[u8]) -> Option<&'n OsStr> {
     name.as_bytes().strip_suffix(suffix).filter(|base| !base.is_empty()).map(OsStr::from_bytes)
 }
 
+/// The database of `NAME-lock`.
+pub(super) fn database_of_lock(name: &OsStr) -> Option<&OsStr> {
+    database_of(name, LOCK_SUFFIX)
+}
+
 /// A name that may mean a report a moment later, if it does not now.
 pub(super) fn may_mean_one(name: &OsStr) -> bool {
     name == LAG_NAME || [POS_SUFFIX, LOCK_SUFFIX].iter().any(|suffix| database_of(name, suffix).is_some())
@@ -55,6 +61,7 @@ impl Report {
         name: &OsStr,
         nodes: &Nodes,
         (lines, lag): (&CommitLines, &Arc<Lag>),
+        is_lent: bool,
     ) -> Option<(u64, Self)> {
         if parent == INodeNo::ROOT && name == LAG_NAME {
             return Some((parent.0, Self::Lag(Arc::clone(lag))));
@@ -66,13 +73,22 @@ impl Report {
             Some((inode, line))
         };
         if let Some(base) = database_of(name, LOCK_SUFFIX) {
-            return captured(base).map(|(inode, _)| (inode | LOCK, Self::Lock));
+            let lent = || {
+                let node = nodes.sibling(&folder, base).filter(|node| is_lent && !node.is_ours)?;
+                node.open(OFlags::RDONLY).is_ok_and(|file| is_wal(&file)).then_some(node.inode)
+            };
+            return captured(base).map(|(inode, _)| inode).or_else(lent).map(|inode| (inode | LOCK, Self::Lock));
         }
         captured(database_of(name, POS_SUFFIX)?).map(|(inode, line)| (inode, Self::Pos(line)))
     }
 
     /// Whether whoever opens it may want to write: a lock that keeps others out needs that.
     pub(super) fn may_be_written(&self) -> bool {
+        matches!(self, Self::Lock)
+    }
+
+    /// Whether it is there to be locked.
+    pub(super) fn is_lock(&self) -> bool {
         matches!(self, Self::Lock)
     }
 

@@ -26,6 +26,11 @@ impl Role {
     }
 }
 
+/// Whether a file is a WAL, by its name.
+pub(super) fn is_wal(name: &OsStr) -> bool {
+    name.as_bytes().strip_suffix(b"-wal").is_some_and(|base| !base.is_empty())
+}
+
 /// The database of a journal, by its name.
 pub(super) fn base_of(journal: &OsStr) -> Option<&OsStr> {
     journal.as_bytes().strip_suffix(b"-journal").filter(|base| !base.is_empty()).map(OsStr::from_bytes)

@@ -35,6 +35,8 @@ mod mount_cost;
 #[cfg(target_os = "linux")]
 mod mount_durability;
 #[cfg(target_os = "linux")]
+mod mount_forward;
+#[cfg(target_os = "linux")]
 mod mount_node;
 #[cfg(target_os = "linux")]
 mod mount_user;

@@ -139,7 +139,7 @@ impl Mounts {
     }
 
     /// The files of these nodes, which have ended, are what the store has, but for bytes of the first page that a follower has otherwise.
-    fn check_equal(&self, names: &[&str], database: &str) {
+    pub(crate) fn check_equal(&self, names: &[&str], database: &str) {
         let outcome = self.cluster.folder.run(&["restore", &format!("store/{database}"), "-o", "stored.db", "--force"]);
         assert_eq!(outcome.code, 0, "{outcome:?}");
         let stored = fs::read(self.cluster.folder.path("stored.db")).unwrap();

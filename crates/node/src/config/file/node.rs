@@ -6,7 +6,7 @@ use serde_saphyr::Spanned;
 use super::{ConfigFile, DurationText, ReplicaFile, absolute, cluster_parts};
 use crate::config::ConfigError;
 use crate::config::folder::FolderConfig;
-use crate::config::node::{DurabilityLevel, NODES, NodeSection, ProxySection, folder};
+use crate::config::node::{DurabilityLevel, NODES, NodeSection, ProxySection, WriteForwarding, folder};
 use crate::config::parse_addr;
 use crate::durability::Level;
 use crate::lease_place::LeaseUrl;
@@ -35,6 +35,8 @@ pub struct NodeFile {
     pub nodes: Option<Spanned<u32>>,
     /// How long a commit on the mount waits for other nodes.
     pub durability_timeout: Option<DurationText>,
+    /// How applications on a replica write.
+    pub write_forwarding: Option<WriteForwarding>,
     /// The proxy in front of the application.
     pub proxy: ProxyFile,
 }
@@ -117,6 +119,7 @@ pub(super) fn resolve(
         durability: node.durability,
         nodes: nodes(node.nodes.as_ref())?,
         durability_timeout: node.durability_timeout.map(|d| d.0),
+        write_forwarding: node.write_forwarding,
         proxy: proxy(&node.proxy)?,
         settings,
     };

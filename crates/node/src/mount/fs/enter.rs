@@ -10,19 +10,21 @@ use rustix::fs::OFlags;
 
 use super::{Mirror, lock, no_access};
 use crate::mount::nodes::Node;
-use crate::mount::role::Role;
+use crate::mount::role::{Role, is_wal};
 use crate::mount::writers::{Admitted, is_for_readers};
 
 /// An open file.
 #[derive(Debug)]
 pub(in crate::mount) struct Open {
-    pub(super) file: Arc<File>,
+    pub(in crate::mount) file: Arc<File>,
     pub(in crate::mount) node: Arc<Node>,
     pub(in crate::mount) role: Role,
     /// The database whose journal this is.
     pub(super) base: Option<Arc<Node>>,
     /// It was opened by this process.
     pub(in crate::mount) is_own: bool,
+    /// It is a WAL whose writes are looked at.
+    pub(super) is_lent: bool,
     /// The kernel writes it without us.
     pub(super) is_passed: bool,
     /// Keeps the kernel's way to the file.
@@ -31,7 +33,7 @@ pub(in crate::mount) struct Open {
 
 impl Open {
     /// Whether it is one that readers write.
-    pub(super) fn is_for_readers(&self) -> bool {
+    pub(in crate::mount) fn is_for_readers(&self) -> bool {
         self.role == Role::Shared && is_for_readers(&self.node.place().name)
     }
 }
@@ -69,7 +71,8 @@ impl Mirror {
                 line
             });
         }
-        let passes = role == Role::Shared || (base.is_some() && !node.is_ours);
+        let is_lent = self.lending.is_some() && !node.is_ours && is_wal(&place.name);
+        let passes = (role == Role::Shared && !is_lent) || (base.is_some() && !node.is_ours);
         // Whatever its name is now: the kernel wants the same from all who have the file open.
         let shared = self.backing_of(&node).or_else(|| passes.then(|| self.backing(&node, &file, backing)).flatten());
         if role == Role::Shared && shared.is_none() {
@@ -82,16 +85,18 @@ impl Mirror {
             // Direct I/O goes before passthrough: a file that was renamed into a database is seen.
             _ if shared.is_some() => FopenFlags::FOPEN_DIRECT_IO,
             Role::Journal => FopenFlags::FOPEN_DIRECT_IO,
+            // While the kernel waits for the end of a write that is cached, nobody reads what lies beside it.
+            Role::Shared if is_lent => FopenFlags::FOPEN_DIRECT_IO,
             Role::Shared | Role::Plain => FopenFlags::FOPEN_KEEP_CACHE,
         };
-        // Nothing is to be said of a close.
-        let flags = flags | FopenFlags::FOPEN_NOFLUSH;
+        // Nothing is to be said of a close, where no locks go with it.
+        let flags = if self.lending.is_some() { flags } else { flags | FopenFlags::FOPEN_NOFLUSH };
         let handle = self.handle();
         let file = Arc::new(file);
         if let Some(base) = base.as_ref().filter(|_| is_passed) {
             base.database.note_passed(handle, Arc::clone(&file));
         }
-        let open = Open { file, node, role, base, is_own, is_passed, _backing: shared.clone() };
+        let open = Open { file, node, role, base, is_own, is_lent, is_passed, _backing: shared.clone() };
         lock(&self.files).insert(handle, Arc::new(open));
         Entered { handle: FileHandle(handle), flags, backing: shared }
     }
@@ -150,7 +155,7 @@ impl Mirror {
         if node.is_read_only() && is_to_write {
             return Err(no_access());
         }
-        let may_write = || asker.is_own || is_for_readers(&node.place().name);
+        let may_write = || asker.is_own || node.is_lock() || is_for_readers(&node.place().name) || self.may_lend(node, more);
         let admitted = if is_to_write { Some(self.writers.admit_if(may_write)?) } else { None };
         let opened = match node.open(OFlags::RDWR | more) {
             Err(error) if wanted & OFlags::ACCMODE == OFlags::RDONLY && error.raw_os_error() != Some(libc::ENOENT) => {

@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid};
 use super::{LOST_TO_CHOWN, Mirror, proc_path};
 use crate::mount::door::is_own;
 use crate::mount::nodes::Node;
-use crate::mount::role::{Role, database_of};
+use crate::mount::role::{Role, database_of, is_wal};
 use crate::mount::writers::{Admitted, is_for_readers};
 
 /// A file that was just made, by somebody who is admitted as long as this lives.
@@ -32,7 +32,8 @@ impl Mirror {
     ) -> io::Result<Made<'_>> {
         let (parent, name) = place;
         self.refuse_ours(parent, name)?;
-        let admitted = self.writers.admit_if(|| is_own(request.pid()) || is_for_readers(name))?;
+        let is_lent = self.lending.is_some() && is_wal(name);
+        let admitted = self.writers.admit_if(|| is_own(request.pid()) || is_for_readers(name) || is_lent)?;
         let folder = self.nodes.get(parent)?;
         let more = OFlags::from_bits_truncate(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
