@@ -20,6 +20,7 @@ mod anew;
 mod gate;
 mod journals;
 mod place;
+mod restarted;
 
 /// Longest life of a mount. After it every wait in the kernel ends with an error, and the test with it.
 const LIFE: Duration = Duration::from_secs(110);
