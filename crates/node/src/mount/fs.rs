@@ -381,6 +381,10 @@ impl Filesystem for Mirror {
         if !can {
             tracing::warn!("the kernel does not pass WAL files through: commits in WAL mode are slower");
         }
+        // It does so for root alone.
+        if !(can && self.is_root) {
+            self.anchor.cast();
+        }
         // The kernel takes less where it must.
         let _ = config.set_max_write(WRITE_BYTES_MAX);
         Ok(())

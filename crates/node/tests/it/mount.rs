@@ -210,6 +210,11 @@ impl Mount {
         self.ended()
     }
 
+    /// The process id of the daemon.
+    pub(crate) fn id(&self) -> u32 {
+        self.program.as_ref().unwrap().id()
+    }
+
     pub(crate) fn stop(&mut self) {
         let ended = self.signal(Signal::TERM);
         assert_eq!(ended.code, 0, "{ended:?}");

@@ -113,6 +113,16 @@ fn a_killed_daemon_of_an_ordinary_user_leaves_nobody_waiting() {
     mount.stop();
 }
 
+/// The daemon may be killed as soon as it has a wal-index mapped: so what ends last waits for the mount before there is one.
+#[test]
+fn what_a_killed_daemon_of_an_ordinary_user_needs_is_there_from_the_beginning() {
+    let Some(mut mount) = mount() else { return };
+    let doing = threads(mount.id());
+    let anchor = doing.lines().find(|line| line.starts_with("mount-anchor ")).unwrap_or_else(|| panic!("{doing}"));
+    assert!(!anchor.contains("futex"), "it waits to be sent: {doing}");
+    mount.stop();
+}
+
 /// Databases of a user on root's mount go over to WAL mode. Root's daemon may be the first to make the wal-index, which is the user's at once.
 const SWITCHER: &str = "
 import os, sqlite3, sys, time
