@@ -1,12 +1,14 @@
 //! `cargo xtask test`: the tests of the whole workspace, as `cargo test --workspace` runs them. Those that mostly wait run beside the others, and all are run
-//! whatever fails.
+//! whatever fails. At the end is repeated what those that failed have said.
 
-use std::fs::File;
+mod failures;
+
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -15,8 +17,12 @@ use crate::ci::root;
 use crate::error::{Context, Outcome, fail};
 use crate::scratch::Scratch;
 
+use failures::failures;
+
 /// They wait for servers, and need little of the processor.
 const WAITING: &[&str] = &["store it"];
+/// How often it is looked whether a program has ended.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A program that runs tests.
 #[derive(Debug, PartialEq, Eq)]
@@ -40,12 +46,13 @@ pub(crate) fn run(args: Args) -> Outcome {
     let said = |program: &Program| scratch.path().join(program.name.replace(' ', "-"));
     let mut failed = Vec::new();
     thread::scope(|scope| -> Outcome {
-        let started = beside.iter().map(|program| (program, scope.spawn(|| start(program, Some(said(program))))));
+        let started =
+            beside.iter().map(|program| (program, scope.spawn(|| start(program, Show::Later, &said(program)))));
         let started: Vec<_> = started.collect();
         for program in &in_turn {
             println!("-- {}", program.name);
-            if !start(program, None)? {
-                failed.push(program.name.clone());
+            if !start(program, Show::Now, &said(program))? {
+                failed.push(program);
             }
         }
         for (program, running) in started {
@@ -54,12 +61,21 @@ pub(crate) fn run(args: Args) -> Outcome {
             let mut output = File::open(said(program)).context("read what the tests have said")?;
             io::copy(&mut output, &mut io::stdout()).context("show it")?;
             if !passed {
-                failed.push(program.name.clone());
+                failed.push(program);
             }
         }
         Ok(())
     })?;
-    if failed.is_empty() { Ok(()) } else { fail(format!("tests failed: {}", failed.join(", "))) }
+    if failed.is_empty() {
+        return Ok(());
+    }
+    for program in &failed {
+        let output = fs::read(said(program)).context("read what the tests have said")?;
+        eprintln!("-- {}: what failed", program.name);
+        failures(&String::from_utf8_lossy(&output)).iter().for_each(|failure| eprint!("{}", failure.shown()));
+    }
+    let names: Vec<&str> = failed.iter().map(|program| program.name.as_str()).collect();
+    fail(format!("tests failed: {}", names.join(", ")))
 }
 
 /// Builds all programs that run tests.
@@ -88,16 +104,35 @@ fn program(line: &str) -> Option<Program> {
     Some(Program { name, path: message["executable"].as_str()?.into(), folder })
 }
 
-/// Runs a program; whether its tests passed.
-fn start(program: &Program, output: Option<PathBuf>) -> Outcome<bool> {
+/// When the output of a program is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Show {
+    Now,
+    Later,
+}
+
+/// Runs a program, and keeps its output in the file `said`; whether its tests passed.
+fn start(program: &Program, show: Show, said: &Path) -> Outcome<bool> {
     let began = Instant::now();
     let mut command = Command::new(&program.path);
     command.current_dir(&program.folder);
-    if let Some(path) = output {
-        let file = File::create(&path).context(format!("make {}", path.display()))?;
-        command.stderr(file.try_clone().context("share the output")?).stdout(file);
+    let file = File::create(said).context(format!("make {}", said.display()))?;
+    if show == Show::Later {
+        command.stderr(file.try_clone().context("share the output")?);
     }
-    let status = command.status().context(format!("start the tests {}", program.name))?;
+    let mut child = command.stdout(file).spawn().context(format!("start the tests {}", program.name))?;
+    let mut output = File::open(said).context("read what the tests say")?;
+    // Not by a pipe: whoever outlives the tests may have it open.
+    let status = loop {
+        let ended = child.try_wait().context("wait for the tests")?;
+        if show == Show::Now {
+            io::copy(&mut output, &mut io::stdout()).context("show what the tests say")?;
+        }
+        match ended {
+            Some(status) => break status,
+            None => thread::sleep(LOOK),
+        }
+    };
     println!("-- {}: {status}, {:.1} s", program.name, began.elapsed().as_secs_f64());
     Ok(status.success())
 }
@@ -123,10 +158,16 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_fails_is_told_from_one_that_passes() {
+    fn a_program_that_fails_is_told_from_one_that_passes_and_what_it_said_is_kept() {
         let program = |path: &str| Program { name: path.to_owned(), path: path.into(), folder: "/".into() };
-        assert!(start(&program("true"), None).unwrap());
-        assert!(!start(&program("false"), None).unwrap());
-        assert!(start(&program("/nonexistent/tests"), None).is_err());
+        let scratch = Scratch::new("test-of-tests").unwrap();
+        let said = scratch.path().join("said");
+        for show in [Show::Now, Show::Later] {
+            assert!(start(&program("true"), show, &said).unwrap());
+            assert!(!start(&program("false"), show, &said).unwrap());
+            assert!(start(&program("/nonexistent/tests"), show, &said).is_err());
+            assert!(start(&program("pwd"), show, &said).unwrap());
+            assert_eq!(fs::read_to_string(&said).unwrap(), "/\n");
+        }
     }
 }

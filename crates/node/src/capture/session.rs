@@ -301,6 +301,8 @@ impl WalSession {
         };
         session.save_state(thread)?;
         thread.status.set_state(State::Replicating);
+        // Where the log's end is that of the WAL nothing is recorded now, and nobody would be told until the next commit.
+        thread.tell_position();
         thread.note_opened();
         thread.close_gate();
         Ok(session)

@@ -331,6 +331,10 @@ impl Filesystem for Mirror {
         if self.lending.is_some() && config.add_capabilities(InitFlags::FUSE_POSIX_LOCKS).is_err() {
             return Err(io::Error::other("the kernel does not ask for locks"));
         }
+        // It does so for root alone.
+        if !(can && self.is_root) {
+            self.anchor.cast();
+        }
         // The kernel takes less where it must.
         let _ = config.set_max_write(WRITE_BYTES_MAX);
         Ok(())

@@ -172,6 +172,7 @@ fn serve(
             return None;
         }
     };
+    anchor.wait();
     tracing::info!("{} is mounted at {}", behind.display(), at.display());
     let _ = ready.send(Ok(handle));
     Some(started)

@@ -32,7 +32,10 @@ fn mounts_with(replicas: &[&'static str], more: &[&str]) -> Option<Mounts> {
     mounts.cluster.wait_role("a", "primary");
     let db = open(&mounts.path("a", DATABASE));
     db.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).unwrap();
-    db.execute_batch("CREATE TABLE t(n INTEGER PRIMARY KEY, b); CREATE TABLE counter(n); INSERT INTO counter VALUES (0)").unwrap();
+    db.execute_batch(
+        "CREATE TABLE t(n INTEGER PRIMARY KEY, b); CREATE TABLE counter(n); INSERT INTO counter VALUES (0)",
+    )
+    .unwrap();
     for name in replicas {
         assert!(mounts.start_with(name, false, &[&FLAGS, more].concat()));
         mounts.cluster.wait_role(name, "replica");
@@ -74,7 +77,8 @@ fn an_application_on_a_replica_writes_as_on_the_primary() {
         "BEGIN; SAVEPOINT one; INSERT INTO t SELECT n + 2000, b FROM t; ROLLBACK TO one; INSERT INTO t VALUES (5000, 1); COMMIT",
     )
     .unwrap();
-    b.execute_batch("CREATE TABLE of_b(x); CREATE INDEX i ON t(b); INSERT INTO of_b SELECT hex(zeroblob(2000)) FROM t").unwrap();
+    b.execute_batch("CREATE TABLE of_b(x); CREATE INDEX i ON t(b); INSERT INTO of_b SELECT hex(zeroblob(2000)) FROM t")
+        .unwrap();
     b.execute_batch("DELETE FROM of_b; VACUUM; PRAGMA wal_checkpoint").unwrap();
     wait_for("all of it", || rows(&mounts.path("a", DATABASE), "SELECT count(*) FROM of_b") == Ok(0));
     assert_eq!(rows(&mounts.path("a", DATABASE), "SELECT count(*) FROM t"), Ok(61));
@@ -291,13 +295,8 @@ fn a_library_of_litefs_keeps_the_lock_for_several_transactions() {
     let Some(mut mounts) = mounts(&["b"]) else { return };
     for more in [&[][..], &["until its end"]] {
         let path = mounts.path("b", DATABASE);
-        let mut child = Command::new("python3")
-            .args(["-c", HALTER])
-            .arg(&path)
-            .args(more)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            Command::new("python3").args(["-c", HALTER]).arg(&path).args(more).stdout(Stdio::piped()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         assert_eq!(lines.next().unwrap().unwrap(), "locked");
         let a = open(&mounts.path("a", DATABASE));

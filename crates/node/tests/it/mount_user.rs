@@ -12,22 +12,27 @@ use rusqlite::Connection;
 use rustix::process::{Signal, geteuid};
 
 use crate::mount::Mount;
-use crate::program::{Folder, wait_for};
+use crate::program::{Folder, threads, wait_until};
 
 /// Somebody who may do nothing.
 const USER: u32 = 65534;
 /// One that everybody may run: that in the path may lie in root's home.
 const PYTHON: &str = "/usr/bin/python3";
 const MODES: [&str; 2] = ["wal", "delete"];
-/// Waits until the database is captured, then commits one row after the other. `commits` of them, or without an end.
+/// Waits until the database is captured, then commits one row after the other. `commits` of them, or without an end. It fails when nobody
+/// serves the mount any more, whatever it is about.
 const WRITER: &str = "
 import os, sqlite3, sys, time
+def is_there(path):
+    try: os.stat(path)
+    except FileNotFoundError: return False
+    return True
 path, mode, commits = sys.argv[1], sys.argv[2], int(sys.argv[3])
 db = sqlite3.connect(path, isolation_level=None, timeout=20)
 db.execute('pragma journal_mode=' + mode)
 db.execute('create table if not exists t(a integer primary key, b)')
 began = time.monotonic()
-while not os.path.exists(path + '-pos'):
+while not is_there(path + '-pos'):
     assert time.monotonic() - began < 60, 'not captured'
     time.sleep(0.02)
 while commits != 0:
@@ -94,7 +99,10 @@ fn a_killed_daemon_of_an_ordinary_user_leaves_nobody_waiting() {
         std::thread::sleep(Duration::from_millis(300 + 100 * round));
         mount.signal(Signal::KILL);
         for writer in &mut writers {
-            wait_for("a writer to fail", || writer.try_wait().unwrap().is_some());
+            wait_until("a writer to fail", || match writer.try_wait().unwrap() {
+                Some(_) => Ok(()),
+                None => Err(threads(writer.id())),
+            });
         }
         mount.start(&[]).unwrap();
         for mode in MODES {
@@ -105,6 +113,16 @@ fn a_killed_daemon_of_an_ordinary_user_leaves_nobody_waiting() {
     mount.stop();
 }
 
+/// The daemon may be killed as soon as it has a wal-index mapped: so what ends last waits for the mount before there is one.
+#[test]
+fn what_a_killed_daemon_of_an_ordinary_user_needs_is_there_from_the_beginning() {
+    let Some(mut mount) = mount() else { return };
+    let doing = threads(mount.id());
+    let anchor = doing.lines().find(|line| line.starts_with("mount-anchor ")).unwrap_or_else(|| panic!("{doing}"));
+    assert!(!anchor.contains("futex"), "it waits to be sent: {doing}");
+    mount.stop();
+}
+
 /// Databases of a user on root's mount go over to WAL mode. Root's daemon may be the first to make the wal-index, which is the user's at once.
 const SWITCHER: &str = "
 import os, sqlite3, sys, time
@@ -112,7 +130,10 @@ for number in range(40):
     path = f'{sys.argv[1]}/{number}.db'
     db = sqlite3.connect(path, isolation_level=None, timeout=20)
     db.execute('create table t(a)')
-    while not os.path.exists(path + '-pos'): time.sleep(0.002)
+    while True:
+        try: os.stat(path + '-pos')
+        except FileNotFoundError: time.sleep(0.002)
+        else: break
     db.execute('pragma journal_mode=wal')
     db.execute('insert into t values (1)')
     db.close()

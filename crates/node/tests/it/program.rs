@@ -179,6 +179,29 @@ pub(crate) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
+/// The same, of which it is said what is amiss when it never is so.
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<(), String>) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(amiss) = is_so() {
+        assert!(Instant::now() < deadline, "waited in vain for {what}: {amiss}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What the threads of a process are doing, by what the kernel tells: a line for each. Root is told where in the kernel they are.
+#[cfg(target_os = "linux")]
+pub(crate) fn threads(pid: u32) -> String {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return "it is gone".to_owned() };
+    let line = |thread: PathBuf| {
+        let read = |name: &str| std::fs::read_to_string(thread.join(name)).unwrap_or_default();
+        let status = read("status");
+        let state = status.lines().find_map(|line| line.strip_prefix("State:")).unwrap_or("?").trim().to_owned();
+        let stack: Vec<String> = read("stack").lines().take(5).map(|frame| frame.replace("[<0>] ", "")).collect();
+        format!("\n{} {state} {} {}", read("comm").trim_end(), read("wchan"), stack.join(" < "))
+    };
+    threads.flatten().map(|entry| line(entry.path())).collect()
+}
+
 /// A started command; killed when dropped.
 pub(crate) struct Running(Child);
 

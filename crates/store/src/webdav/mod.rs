@@ -9,8 +9,10 @@
 //!    second than the object it replaces, so a version does not come back. An object that is deleted and created again with the same
 //!    size within a second has the same version; nothing that is swapped is ever deleted and made again.
 //! 4. A server may remove the object that a move replaces before it moves: a reader that finds nothing while a writer has its
-//!    turn looks again.
-//! 5. Every request has a time limit, and every answer that is not an object a largest size.
+//!    turn looks again; and so does one that finds nothing and then no turn, for the turn may have ended in between.
+//! 5. A server may look at a file first and open it then: of one that is replaced in between it tells the old time and size, and sends
+//!    the new bytes. What is read with a version counts when the object still has that version afterwards.
+//! 6. Every request has a time limit, and every answer that is not an object a largest size.
 //!
 //! Names that begin with `.rhyolite-` are this module's own and never listed.
 
@@ -44,6 +46,9 @@ const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(25);
 /// How often of these it may be forbidden to read what is there.
 const FORBIDDEN_READS_MAX: usize = 4;
 
+/// How often a read begins again because the object was replaced meanwhile, which happens once a second at most.
+const READS_MAX: usize = 4;
+
 /// How often a swap begins again because its draft is not later than what it replaces.
 const SWAP_TRIES_MAX: usize = 4;
 /// Tries of a create that a server forbids, and the first pause between two.
@@ -73,7 +78,7 @@ impl WebDav {
 
     /// Reads the object, all of it or a range. `None` if there is none.
     async fn fetch(&self, asked: Asked<'_>, range: Option<String>, bytes: u64) -> Result<Option<Answer>, StoreError> {
-        let mut forbidden = 0;
+        let (mut forbidden, mut was_absent) = (0, false);
         for _ in 0..LOOKS_AGAIN_MAX {
             let headers = range.iter().map(|r| ("range", r.clone())).collect();
             let request = Request { method: "GET", url: self.dav.url(asked.key), headers, body: Bytes::new().into() };
@@ -82,8 +87,9 @@ impl WebDav {
                 200..=299 | 416 => return Ok(Some(answer)),
                 // A folder is no object; a server redirects to it, or refuses to show it.
                 301 | 302 | 307 | 308 => return Ok(None),
-                404 | 410 if !self.is_being_written(asked).await? => return Ok(None),
-                404 | 410 => tokio::time::sleep(LOOK_AGAIN_AFTER).await,
+                404 | 410 if self.is_being_written(asked).await? => tokio::time::sleep(LOOK_AGAIN_AFTER).await,
+                404 | 410 if was_absent => return Ok(None),
+                404 | 410 => was_absent = true,
                 403 if self.look_at(asked).await?.is_none() => return Ok(None),
                 // Apache says so, too, when the object was replaced between its own look at it and the opening.
                 403 if forbidden < FORBIDDEN_READS_MAX => {
@@ -94,6 +100,25 @@ impl WebDav {
             }
         }
         Ok(None)
+    }
+
+    /// Reads the object, all of it or its end, with the version that belongs to what was read. `None` if there is none.
+    async fn fetch_settled(
+        &self,
+        asked: Asked<'_>,
+        range: Option<String>,
+        bytes: u64,
+    ) -> Result<Option<Answer>, StoreError> {
+        for _ in 0..READS_MAX {
+            let Some(answer) = self.fetch(asked, range.clone(), bytes).await? else { return Ok(None) };
+            let Some(version) = answer.version_told() else { return Ok(Some(answer)) };
+            match self.meta(asked).await? {
+                Some(meta) if meta.version == version => return Ok(Some(answer)),
+                Some(_) => {}
+                None => return Ok(None),
+            }
+        }
+        Err(self.dav.error(asked, Kind::Unavailable, "the object was replaced each time it was read"))
     }
 
     async fn is_being_written(&self, asked: Asked<'_>) -> Result<bool, StoreError> {
@@ -107,14 +132,18 @@ impl WebDav {
     }
 
     async fn meta(&self, asked: Asked<'_>) -> Result<Option<Meta>, StoreError> {
+        let mut was_absent = false;
         for _ in 0..LOOKS_AGAIN_MAX {
             if let Some(resource) = self.look_at(asked).await? {
                 return self.meta_of(asked, resource).map(Some);
             }
-            if !self.is_being_written(asked).await? {
+            if self.is_being_written(asked).await? {
+                tokio::time::sleep(LOOK_AGAIN_AFTER).await;
+            } else if was_absent {
                 return Ok(None);
+            } else {
+                was_absent = true;
             }
-            tokio::time::sleep(LOOK_AGAIN_AFTER).await;
         }
         Ok(None)
     }
@@ -140,8 +169,7 @@ impl WebDav {
         Ok(Object { bytes: answer.body.clone(), version, size })
     }
 
-    /// Creates, or as a swap that expects nothing: the errors differ.
-    /// Creates. Apache forbids what it meets in the middle of a race; one that forbids it for good does so again.
+    /// Creates, or as a swap that expects nothing: the errors differ. Apache forbids what it meets in the middle of a race; one that forbids it for good does so again.
     async fn create_as(&self, asked: Asked<'_>, bytes: Bytes) -> Result<Version, StoreError> {
         let mut pause = FORBIDDEN_PAUSE;
         for _ in 0..FORBIDDEN_TRIES_MAX {
@@ -267,7 +295,7 @@ impl Store for WebDav {
 
     async fn get(&self, key: &str) -> Result<Object, StoreError> {
         let asked = self.checked(Operation::Get, key)?;
-        match self.fetch(asked, None, GET_BYTES_ASSUMED).await? {
+        match self.fetch_settled(asked, None, GET_BYTES_ASSUMED).await? {
             Some(answer) if answer.status == 200 && answer.version(0).is_some() => self.whole(asked, &answer),
             // A page about a folder.
             Some(answer) if answer.status == 200 => match self.look_at(asked).await? {
@@ -314,7 +342,7 @@ impl Store for WebDav {
             return Ok(Object { bytes: Bytes::new(), version: meta.version, size: meta.size });
         }
         let header = format!("bytes=-{len}");
-        let answer = self.fetch(asked, Some(header), len.min(GET_BYTES_ASSUMED)).await?;
+        let answer = self.fetch_settled(asked, Some(header), len.min(GET_BYTES_ASSUMED)).await?;
         let answer = answer.ok_or_else(|| self.not_found(asked))?;
         match (answer.status, answer.content_range()) {
             (206, Some((start, end, size))) if end == size && start == size.saturating_sub(len) => {

@@ -81,6 +81,15 @@ impl Answer {
         let modified = self.header("last-modified").and_then(http_date);
         version_of(self.header("etag").map(plain_etag), modified, size)
     }
+
+    /// The version of the object that this is, or is a part of, if the answer tells one.
+    pub(super) fn version_told(&self) -> Option<Version> {
+        match (self.status, self.content_range()) {
+            (200, _) => self.version(self.body.len() as u64),
+            (206, Some((_, _, size))) => self.version(size),
+            _ => None,
+        }
+    }
 }
 
 /// Time and size, which every server tells alike wherever it is asked, and which a swap makes later than they were; the ETag only where there

@@ -1,5 +1,6 @@
 //! WebDAV against three servers, through several clients: what each of them keeps, and writers that die.
 
+use std::io::{Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -145,50 +146,124 @@ async fn what_is_no_webdav_server_says_so() {
     }
 }
 
-/// A server that forbids the first `forbidden` reads of an object that is there, as Apache does now and then while it is replaced. Gives its port.
-fn forbidding_server(forbidden: usize) -> u16 {
-    use std::io::{Read, Write};
+/// What a server tells of its only object, `/a`.
+struct Told {
+    status: u16,
+    /// When it was modified, within a minute.
+    second: u8,
+    body: &'static str,
+}
+
+const ABSENT: Told = Told { status: 404, second: 0, body: "" };
+
+/// A store on a server of one object, in which nobody writes. It answers each look at the object by how many there were with it, and each read.
+fn store_of_one(
+    look: impl Fn(usize) -> Told + Send + 'static,
+    read: impl Fn(usize) -> Told + Send + 'static,
+) -> Arc<dyn Store> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
+    let url = format!("webdav://{}/", listener.local_addr().unwrap());
     std::thread::spawn(move || {
-        let mut reads = 0;
+        let (mut looks, mut reads) = (0, 0);
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
-            let mut request = Vec::new();
-            let mut part = [0; 4096];
-            while !request.windows(4).any(|end| end == b"\r\n\r\n") {
-                match stream.read(&mut part) {
-                    Ok(0) | Err(_) => break,
-                    Ok(n) => request.extend_from_slice(&part[..n]),
+            let answer = match head_of(&mut stream) {
+                head if head.contains("/.rhyolite-turn/ ") => answer(&ABSENT, ""),
+                head if head.starts_with("GET /a ") => {
+                    reads += 1;
+                    let told = read(reads);
+                    answer(&told, told.body)
                 }
-            }
-            let resource = "<d:multistatus xmlns:d=\"DAV:\"><d:response><d:href>/a</d:href><d:propstat><d:prop><d:getcontentlength>3</d:getcontentlength>\
-                <d:getetag>\"e\"</d:getetag><d:getlastmodified>Mon, 30 Nov 2026 00:00:00 GMT</d:getlastmodified></d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat></d:response></d:multistatus>";
-            let is_read = request.starts_with(b"GET");
-            reads += usize::from(is_read);
-            let (status, body) = if !is_read {
-                ("207 Multi-Status", resource)
-            } else if reads <= forbidden {
-                ("403 Forbidden", "")
-            } else {
-                ("200 OK", "abc")
+                _ => {
+                    looks += 1;
+                    let told = look(looks);
+                    answer(&told, &resource(&told))
+                }
             };
-            let answer = format!(
-                "HTTP/1.1 {status}\r\nConnection: close\r\nETag: \"e\"\r\nLast-Modified: Mon, 30 Nov 2026 00:00:00 GMT\r\nContent-Length: {}\r\n\r\n{body}",
-                body.len()
-            );
             let _ = stream.write_all(answer.as_bytes());
         }
     });
-    port
+    open(&url, &StoreOptions { environment: Environment::Fixed([].into()) }).unwrap()
 }
 
+fn head_of(stream: &mut std::net::TcpStream) -> String {
+    let (mut request, mut part) = (Vec::new(), [0; 4096]);
+    while !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        match stream.read(&mut part) {
+            Ok(0) | Err(_) => break,
+            Ok(n) => request.extend_from_slice(&part[..n]),
+        }
+    }
+    String::from_utf8(request).unwrap()
+}
+
+fn modified(told: &Told) -> String {
+    format!("Mon, 30 Nov 2026 00:00:{:02} GMT", told.second)
+}
+
+fn resource(told: &Told) -> String {
+    format!(
+        "<d:multistatus xmlns:d=\"DAV:\"><d:response><d:href>/a</d:href><d:propstat><d:prop><d:getcontentlength>{}</d:getcontentlength>\
+            <d:getlastmodified>{}</d:getlastmodified></d:prop><d:status>HTTP/1.1 200 OK</d:status></d:propstat></d:response></d:multistatus>",
+        told.body.len(),
+        modified(told)
+    )
+}
+
+fn answer(told: &Told, body: &str) -> String {
+    format!(
+        "HTTP/1.1 {} Told\r\nConnection: close\r\nLast-Modified: {}\r\nContent-Length: {}\r\n\r\n{body}",
+        told.status,
+        modified(told),
+        body.len()
+    )
+}
+
+/// As Apache does now and then while an object is replaced.
 #[tokio::test]
 async fn a_read_that_is_forbidden_for_a_moment_is_tried_again() {
-    let read = async |forbidden| {
-        let url = format!("webdav://127.0.0.1:{}/", forbidding_server(forbidden));
-        open(&url, &StoreOptions { environment: Environment::Fixed([].into()) }).unwrap().get("a").await
+    let read = async |forbidden: usize| {
+        let look = |_| Told { status: 207, second: 0, body: "abc" };
+        let read = move |reads: usize| {
+            let (status, body) = if reads <= forbidden { (403, "") } else { (200, "abc") };
+            Told { status, second: 0, body }
+        };
+        store_of_one(look, read).get("a").await
     };
     assert_eq!(read(2).await.unwrap().bytes, b("abc"));
     assert_eq!(kind(read(1000).await), Some(Kind::Denied), "and no longer");
+}
+
+/// A server may remove what is replaced a moment before what replaces it is there, and the writer's turn may end before it is looked for.
+#[tokio::test]
+async fn what_is_not_there_for_a_moment_is_looked_for_again() {
+    let store = |absent: usize| {
+        let there =
+            move |tries: usize, status| if tries <= absent { ABSENT } else { Told { status, second: 0, body: "abc" } };
+        store_of_one(move |looks| there(looks, 207), move |reads| there(reads, 200))
+    };
+    assert_eq!(store(1).get("a").await.unwrap().bytes, b("abc"));
+    assert_eq!(store(1).head("a").await.unwrap().size, 3);
+    assert_eq!(kind(store(1000).get("a").await), Some(Kind::NotFound));
+    assert_eq!(kind(store(1000).head("a").await), Some(Kind::NotFound));
+}
+
+/// Servers look at a file first and open it then. When it is replaced in between they tell the old size, and send as much of the new bytes.
+#[tokio::test]
+async fn what_is_read_is_what_has_the_version_that_is_told() {
+    let store = |stale: usize| {
+        let look = |_| Told { status: 207, second: 7, body: "4321" };
+        let read = move |reads: usize| {
+            let (second, body) = if reads <= stale { (3, "432") } else { (7, "4321") };
+            Told { status: 200, second, body }
+        };
+        store_of_one(look, read)
+    };
+    let whole = store(1).get("a").await.unwrap();
+    assert_eq!((whole.bytes, whole.size), (b("4321"), 4));
+    let end = store(2).get_tail("a", 2).await.unwrap();
+    assert_eq!((end.bytes, end.size), (b("21"), 4));
+    let settled = store(0);
+    assert_eq!(settled.get("a").await.unwrap().version, settled.head("a").await.unwrap().version);
+    assert_eq!(kind(store(1000).get("a").await), Some(Kind::Unavailable), "but not for ever");
 }

@@ -35,7 +35,7 @@ impl CaptureThread {
     }
 
     /// Whoever asks how far the log has come is to get an answer.
-    pub(super) fn tell_position(&self) {
+    pub(in crate::capture) fn tell_position(&self) {
         let Some(Known::Recorded(recorder)) = &self.known else { return };
         if let Some(line) = &self.line {
             line.note_captured(recorder.pos(), recorder.last_time());

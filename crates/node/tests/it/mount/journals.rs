@@ -1,5 +1,6 @@
 //! Journals that the kernel writes without the daemon.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -108,4 +109,27 @@ fn a_journal_that_is_open_from_before_keeps_the_next_mount_away() {
     mount.wait_captured("a.db");
     db.close().unwrap();
     mount.stop();
+}
+
+#[test]
+fn a_write_without_a_journal_is_refused_and_the_database_stays_whole() {
+    let Some(mut mount) = Mount::new() else { return };
+    let db = mount.open("a.db", "delete");
+    insert(&db, 0..5);
+    mount.wait_captured("a.db");
+    for mode in ["memory", "off"] {
+        let other = Connection::open(mount.path("a.db")).unwrap();
+        other.pragma_update(None, "journal_mode", mode).unwrap();
+        let error = other.execute("INSERT INTO t(b) VALUES (1)", []).unwrap_err();
+        assert!(error.to_string().contains("disk I/O error"), "{error}");
+    }
+    // As `cp` over the database does it: it is not even emptied.
+    assert_eq!(fs::File::create(mount.path("a.db")).unwrap_err().raw_os_error(), Some(5));
+    let count: i64 = db.query_row("SELECT count(*) FROM t", [], |row| row.get(0)).unwrap();
+    assert_eq!(count, 5);
+    insert(&db, 0..1);
+    mount.wait_captured("a.db");
+    drop(db);
+    let ended = mount.signal(Signal::TERM);
+    assert!(ended.code == 0 && ended.stderr.contains("journal_mode MEMORY and OFF are not supported"), "{ended:?}");
 }
