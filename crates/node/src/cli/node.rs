@@ -35,8 +35,8 @@ use crate::config::{self, Config, LogFormat, LogLevel, parse_addr};
 use crate::control::{Controller, Reload};
 use crate::daemon::Daemon;
 use crate::durability::{Level, Waits};
-use crate::forward::transparent;
 use crate::follow::trails::Trails;
+use crate::forward::transparent;
 use crate::lease_place::LeaseUrl;
 #[cfg(target_os = "linux")]
 use crate::mount::MountOptions;
@@ -372,7 +372,9 @@ fn forwarding(
         return Ok(None);
     }
     if args.at.is_none() {
-        return Err(Failure::usage("--write-forwarding transparent needs --at: only on a mount can a commit wait for the primary"));
+        return Err(Failure::usage(
+            "--write-forwarding transparent needs --at: only on a mount can a commit wait for the primary",
+        ));
     }
     let line = transparent::line();
     line.map(Some).map_err(|e| Failure::failed(format!("start a thread: {e}")))

@@ -25,10 +25,10 @@ use rhyolite_format::{Checksum, Lineage, PageCount, PageNumber, PageSize, Pos};
 
 use super::ReplicaJournal;
 use super::lock::{Busy, Locks};
-use super::{preview, replica};
 use super::state_file::{StateFile, replace};
 use super::sums::{PageSums, Summing, page_sums};
 use super::wal::{Switched, WalWriter};
+use super::{preview, replica};
 use crate::capture::restart::boot_id;
 use crate::random;
 use crate::restore::RestoreError;

@@ -192,8 +192,9 @@ impl WalWriter {
         let mut statement = connection.prepare_cached(WRITE_PAGE).map_err(self.failed("write"))?;
         let mut page = vec![0; batch.page_size.bytes()];
         let kept = preview.into_iter().flat_map(|preview| &preview.pages);
-        let mut kept: Vec<_> =
-            kept.filter(|(pgno, _)| batch.commit.contains(**pgno) && batch.pages.binary_search(pgno).is_err()).collect();
+        let mut kept: Vec<_> = kept
+            .filter(|(pgno, _)| batch.commit.contains(**pgno) && batch.pages.binary_search(pgno).is_err())
+            .collect();
         let first = kept.first().is_some_and(|(pgno, _)| **pgno == PageNumber::FIRST).then(|| kept.remove(0).1);
         for (pgno, page) in kept {
             statement.execute((pgno.get(), page)).map_err(self.failed("write"))?;

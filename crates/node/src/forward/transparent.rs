@@ -5,11 +5,11 @@
 //! it had in the place of these pages is kept ([`crate::follow::preview`]), so that whatever the history goes on with, the file becomes that.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::mpsc;
-use std::{fmt, io, thread};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use std::{fmt, io, thread};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -38,6 +38,8 @@ const WAIT: Duration = Duration::from_secs(2);
 const LOOK: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(2));
 /// How long it is tried to hear what has become of what was sent. The application waits in the kernel for it.
 const SEND_MAX: Duration = Duration::from_secs(10);
+/// How long an application may have a transaction open, or keep the lock.
+const HOLD_MAX: Duration = Duration::from_secs(60);
 /// One page, by its number.
 const READ_PAGE: &str = "SELECT data FROM sqlite_dbpage WHERE pgno = ?1";
 
@@ -101,7 +103,14 @@ pub(crate) async fn serve(node: NodeControl, board: Arc<StatusBoard>, mut reques
     while let Some(Request { database, what }) = requests.recv().await {
         let line = lines.entry(database.clone()).or_insert_with(|| {
             let (line, come) = unbounded_channel();
-            let line_of = Line { node: node.clone(), board: Arc::clone(&board), path: database, link: None, loan: None, is_kept: false };
+            let line_of = Line {
+                node: node.clone(),
+                board: Arc::clone(&board),
+                path: database,
+                link: None,
+                loan: None,
+                is_kept: false,
+            };
             tokio::spawn(line_of.run(come));
             line
         });
@@ -126,6 +135,7 @@ struct Line {
 struct Loan {
     id: String,
     database: String,
+    since: Instant,
     end: FollowEnd,
     /// What was there before is read by this. It is opened while nobody writes, and closed when nobody waits any more: the kernel lets SQLite do neither (it gives
     /// files away, and flushes them) while a write to the WAL waits for its answer.
@@ -153,7 +163,7 @@ impl Line {
                 Some(_) => match tokio::time::timeout(TTL / 3, come.recv()).await {
                     Ok(what) => what,
                     Err(_) => {
-                        let _ = self.keep().await;
+                        self.keep_or_end().await;
                         continue;
                     }
                 },
@@ -257,7 +267,7 @@ impl Line {
             Ok((end, reader)) => {
                 // Whatever comes of it: who writes to the file from here on is no stranger.
                 preview::expect(&self.path);
-                self.loan = Some(Loan { id, database, end, reader: Mutex::new(reader) });
+                self.loan = Some(Loan { id, database, since: Instant::now(), end, reader: Mutex::new(reader) });
                 Ok(())
             }
             Err(refusal) => {
@@ -281,7 +291,9 @@ impl Line {
                 }
                 let found = replica::end_at(&path, pos).map_err(|e| e.to_string())?;
                 let Some((held, end)) = found else { return Ok(None) };
-                reader(&path).map(|reader| Some((held, end, reader))).map_err(|e| format!("read {}: {e}", path.display()))
+                reader(&path)
+                    .map(|reader| Some((held, end, reader)))
+                    .map_err(|e| format!("read {}: {e}", path.display()))
             };
             let found = tokio::task::spawn_blocking(look).await.expect("reading does not panic");
             match found.map_err(Refusal::Never)? {
@@ -294,6 +306,16 @@ impl Line {
                 None => tokio::time::sleep(pause).await,
             }
             pause = (pause * 2).min(LOOK.1);
+        }
+    }
+
+    /// Keeps the lock for as long as one application may have it.
+    async fn keep_or_end(&mut self) {
+        if self.loan.as_ref().is_some_and(|loan| loan.since.elapsed() < HOLD_MAX) {
+            let _ = self.keep().await;
+        } else {
+            tracing::warn!(database = %self.path.display(), "an application keeps its write lock for more than {HOLD_MAX:?}: it goes back to the primary, and what is not committed cannot be");
+            self.give_back().await;
         }
     }
 
@@ -327,7 +349,9 @@ impl Line {
     /// Has the primary commit. What the file has in the place of these pages is kept from before that until the stream has come so far.
     async fn commit(&mut self, loan: &mut Loan, changes: Changes) -> Result<(), String> {
         let end = loan.end;
-        let compared = tokio::task::block_in_place(|| compare(loan.reader.get_mut().unwrap_or_else(PoisonError::into_inner), &end, changes));
+        let compared = tokio::task::block_in_place(|| {
+            compare(loan.reader.get_mut().unwrap_or_else(PoisonError::into_inner), &end, changes)
+        });
         let Some(Compared { file, preview }) = (match compared {
             Ok(compared) => compared,
             Err(why) => {

@@ -186,7 +186,8 @@ impl Mirror {
     fn look_up(&self, parent: INodeNo, name: &OsStr) -> io::Result<(Arc<Node>, FileAttr)> {
         let found = self.nodes.look_up(parent, name);
         if found.as_ref().is_err_and(|error| error.raw_os_error() == Some(libc::ENOENT))
-            && let Some((of, report)) = Report::of_name(parent, name, &self.nodes, (&self.lines, &self.lag), self.lending.is_some())
+            && let Some((of, report)) =
+                Report::of_name(parent, name, &self.nodes, (&self.lines, &self.lag), self.lending.is_some())
         {
             return self.nodes.report(of, parent, name, report);
         }

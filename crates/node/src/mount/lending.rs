@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 use fuser::{Errno, ReplyEmpty, ReplyWrite};
 use rhyolite_format::sqlite::lock::{WAL_CHECKPOINT, WAL_WRITE};
 
-use super::fs::Open;
 use super::frames::{Frames, Step, Write};
+use super::fs::Open;
 use super::locks::{Bytes, Kind, Lock, Locks, Owner};
 use super::role::Role;
 use super::writers::Writers;
@@ -135,14 +135,27 @@ pub(super) struct Asking {
 
 #[derive(Debug)]
 enum Event {
-    Borrowed { database: PathBuf, number: u64, answer: Result<(), Refusal>, until: Option<Instant> },
-    Committed { database: PathBuf, number: u64, answer: Result<(), String> },
+    Borrowed {
+        database: PathBuf,
+        number: u64,
+        answer: Result<(), Refusal>,
+        until: Option<Instant>,
+    },
+    Committed {
+        database: PathBuf,
+        number: u64,
+        answer: Result<(), String>,
+    },
     /// A lock is being borrowed.
     Borrowing,
     /// Somebody waits for a lock that another has.
     Wait(Asking),
     /// He who has byte 72 waits for the primary until then.
-    Kept { asking: Asking, until: Instant, answer: Result<(), Refusal> },
+    Kept {
+        asking: Asking,
+        until: Instant,
+        answer: Result<(), Refusal>,
+    },
     /// The primary is to be asked for it once more.
     KeepAgain(Asking, Instant),
     /// Locks of a file went.
@@ -177,7 +190,8 @@ impl Lending {
             writers,
         });
         let own = events.clone();
-        let keeper = Keeper { shared: Arc::clone(&shared), own, later: Vec::new(), waiting: Vec::new(), is_looking: false };
+        let keeper =
+            Keeper { shared: Arc::clone(&shared), own, later: Vec::new(), waiting: Vec::new(), is_looking: false };
         thread::Builder::new().name("mount-lending".to_owned()).spawn(move || keeper.run(&come))?;
         Ok(Self { shared, events })
     }

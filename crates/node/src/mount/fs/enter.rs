@@ -155,7 +155,8 @@ impl Mirror {
         if node.is_read_only() && is_to_write {
             return Err(no_access());
         }
-        let may_write = || asker.is_own || node.is_lock() || is_for_readers(&node.place().name) || self.may_lend(node, more);
+        let may_write =
+            || asker.is_own || node.is_lock() || is_for_readers(&node.place().name) || self.may_lend(node, more);
         let admitted = if is_to_write { Some(self.writers.admit_if(may_write)?) } else { None };
         let opened = match node.open(OFlags::RDWR | more) {
             Err(error) if wanted & OFlags::ACCMODE == OFlags::RDONLY && error.raw_os_error() != Some(libc::ENOENT) => {

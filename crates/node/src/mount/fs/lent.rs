@@ -51,7 +51,9 @@ impl Mirror {
         let Some(kind) = kind_of(asked.kind) else { return reply.error(Errno::EINVAL) };
         let found = lending.in_the_way(open.node.inode, asked.owner.0, &asked.bytes, kind);
         let (bytes, kind, pid) = match found {
-            Some(lock) => (lock.bytes, if lock.kind == Kind::Read { libc::F_RDLCK } else { libc::F_WRLCK }, lock.owner.pid),
+            Some(lock) => {
+                (lock.bytes, if lock.kind == Kind::Read { libc::F_RDLCK } else { libc::F_WRLCK }, lock.owner.pid)
+            }
             None => (asked.bytes.clone(), libc::F_UNLCK, 0),
         };
         reply.locked(*bytes.start(), *bytes.end(), kind, pid);
@@ -71,7 +73,8 @@ impl Mirror {
         };
         let owner = Owner { id: owner.0, handle: handle.0, pid };
         let of = Arc::clone(&open);
-        lending.lock(Asking { open, owner, bytes, kind, waits, reply, database: None }, || self.database_path(&of.node));
+        lending
+            .lock(Asking { open, owner, bytes, kind, waits, reply, database: None }, || self.database_path(&of.node));
     }
 
     /// The path of the database to which a WAL, a wal-index or `NAME-lock` belongs.
