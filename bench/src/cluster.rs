@@ -17,8 +17,8 @@ use xtask::rhyolite::Rhyolite;
 
 use crate::lab::{LIMIT, Lab};
 use crate::measure::percentile;
-use crate::replica_cost;
 use crate::table::Row;
+use crate::{forwarding, replica_cost};
 
 /// Between two requests that ask whether somebody can write again.
 const ASK_EVERY: Duration = Duration::from_millis(20);
@@ -46,6 +46,7 @@ pub(crate) fn run(lab: &Lab, args: &mut Args) -> Outcome<Vec<Row>> {
     rows.push(forwarded_row(&world)?);
     cluster.nodes.iter().rev().try_for_each(|node| node.stop().map(|_| ()))?;
     drop(cluster);
+    rows.extend(forwarding::rows(lab)?);
     rows.extend(replica_cost::rows(lab)?);
     Ok(rows)
 }

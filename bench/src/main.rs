@@ -9,6 +9,7 @@ mod capture;
 mod cluster;
 mod durable;
 mod footprint;
+mod forwarding;
 mod history;
 mod idle;
 mod lab;

@@ -125,6 +125,16 @@ impl App {
     }
 }
 
+/// Commits a row as another application than the node's own.
+pub fn add_on_the_mount(database: &Path, client: u64, number: u64) -> Outcome {
+    // Where nothing is mounted nothing is made.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let db = Connection::open_with_flags(database, flags).context("open")?;
+    db.busy_timeout(BUSY / 4).context("open")?;
+    let sql = "INSERT INTO t(client, number, more) VALUES (?1, ?2, randomblob(200))";
+    db.execute(sql, [client as i64, number as i64]).context("insert").map(drop)
+}
+
 /// The numbers of a client's rows, ascending.
 pub fn numbers_of(db: &Connection, client: u64) -> Outcome<Vec<u64>> {
     let mut statement = db.prepare("SELECT number FROM t WHERE client = ?1 ORDER BY number").context("read rows")?;

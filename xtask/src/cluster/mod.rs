@@ -160,6 +160,9 @@ impl Cluster {
 
     /// What a node is told besides.
     fn add_setting(&self, node: &Node, command: &mut Command) -> Outcome {
+        if self.setting.is_forwarded {
+            command.args(["--write-forwarding", "transparent"]);
+        }
         if self.setting.mount.is_some() {
             command.arg("--at").arg(&node.front);
         }

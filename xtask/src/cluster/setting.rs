@@ -80,6 +80,8 @@ pub struct Setting {
     pub safety: Safety,
     /// The folders are mounted, and the application writes like this; `None`: folders, in WAL mode.
     pub mount: Option<Journal>,
+    /// On the mounts anybody writes, also on a replica (`--write-forwarding transparent`).
+    pub is_forwarded: bool,
     /// There is one more node, which dials nobody and is dialed by the primary.
     pub is_pushed: bool,
     /// How long commits wait for their upload at most, as the command line has it.
@@ -89,7 +91,14 @@ pub struct Setting {
 impl Setting {
     /// Folders, and the store alone counts.
     pub fn plain(candidates: usize) -> Self {
-        Self { candidates, safety: Safety::Store, mount: None, is_pushed: false, sync_interval: "100ms" }
+        Self {
+            candidates,
+            safety: Safety::Store,
+            mount: None,
+            is_forwarded: false,
+            is_pushed: false,
+            sync_interval: "100ms",
+        }
     }
 }
 
@@ -99,6 +108,9 @@ impl fmt::Display for Setting {
         write!(f, "{} nodes on {place}", self.candidates)?;
         if let Some(level) = self.safety.level() {
             write!(f, ", --durability {level}")?;
+        }
+        if self.is_forwarded {
+            write!(f, ", --write-forwarding transparent")?;
         }
         if self.is_pushed {
             write!(f, ", one that is pushed to")?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::history::History;
 use super::report::{Fault, Report};
+use crate::cluster::app;
 use crate::cluster::http::{ask, read_numbers};
 use crate::cluster::{Cluster, Node};
 use crate::error::{Outcome, fail};
@@ -44,7 +45,11 @@ pub(super) fn run(shared: Shared<'_>, number: u64, rng: Rng) {
         let any = client.rng.range(0..shared.cluster.nodes.len() as u64) as usize;
         let node = &shared.cluster.nodes[any];
         if client.rng.percent(60) && node.takes_writes() {
-            client.write(node);
+            if shared.cluster.setting.is_forwarded && client.rng.percent(50) {
+                client.write_on_the_mount(node);
+            } else {
+                client.write(node);
+            }
         } else if let Err(error) = client.read(node) {
             // A node that is not there is no fault.
             client.note_unanswered(&format!("read: {error}"));
@@ -64,8 +69,12 @@ impl Client<'_> {
     }
 
     fn note_unanswered(&self, what: &str) {
-        let Shared { cluster, history, report, .. } = self.shared;
-        history.note_unanswered();
+        self.shared.history.note_unanswered();
+        self.note_failed(what);
+    }
+
+    fn note_failed(&self, what: &str) {
+        let Shared { cluster, report, .. } = self.shared;
         report.count(|counts| counts.unanswered += 1);
         cluster.note(&format!("client {}: {what}", self.number));
     }
@@ -90,6 +99,24 @@ impl Client<'_> {
             }
             Ok(answer) => self.note_unanswered(&format!("write: {} {}", answer.status, answer.body.trim())),
             Err(error) => self.note_unanswered(&format!("write: {error}")),
+        }
+    }
+
+    /// Writes as an application of that node, whatever its role is.
+    fn write_on_the_mount(&mut self, node: &Node) {
+        self.note_moment();
+        let number = self.next;
+        self.next += 1;
+        let Shared { history, report, .. } = self.shared;
+        match app::add_on_the_mount(&node.front.join("app.db"), self.number, number) {
+            Ok(()) => {
+                history.acknowledge(self.number, number);
+                report.count(|counts| {
+                    (counts.writes, counts.writes_on_mounts) = (counts.writes + 1, counts.writes_on_mounts + 1)
+                });
+            }
+            // Nobody holds a write on a mount while the role is handed on.
+            Err(error) => self.note_failed(&format!("write on the mount: {error}")),
         }
     }
 

@@ -15,22 +15,24 @@ const SYNC_INTERVALS: [&str; 3] = ["100ms", "2s", "1h"];
 pub(super) struct Kind {
     safety: Safety,
     mount: Option<Journal>,
+    is_forwarded: bool,
     is_pushed: bool,
 }
 
 /// All of them, in turn. Any two neighbours differ in what counts as safe or in where the databases are. On mounts no other node counts: the program refuses
 /// `--durability` there.
-const ALL: [Kind; 6] = [
+const ALL: [Kind; 7] = [
     kind(Safety::Store, None, false),
     kind(Safety::Replica, None, false),
     kind(Safety::Store, Some(Journal::Wal), false),
     kind(Safety::Quorum, None, false),
     kind(Safety::Store, Some(Journal::Delete), false),
     kind(Safety::Replica, None, true),
+    Kind { is_forwarded: true, ..kind(Safety::Store, Some(Journal::Wal), false) },
 ];
 
 const fn kind(safety: Safety, mount: Option<Journal>, is_pushed: bool) -> Kind {
-    Kind { safety, mount, is_pushed }
+    Kind { safety, mount, is_forwarded: false, is_pushed }
 }
 
 impl Kind {
@@ -38,6 +40,7 @@ impl Kind {
     pub(super) fn name(self) -> &'static str {
         match (self.safety, self.mount, self.is_pushed) {
             (_, _, true) => "world with a node that is pushed to",
+            (_, Some(_), _) if self.is_forwarded => "world of mounts that forward",
             (_, Some(_), _) => "world of mounts",
             (Safety::Store, None, _) => "world of folders",
             (Safety::Replica, None, _) => "world with --durability replica",
@@ -49,9 +52,9 @@ impl Kind {
     pub(super) fn setting(self, rng: &mut Rng) -> Setting {
         // Three others, of which two have each commit and two are asked: it is enough to ask some of them.
         let candidates = if self.safety == Safety::Quorum { 4 } else { 3 };
-        let Self { safety, mount, is_pushed } = self;
+        let Self { safety, mount, is_forwarded, is_pushed } = self;
         let sync_interval = if safety == Safety::Store { "100ms" } else { rng.pick(&SYNC_INTERVALS) };
-        Setting { candidates, safety, mount, is_pushed, sync_interval }
+        Setting { candidates, safety, mount, is_forwarded, is_pushed, sync_interval }
     }
 }
 
@@ -61,14 +64,16 @@ pub(super) struct Wanted {
     safety: Option<Safety>,
     mount: Option<Journal>,
     is_folder: bool,
+    is_forwarded: bool,
     is_pushed: bool,
 }
 
 impl Wanted {
-    /// Takes `--durability store|replica|quorum`, `--mount wal|delete` or `--folder`, and `--push`.
+    /// Takes `--durability store|replica|quorum`, `--mount wal|delete` or `--folder`, `--forward`, and `--push`.
     pub(super) fn take(args: &mut Args) -> Outcome<Self> {
         let (safety, mount) = (args.option("--durability")?, args.option("--mount")?);
-        let this = Self { safety, mount, is_folder: args.switch("--folder"), is_pushed: args.switch("--push") };
+        let (is_folder, is_forwarded) = (args.switch("--folder"), args.switch("--forward"));
+        let this = Self { safety, mount, is_folder, is_forwarded, is_pushed: args.switch("--push") };
         if this.is_folder && this.mount.is_some() {
             return fail("--folder or --mount");
         }
@@ -83,6 +88,7 @@ impl Wanted {
             && self.mount.is_none_or(|mount| Some(mount) == kind.mount)
             && !(self.is_folder && kind.mount.is_some())
             && kind.is_pushed >= self.is_pushed
+            && kind.is_forwarded >= self.is_forwarded
     }
 
     /// The kinds of worlds of a run, in turn. Where nothing can be mounted there are no mounts, and that is said; `None` when nothing is left. `RHYOLITE_REQUIRE_FUSE`
@@ -91,8 +97,8 @@ impl Wanted {
         let mut kinds: Vec<Kind> = ALL.into_iter().filter(|kind| self.has(*kind)).collect();
         if kinds.is_empty() {
             // A combination that is not among those that take turns.
-            let Self { safety, mount, is_pushed, .. } = *self;
-            kinds.push(Kind { safety: safety.unwrap_or(Safety::Store), mount, is_pushed });
+            let Self { safety, mount, is_forwarded, is_pushed, .. } = *self;
+            kinds.push(Kind { safety: safety.unwrap_or(Safety::Store), mount, is_forwarded, is_pushed });
         }
         if kinds.iter().any(|kind| kind.mount.is_some())
             && let Some(reason) = find_obstacle(rhyolite)?
@@ -118,7 +124,8 @@ mod tests {
     #[test]
     fn a_command_line_chooses_among_the_kinds() {
         let count = |line: &str| ALL.into_iter().filter(|kind| wanted(line).unwrap().has(*kind)).count();
-        assert_eq!((count(""), count("--durability replica"), count("--mount delete")), (6, 2, 1));
+        assert_eq!((count(""), count("--durability replica"), count("--mount delete")), (7, 2, 1));
+        assert_eq!((count("--mount wal"), count("--forward")), (2, 1));
         assert_eq!((count("--folder"), count("--push"), count("--folder --durability quorum")), (4, 1, 1));
         assert_eq!(count("--push --mount wal"), 0, "none of those that take turns");
         assert!(wanted("--folder --mount wal").is_err() && wanted("--durability disk").is_err());

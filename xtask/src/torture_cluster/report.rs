@@ -36,6 +36,8 @@ pub(super) struct Counts {
     /// What was done to nodes.
     pub(super) mishaps: u64,
     pub(super) writes: u64,
+    /// Of these, by other applications on mounts.
+    pub(super) writes_on_mounts: u64,
     pub(super) reads: u64,
     /// Requests without an answer, or with one that says no.
     pub(super) unanswered: u64,
@@ -77,9 +79,10 @@ impl Counts {
     /// How far the run is.
     pub(super) fn line(&self) -> String {
         format!(
-            "{} mishaps, {} writes and {} reads, {} unanswered, {} safe by {} promises, {} rows, {} kept in {} branches; lost {}, doubled {}, unseen {}, both {}, different {}, refused {}, failures {}",
+            "{} mishaps, {} writes ({} on mounts) and {} reads, {} unanswered, {} safe by {} promises, {} rows, {} kept in {} branches; lost {}, doubled {}, unseen {}, both {}, different {}, refused {}, failures {}",
             self.mishaps,
             self.writes,
+            self.writes_on_mounts,
             self.reads,
             self.unanswered,
             self.safe,
@@ -100,7 +103,7 @@ impl Counts {
     /// The sums as one JSON object.
     pub(super) fn json(&self, seed: u64, elapsed: Duration) -> serde_json::Value {
         json!({
-            "seed": seed, "seconds": elapsed.as_secs(), "worlds": self.worlds, "mishaps": self.mishaps, "writes": self.writes,
+            "seed": seed, "seconds": elapsed.as_secs(), "worlds": self.worlds, "mishaps": self.mishaps, "writes": self.writes, "writes_on_mounts": self.writes_on_mounts,
             "reads": self.reads, "unanswered": self.unanswered, "syncs": self.syncs, "sync_ms_max": self.sync_ms_max,
             "promises": self.promises, "safe": self.safe, "checks": self.checks,
             "rows": self.rows, "kept": self.kept, "branches": self.branches, "lost": self.lost, "doubled": self.doubled,

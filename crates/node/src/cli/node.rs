@@ -40,7 +40,7 @@ use crate::forward::transparent;
 use crate::lease_place::LeaseUrl;
 #[cfg(target_os = "linux")]
 use crate::mount::MountOptions;
-use crate::mount::Mounted;
+use crate::mount::{MountHandle, Mounted};
 use crate::observe::{http, logging};
 use crate::proxy::{Flight, Proxy, ProxyConfig};
 use crate::status::StatusBoard;
@@ -214,6 +214,7 @@ pub(super) fn run(given: &NodeArgs) -> Result<u8, Failure> {
     };
     let config = Config { cluster: Some(server), ..config };
     let (proxy, reload) = (proxy.map(|proxy| (proxy, flight)), file::reload(given, &resolved));
+    let forwarded = forwarded.zip(mounted.as_ref().map(Mounted::handle));
     let parts = Parts { guard, signals, proxy, reload, held, forwarded };
     let ended = run_daemon(config, node, parts);
     drop(mounted);
@@ -267,8 +268,8 @@ struct Parts {
     reload: Option<Reload>,
     /// Who waits at the gate of the mount.
     held: Option<UnboundedReceiver<Held>>,
-    /// What the mount asks for, for those who write on a replica.
-    forwarded: Option<UnboundedReceiver<transparent::Request>>,
+    /// What the mount asks for, for those who write on a replica, and that mount.
+    forwarded: Option<(UnboundedReceiver<transparent::Request>, MountHandle)>,
 }
 
 /// What the node has in common with every daemon.
@@ -371,6 +372,11 @@ fn forwarding(
     if args.write_forwarding != Some(WriteForwarding::Transparent) {
         return Ok(None);
     }
+    if args.durability.is_some_and(|level| level != DurabilityLevel::Local) {
+        return Err(Failure::usage(
+            "--write-forwarding transparent contradicts --durability: a commit that is forwarded would not wait for other nodes",
+        ));
+    }
     if args.at.is_none() {
         return Err(Failure::usage(
             "--write-forwarding transparent needs --at: only on a mount can a commit wait for the primary",
@@ -449,8 +455,8 @@ fn run_daemon(config: Config, node: NodeConfig, parts: Parts) -> Result<u8, Fail
         let (accepting, borrows) = (node.accepting.clone(), Arc::default());
         let control =
             NodeControl { handoffs: handoff_sender, folder, access, patience, durability, forgets, accepting, borrows };
-        if let Some(forwarded) = forwarded {
-            tokio::spawn(transparent::serve(control.clone(), Arc::clone(&board), forwarded));
+        if let Some((forwarded, mount)) = forwarded {
+            tokio::spawn(transparent::serve(control.clone(), Arc::clone(&board), mount, forwarded));
         }
         let controller = Controller { board: board.clone(), commands: sender, reload, node: Some(control) };
         let stop_timeout = config.shutdown_sync_timeout;

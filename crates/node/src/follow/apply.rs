@@ -177,7 +177,7 @@ impl Follower {
             if let Some((table, change_counter)) = this.compare(&end)? {
                 (this.end, this.table, this.change_counter) = (end, table, change_counter);
                 this.write_pos()?;
-                preview::settled(&this.path);
+                preview::forget_mark(&this.path);
                 if this.is_for_wal(&this.end.page_one) && this.end.commit.get() > 0 {
                     // Where a reader is in the way it is done with the first batch.
                     let _ = this.enter_wal(Duration::ZERO)?;
@@ -342,7 +342,7 @@ impl Follower {
         self.advance(batch, &changed, after, change_counter);
         if was_lost {
             self.stay_at(after, self.lineage)?;
-            preview::settled(&self.path);
+            preview::forget_mark(&self.path);
         }
         self.write_pos()?;
         Ok(Ok(()))
@@ -425,13 +425,8 @@ impl Follower {
         if wal.has_moved()? {
             return Err(self.diverged("another file lies in its place"));
         }
-        let known = preview::of(&self.path);
-        match wal.apply(batch, &page_one.for_wal(), known.as_ref(), timeout)? {
-            Some(Ok(())) => {
-                preview::settled(&self.path);
-                Ok(Ok(()))
-            }
-            Some(busy) => Ok(busy),
+        match wal.apply(batch, &page_one.for_wal(), timeout)? {
+            Some(applied) => Ok(applied),
             None => Err(self.diverged("somebody has written to it")),
         }
     }
@@ -662,18 +657,15 @@ fn is_grown_by(batch: &Batch, before: PageCount) -> bool {
 
 /// What this process knows to be ahead of the history is taken back before anything is compared.
 fn take_back_at_open(wal: &mut WalWriter, path: &Path) -> Result<(), RestoreError> {
-    let Some(known) = preview::of(path) else { return Ok(()) };
-    if let Some(preview) = &known.preview {
-        let page_one = preview.pages.get(&PageNumber::FIRST).map(|page| PageOneFields::of(page)).unwrap_or_default();
-        let preview::Preview { pos, page_size, commit, .. } = **preview;
-        let nothing = Batch { content: Content::Memory(Vec::new()), pages: Vec::new(), pos, page_size, commit };
-        if !matches!(wal.apply(&nothing, &page_one.for_wal(), Some(&known), TAKE_BACK_MAX)?, Some(Ok(()))) {
-            let busy = std::io::Error::new(std::io::ErrorKind::WouldBlock, "somebody else is writing to it");
-            return Err(RestoreError::io("lock", path, busy));
-        }
+    let Some(preview) = preview::of(path).and_then(|known| known.preview) else { return Ok(()) };
+    let page_one = preview.pages.get(&PageNumber::FIRST).map(|page| PageOneFields::of(page)).unwrap_or_default();
+    let preview::Preview { pos, page_size, commit, .. } = *preview;
+    let nothing = Batch { content: Content::Memory(Vec::new()), pages: Vec::new(), pos, page_size, commit };
+    if matches!(wal.apply(&nothing, &page_one.for_wal(), TAKE_BACK_MAX)?, Some(Ok(()))) {
+        return Ok(());
     }
-    preview::settled(path);
-    Ok(())
+    let busy = std::io::Error::new(std::io::ErrorKind::WouldBlock, "somebody else is writing to it");
+    Err(RestoreError::io("lock", path, busy))
 }
 
 /// Asks until it works or the time is over.

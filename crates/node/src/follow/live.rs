@@ -428,6 +428,8 @@ pub(super) fn is_passing(error: &RestoreError) -> bool {
     use rhyolite_logic::restore_plan::PlanError::{Empty, NoSnapshot};
     match error {
         RestoreError::Store(error) => error.is_unavailable(),
+        // Whoever writes to the file ends at some time.
+        RestoreError::Io { source, .. } => source.kind() == std::io::ErrorKind::WouldBlock,
         RestoreError::NoDatabase { .. } | RestoreError::Plan(Empty | NoSnapshot { .. }) => true,
         _ => false,
     }

@@ -60,8 +60,10 @@ pub(crate) fn expect(path: &Path) {
 /// The mark cannot be made: one line.
 pub(crate) fn put(path: &Path, preview: Preview) -> Result<(), String> {
     let mark = mark(path);
+    // Whoever removes it looks first whether it is of this process.
+    let mut files = files();
     std::fs::write(&mark, []).map_err(|e| format!("make {}: {}", mark.display(), io_text(&e)))?;
-    files().insert(path.to_owned(), Known { preview: Some(Arc::new(preview)), is_void: false });
+    files.insert(path.to_owned(), Known { preview: Some(Arc::new(preview)), is_void: false });
     Ok(())
 }
 
@@ -89,14 +91,30 @@ pub(super) fn of(path: &Path) -> Option<Known> {
     files().get(path).cloned()
 }
 
-/// The file is where it is noted to be.
-pub(super) fn settled(path: &Path) {
-    if files().remove(path).is_none_or(|known| known.preview.is_some()) {
+/// What was known has been looked at, and the transaction taken back, if there was one: the file is where it is noted to be.
+pub(super) fn settled(path: &Path, known: &Known) {
+    let mut files = files();
+    let is_same = |now: &Known| match (&now.preview, &known.preview) {
+        (Some(now), Some(known)) => Arc::ptr_eq(now, known),
+        (now, known) => now.is_none() && known.is_none(),
+    };
+    if files.get(path).is_some_and(is_same) {
+        files.remove(path);
+        if known.preview.is_some() {
+            remove_mark(path);
+        }
+    }
+}
+
+/// The file is where it is noted to be: a mark that a process before this one has left says nothing any more.
+pub(super) fn forget_mark(path: &Path) {
+    let files = files();
+    if files.get(path).is_none_or(|known| known.preview.is_none()) {
         remove_mark(path);
     }
 }
 
-/// Whether the file was left ahead of where it is noted to be.
+/// Whether the file was left ahead of where it is noted to be, or is now.
 pub(super) fn is_marked(path: &Path) -> bool {
     mark(path).exists()
 }

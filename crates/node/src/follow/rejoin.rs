@@ -111,7 +111,11 @@ fn take_in(
     reason: &str,
     timeout: Duration,
 ) -> Result<Result<Taken, Busy>, RestoreError> {
-    if let Ok(mut follower) = Follower::open(path, ReplicaJournal::Rollback)
+    let opened = Follower::open(path, ReplicaJournal::Rollback);
+    if opened.as_ref().is_err_and(super::live::is_passing) {
+        return Ok(Err(Busy));
+    }
+    if let Ok(mut follower) = opened
         && !follower.is_lost()
     {
         // What is kept is the file alone: nothing of it may lie in a WAL.

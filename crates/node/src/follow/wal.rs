@@ -15,7 +15,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, ffi};
 use super::ReplicaJournal;
 use super::apply::Batch;
 use super::lock::Busy;
-use super::preview::{Known, Preview};
+use super::preview::{self, Preview};
 use crate::restore::RestoreError;
 
 /// Pages in the WAL after which they are copied into the database.
@@ -153,7 +153,6 @@ impl WalWriter {
         &mut self,
         batch: &Batch,
         page_one: &PageOneFields,
-        known: Option<&Known>,
         timeout: Duration,
     ) -> Result<Option<Result<(), Busy>>, RestoreError> {
         self.connection().busy_timeout(timeout).map_err(self.failed("lock"))?;
@@ -161,11 +160,13 @@ impl WalWriter {
             Err(error) if is_busy(&error) => return Ok(Some(Err(Busy))),
             begun => begun.map_err(self.failed("lock"))?,
         }
+        // Whoever writes has the lock, and ended before this.
+        let known = preview::of(&self.path);
         let version = self.read_data_version();
         let written = match version {
             Ok(version) if known.is_some() || version == self.data_version => {
                 self.data_version = version;
-                self.write(batch, page_one, known.and_then(|known| known.preview.as_deref())).map(|()| true)
+                self.write(batch, page_one, known.as_ref().and_then(|known| known.preview.as_deref())).map(|()| true)
             }
             other => other.map(|_| false),
         };
@@ -175,6 +176,9 @@ impl WalWriter {
             return written.map(|_| None);
         }
         self.connection().execute_batch("COMMIT").map_err(self.failed("commit to"))?;
+        if let Some(known) = &known {
+            preview::settled(&self.path, known);
+        }
         // What SQLite has noted of its b-trees (which it reads for the schema) goes with the pages: they were changed behind its back.
         self.connection().release_memory().map_err(self.failed("commit to"))?;
         self.pages += batch.pages.len();

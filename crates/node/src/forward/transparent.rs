@@ -20,12 +20,14 @@ use rusqlite::Connection;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::Instant;
 
-use super::borrow::{ANSWER_BYTES_MAX, ANSWER_MAX, Here};
+use super::borrow::{ANSWER_BYTES_MAX, Here};
 use super::copy::{BUSY, check_size, open};
 use super::{Granted, Said, TTL};
-use crate::cluster::promote::NodeControl;
+use crate::cluster::promote::{NodeControl, holder_of};
+use crate::config::io_text;
 use crate::follow::source::Source;
 use crate::follow::{preview, replica};
+use crate::mount::MountHandle;
 use crate::random;
 use crate::status::StatusBoard;
 use crate::stream::client::{Link, LinkError};
@@ -38,13 +40,38 @@ const WAIT: Duration = Duration::from_secs(2);
 const LOOK: (Duration, Duration) = (Duration::from_micros(200), Duration::from_millis(2));
 /// How long it is tried to hear what has become of what was sent. The application waits in the kernel for it.
 const SEND_MAX: Duration = Duration::from_secs(10);
+/// How long an answer may take to a question that nobody has to wait for.
+const KEEP_MAX: Duration = Duration::from_secs(2);
+/// Between two looks whether a lock is still had.
+const TICK: Duration = Duration::from_millis(500);
 /// How long an application may have a transaction open, or keep the lock.
 const HOLD_MAX: Duration = Duration::from_secs(60);
 /// One page, by its number.
 const READ_PAGE: &str = "SELECT data FROM sqlite_dbpage WHERE pgno = ?1";
 
-/// Tells whoever has asked.
-pub(crate) type Tell<T> = Box<dyn FnOnce(T) + Send>;
+/// Tells whoever has asked, once. Who is told nothing, because whoever should have done it is gone, is told of that.
+pub(crate) struct Tell<T>(Option<Box<dyn FnOnce(Option<T>) + Send>>);
+
+impl<T> Tell<T> {
+    /// Tells this: `None` when nobody answers.
+    pub(crate) fn new(tell: impl FnOnce(Option<T>) + Send + 'static) -> Self {
+        Self(Some(Box::new(tell)))
+    }
+
+    fn tell(mut self, answer: T) {
+        if let Some(tell) = self.0.take() {
+            tell(Some(answer));
+        }
+    }
+}
+
+impl<T> Drop for Tell<T> {
+    fn drop(&mut self) {
+        if let Some(tell) = self.0.take() {
+            tell(None);
+        }
+    }
+}
 
 /// What the mount asks for, of the database at this path.
 #[derive(Debug)]
@@ -98,24 +125,24 @@ pub(crate) struct Changes {
 }
 
 /// Answers what a mount asks for, until the mount is gone.
-pub(crate) async fn serve(node: NodeControl, board: Arc<StatusBoard>, mut requests: UnboundedReceiver<Request>) {
+pub(crate) async fn serve(
+    node: NodeControl,
+    board: Arc<StatusBoard>,
+    mount: MountHandle,
+    mut requests: UnboundedReceiver<Request>,
+) {
     let mut lines: HashMap<PathBuf, UnboundedSender<What>> = HashMap::new();
     while let Some(Request { database, what }) = requests.recv().await {
-        let line = lines.entry(database.clone()).or_insert_with(|| {
+        if lines.get(&database).is_none_or(UnboundedSender::is_closed) {
             let (line, come) = unbounded_channel();
-            let line_of = Line {
-                node: node.clone(),
-                board: Arc::clone(&board),
-                path: database,
-                link: None,
-                loan: None,
-                is_kept: false,
-            };
-            tokio::spawn(line_of.run(come));
-            line
-        });
-        // Its task ends when nobody asks any more.
-        let _ = line.send(what);
+            let (node, board, mount) = (node.clone(), Arc::clone(&board), mount.clone());
+            let path = database.clone();
+            let one = Line { node, board, mount, path, link: None, loan: None, is_used: false, is_kept: false };
+            tokio::spawn(one.run(come));
+            lines.insert(database.clone(), line);
+        }
+        // Whoever is not answered is told of that.
+        let _ = lines[&database].send(what);
     }
 }
 
@@ -123,10 +150,13 @@ pub(crate) async fn serve(node: NodeControl, board: Arc<StatusBoard>, mut reques
 struct Line {
     node: NodeControl,
     board: Arc<StatusBoard>,
+    mount: MountHandle,
     path: PathBuf,
     /// The connection that was used last.
     link: Option<(Source, Link)>,
     loan: Option<Loan>,
+    /// An application has it.
+    is_used: bool,
     /// It is borrowed again after each transaction.
     is_kept: bool,
 }
@@ -135,7 +165,11 @@ struct Line {
 struct Loan {
     id: String,
     database: String,
+    /// Of whom it was borrowed.
+    holder: Option<String>,
     since: Instant,
+    /// When the primary last said that it is held.
+    heard: Instant,
     end: FollowEnd,
     /// What was there before is read by this. It is opened while nobody writes, and closed when nobody waits any more: the kernel lets SQLite do neither (it gives
     /// files away, and flushes them) while a write to the WAL waits for its answer.
@@ -160,48 +194,103 @@ impl Line {
         loop {
             let what = match self.loan {
                 None => come.recv().await,
-                Some(_) => match tokio::time::timeout(TTL / 3, come.recv()).await {
+                Some(_) => match tokio::time::timeout(TICK, come.recv()).await {
                     Ok(what) => what,
                     Err(_) => {
-                        self.keep_or_end().await;
+                        self.look().await;
                         continue;
                     }
                 },
             };
-            match what {
-                None => break,
-                Some(What::Borrow(tell)) => {
-                    let borrowed = self.borrow().await;
-                    tell(borrowed);
-                }
-                Some(What::Commit(changes, tell)) => {
-                    match self.loan.take() {
-                        None => tell(Err("the primary's write lock is not held any more".to_owned())),
-                        Some(mut loan) => {
-                            let committed = self.commit(&mut loan, changes).await;
-                            tell(committed);
-                            close(Some(loan));
-                        }
+            let Some(what) = what else { break };
+            self.answer(what).await;
+        }
+        self.give_back().await;
+    }
+
+    async fn answer(&mut self, what: What) {
+        match what {
+            What::Borrow(tell) => {
+                let borrowed = self.borrow().await;
+                self.is_used = borrowed.is_ok();
+                tell.tell(borrowed);
+            }
+            What::Commit(changes, tell) => {
+                self.is_used = false;
+                match self.loan.take() {
+                    None => tell.tell(Err("the primary's write lock is not held any more".to_owned())),
+                    Some(mut loan) => {
+                        let committed = self.commit(&mut loan, changes).await;
+                        tell.tell(committed);
+                        close(Some(loan));
                     }
-                    if self.is_kept {
-                        // Whoever writes next asks again should it not be had.
-                        let _ = self.borrow().await;
-                    }
                 }
-                Some(What::GiveBack) if self.is_kept => {}
-                Some(What::GiveBack) => self.give_back().await,
-                Some(What::Keep(tell)) => {
-                    let borrowed = self.borrow().await;
-                    self.is_kept = borrowed.is_ok();
-                    tell(borrowed);
+                if self.is_kept {
+                    // Whoever writes next asks again should it not be had.
+                    let _ = self.borrow().await;
                 }
-                Some(What::LetGo) => {
-                    self.is_kept = false;
+            }
+            What::GiveBack => {
+                self.is_used = false;
+                if !self.is_kept {
+                    self.give_back().await;
+                }
+            }
+            What::Keep(tell) => {
+                // Who is writing goes on with what he has.
+                let borrowed = if self.is_used && self.loan.is_some() { Ok(()) } else { self.borrow().await };
+                self.is_kept = borrowed.is_ok();
+                tell.tell(borrowed);
+            }
+            What::LetGo => {
+                self.is_kept = false;
+                if !self.is_used {
                     self.give_back().await;
                 }
             }
         }
+    }
+
+    /// Keeps the lock for as long as one application may have it, and as long as it can be had.
+    async fn look(&mut self) {
+        let Some(loan) = &self.loan else { return };
+        let (since, heard, holder) = (loan.since, loan.heard, loan.holder.clone());
+        let why = if since.elapsed() >= HOLD_MAX {
+            format!("an application has had its write lock for {HOLD_MAX:?}")
+        } else if self.here().database(&self.path).is_err() || self.holder() != holder {
+            "another node is the primary now".to_owned()
+        } else if heard.elapsed() < TTL / 3 || self.keep().await || heard.elapsed() < TTL {
+            // What could not be asked is asked again.
+            return;
+        } else {
+            "the primary cannot be asked to keep it".to_owned()
+        };
+        self.lose(&why).await;
+    }
+
+    /// The primary's lock is gone. Who has the file's must not write on, nor keep the node from going on with what the primary has.
+    async fn lose(&mut self, why: &str) {
+        let was_used = std::mem::take(&mut self.is_used);
         self.give_back().await;
+        if !was_used {
+            return;
+        }
+        tracing::warn!(
+            database = %self.path.display(),
+            "{why}: the primary's write lock is given back, and the file taken from whoever writes to it"
+        );
+        let (mount, path) = (self.mount.clone(), self.path.clone());
+        let taken = tokio::task::spawn_blocking(move || mount.alone_with(&path, false).map(drop)).await;
+        if let Ok(Err(error)) = taken {
+            tracing::warn!(database = %self.path.display(), "it could not be taken: {}", io_text(&error));
+        }
+    }
+
+    fn holder(&self) -> Option<String> {
+        match self.node.accepting {
+            Some(_) => None,
+            None => self.board.look_at_node(holder_of).flatten(),
+        }
     }
 
     fn here(&self) -> Here<'_> {
@@ -210,8 +299,10 @@ impl Line {
 
     /// Asks the primary, by the connection of the last time if there is one. What is asked may be asked twice.
     async fn ask(&mut self, path: &str, body: Bytes, within: Duration) -> Result<Bytes, LinkError> {
+        let deadline = Instant::now() + within;
         if let Some((source, link)) = self.link.take().filter(|(_, link)| !link.is_closed()) {
-            match tokio::time::timeout(within, link.send(path, body.clone(), ANSWER_BYTES_MAX)).await {
+            let asked = link.send(path, body.clone(), ANSWER_BYTES_MAX);
+            match tokio::time::timeout_at(deadline - within / 3, asked).await {
                 Ok(Ok(answer)) => {
                     self.link = Some((source, link));
                     return Ok(answer);
@@ -224,25 +315,27 @@ impl Line {
                 Ok(Err(_)) | Err(_) => source.asked(&link),
             }
         }
-        let (source, link) = self.here().link().await?;
-        let answer = tokio::time::timeout(within, link.send(path, body, ANSWER_BYTES_MAX)).await;
-        let answer = answer.map_err(|_| LinkError::Lost("the primary does not answer".to_owned()));
-        match answer {
-            Ok(Ok(answer)) => {
-                self.link = Some((source, link));
-                Ok(answer)
+        let here = Here { node: &self.node, board: &self.board };
+        let again = async {
+            let (source, link) = here.link().await?;
+            match link.send(path, body, ANSWER_BYTES_MAX).await {
+                Ok(answer) => Ok((answer, source, link)),
+                Err(error) => {
+                    source.asked(&link);
+                    Err(error)
+                }
             }
-            Ok(Err(error)) | Err(error) => {
-                source.asked(&link);
-                Err(error)
-            }
-        }
+        };
+        let silent = |_| LinkError::Lost("the primary does not answer".to_owned());
+        let (answer, source, link) = tokio::time::timeout_at(deadline, again).await.map_err(silent)??;
+        self.link = Some((source, link));
+        Ok(answer)
     }
 
     async fn ask_for_lock(&mut self, id: &str, database: &str, wait: Duration) -> Result<Granted, Refusal> {
         let query = Query::default().with("db", database).with("id", id).with("ttl", TTL.as_millis());
         let path = query.with("wait", wait.as_millis()).of("/v1/write-lock");
-        let answer = self.ask(&path, Bytes::new(), wait + ANSWER_MAX).await;
+        let answer = self.ask(&path, Bytes::new(), wait + KEEP_MAX).await;
         let bytes = answer.map_err(|error| Refusal::Later(error.to_string()))?;
         serde_json::from_slice(&bytes)
             .map_err(|e| Refusal::Never(format!("the primary answers in another language: {e}")))
@@ -258,7 +351,8 @@ impl Line {
             StatusCode::NOT_FOUND => Refusal::Never(text),
             _ => Refusal::Later(text),
         })?;
-        let (id, deadline) = (random::hex(), Instant::now() + WAIT);
+        let (id, asked, holder) = (random::hex(), Instant::now(), self.holder());
+        let deadline = asked + WAIT;
         let borrowed = match self.ask_for_lock(&id, &database, WAIT).await {
             Ok(granted) => self.come_to(granted, deadline).await,
             Err(refusal) => Err(refusal),
@@ -267,7 +361,8 @@ impl Line {
             Ok((end, reader)) => {
                 // Whatever comes of it: who writes to the file from here on is no stranger.
                 preview::expect(&self.path);
-                self.loan = Some(Loan { id, database, since: Instant::now(), end, reader: Mutex::new(reader) });
+                self.loan =
+                    Some(Loan { id, database, holder, since: asked, heard: asked, end, reader: Mutex::new(reader) });
                 Ok(())
             }
             Err(refusal) => {
@@ -309,22 +404,17 @@ impl Line {
         }
     }
 
-    /// Keeps the lock for as long as one application may have it.
-    async fn keep_or_end(&mut self) {
-        if self.loan.as_ref().is_some_and(|loan| loan.since.elapsed() < HOLD_MAX) {
-            let _ = self.keep().await;
-        } else {
-            tracing::warn!(database = %self.path.display(), "an application keeps its write lock for more than {HOLD_MAX:?}: it goes back to the primary, and what is not committed cannot be");
-            self.give_back().await;
-        }
-    }
-
     /// Keeps the lock for longer. Where it is over, what comes next is refused.
     async fn keep(&mut self) -> bool {
         let Some(loan) = &self.loan else { return false };
         let (id, database, pos) = (loan.id.clone(), loan.database.clone(), loan.end.pos);
+        let asked = Instant::now();
         match self.ask_for_lock(&id, &database, Duration::ZERO).await {
-            Ok(granted) => granted.pos == pos,
+            Ok(granted) if granted.pos == pos => {
+                self.loan.as_mut().expect("nobody has taken it").heard = asked;
+                true
+            }
+            Ok(_) => false,
             Err(Refusal::Later(why) | Refusal::Never(why)) => {
                 tracing::debug!(database, "a borrowed write lock could not be kept: {why}");
                 false
@@ -341,7 +431,7 @@ impl Line {
 
     async fn give_back_of(&mut self, id: &str) {
         let path = Query::default().with("id", id).of("/v1/write-unlock");
-        if let Err(error) = self.ask(&path, Bytes::new(), ANSWER_MAX).await {
+        if let Err(error) = self.ask(&path, Bytes::new(), KEEP_MAX).await {
             tracing::debug!("the primary cannot be told that a write lock is not needed any more: {error}");
         }
     }
@@ -363,7 +453,7 @@ impl Line {
             self.give_back_of(&loan.id).await;
             return Ok(());
         };
-        if let Err(why) = preview::put(&self.path, preview) {
+        if let Err(why) = tokio::task::block_in_place(|| preview::put(&self.path, preview)) {
             self.give_back_of(&loan.id).await;
             return Err(why);
         }
@@ -371,11 +461,11 @@ impl Line {
         match said {
             Said::Committed { .. } => Ok(()),
             Said::Ended { why } => {
-                preview::withdraw(&self.path);
+                tokio::task::block_in_place(|| preview::withdraw(&self.path));
                 Err(format!("nothing was committed: {why}"))
             }
             Said::Unknown { why } => {
-                preview::withdraw(&self.path);
+                tokio::task::block_in_place(|| preview::withdraw(&self.path));
                 Err(format!("nobody knows whether it was committed: {why}"))
             }
         }
@@ -384,10 +474,16 @@ impl Line {
     async fn send(&mut self, id: &str, file: Bytes) -> Said {
         let path = Query::default().with("id", id).of("/v1/write");
         let deadline = Instant::now() + SEND_MAX;
+        let said = self.send_until(&path, id, file, deadline);
+        let silent = |_| Said::Unknown { why: format!("no answer within {SEND_MAX:?}") };
+        tokio::time::timeout_at(deadline, said).await.unwrap_or_else(silent)
+    }
+
+    async fn send_until(&mut self, path: &str, id: &str, file: Bytes, deadline: Instant) -> Said {
         // By the connection that is there: one that is lost is no reason to fail.
         if let Some((source, link)) = self.link.take().filter(|(_, link)| !link.is_closed()) {
             if let Ok(Ok(answer)) =
-                tokio::time::timeout(SEND_MAX, link.send(&path, file.clone(), ANSWER_BYTES_MAX)).await
+                tokio::time::timeout(SEND_MAX / 2, link.send(path, file.clone(), ANSWER_BYTES_MAX)).await
                 && let Ok(said) = serde_json::from_slice(&answer)
             {
                 self.link = Some((source, link));

@@ -17,6 +17,8 @@ use crate::forward::transparent::Changes;
 const PAGE_SIZE_AT: usize = 8;
 /// Bytes of a frame header that say which page it is, and how large the database is after it.
 const MEANING: usize = 8;
+/// Bytes of a frame header that depend on the frames before it.
+const CHECKSUMS: std::ops::Range<usize> = 16..FRAME_HEADER_SIZE;
 /// The largest transaction, in bytes of its frames.
 const BYTES_MAX: u64 = 256 << 20;
 
@@ -77,6 +79,11 @@ impl Write<'_> {
 }
 
 impl Frames {
+    /// Whether nothing was written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.first.is_none()
+    }
+
     /// Whether the transaction is committed.
     pub(super) fn is_committed(&self) -> bool {
         self.commit.is_some()
@@ -121,25 +128,28 @@ impl Frames {
         Ok(Step::Written)
     }
 
-    /// What may come after the commit: checksums, and the last frame once more, by which SQLite fills a sector where a write may spoil what lies beside it.
+    /// What may come after the commit: checksums, and the last frame once more, by which SQLite fills a sector where a write may spoil what lies beside it. That comes in pieces,
+    /// because what fills the sector is synced before what follows.
     fn take_after(&self, write: &Write<'_>, page_size: PageSize) -> io::Result<Step> {
         let (Some(first), Some(commit)) = (self.first, self.commit) else { return Ok(Step::Odd) };
-        let (size, head) = (frame_size(page_size) as u64, FRAME_HEADER_SIZE as u64);
-        let place = write.offset.saturating_sub(WAL_HEADER_SIZE as u64) % size;
-        let frame = write.offset - place;
-        let mut there = vec![0; write.data.len()];
-        let is_same = match (place, write.data.len()) {
-            (0, FRAME_HEADER_SIZE) if frame >= first => {
-                let same_as = if frame <= commit { frame } else { commit };
-                write.file.read_exact_at(&mut there[..MEANING], same_as)?;
-                write.data[..MEANING] == there[..MEANING]
-            }
-            (place, len) if place == head && len == page_size.bytes() && frame > commit => {
-                write.file.read_exact_at(&mut there, commit + head)?;
-                write.data == there
-            }
-            _ => false,
-        };
+        let (size, start) = (frame_size(page_size) as u64, WAL_HEADER_SIZE as u64);
+        if write.offset <= commit {
+            let is_header = write.offset >= first
+                && (write.offset - start).is_multiple_of(size)
+                && write.data.len() == FRAME_HEADER_SIZE;
+            let mut there = [0; MEANING];
+            write.file.read_exact_at(&mut there, write.offset)?;
+            return Ok(if is_header && write.data[..MEANING] == there { Step::Written } else { Step::Odd });
+        }
+        if write.offset < commit + size {
+            return Ok(Step::Odd);
+        }
+        let mut there = vec![0; frame_size(page_size)];
+        write.file.read_exact_at(&mut there, commit)?;
+        let is_same = write.data.iter().zip(write.offset - start..).all(|(byte, place)| {
+            let place = (place % size) as usize;
+            CHECKSUMS.contains(&place) || there[place] == *byte
+        });
         Ok(if is_same { Step::Written } else { Step::Odd })
     }
 
@@ -242,6 +252,14 @@ mod tests {
         wal.frames.committed(at(6));
         assert_eq!(wal.head(4, 5, 0), Step::Written, "its checksum");
         assert_eq!((wal.head(7, 1, 6), wal.page(7, 4)), (Step::Written, Step::Written), "the same once more");
+        let piece = at(8) + FRAME_HEADER_SIZE as u64;
+        assert_eq!(
+            (wal.head(8, 1, 6), wal.write(piece, &[4; 100])),
+            (Step::Written, Step::Written),
+            "to the end of a sector"
+        );
+        assert_eq!(wal.write(piece + 100, &[4; PAGE - 100]), Step::Written, "and the rest of it");
+        assert_eq!(wal.write(piece + 100, &[3; PAGE - 100]), Step::Odd);
         for odd in [wal.head(4, 6, 0), wal.head(8, 2, 6), wal.page(7, 5), wal.page(4, 2), wal.head(2, 2, 0)] {
             assert_eq!(odd, Step::Odd);
         }

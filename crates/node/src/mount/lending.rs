@@ -14,8 +14,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -23,13 +23,14 @@ use std::time::{Duration, Instant};
 
 use fuser::{Errno, ReplyEmpty, ReplyWrite};
 use rhyolite_format::sqlite::lock::{WAL_CHECKPOINT, WAL_WRITE};
+use rhyolite_format::sqlite::wal_index::{WAL_INDEX_SNAPSHOT_SIZE, WalIndexHeader};
 
 use super::frames::{Frames, Step, Write};
 use super::fs::Open;
 use super::locks::{Bytes, Kind, Lock, Locks, Owner};
 use super::role::Role;
 use super::writers::Writers;
-use crate::forward::transparent::{Refusal, Request, What};
+use crate::forward::transparent::{Refusal, Request, Tell, What};
 
 /// How long somebody waits for a lock that another has, when he is ready to wait: `F_SETLKW`.
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -38,6 +39,8 @@ const WAIT_MAX: Duration = Duration::from_secs(30);
 const BORROW_MAX: Duration = Duration::from_secs(1);
 /// How long a lock that was borrowed is kept for whoever asks again.
 const LINGER: Duration = Duration::from_secs(1);
+/// The same of one that was given back unused.
+const LINGER_UNUSED: Duration = Duration::from_millis(100);
 /// For so long it is tried to get a lock that was borrowed, if the node itself has it for a moment.
 const TRY_MAX: Duration = Duration::from_millis(100);
 /// Between two looks who has waited for long enough.
@@ -46,6 +49,9 @@ const LOOK: Duration = Duration::from_millis(50);
 const TRY: Duration = Duration::from_millis(1);
 /// The byte of `NAME-lock` by which LiteFS's libraries ask to be the only one that writes.
 const HALT: u64 = 72;
+
+/// What is said where nobody answers.
+const NOBODY: &str = "what asks the primary has ended";
 
 /// What is done with a request for a lock on a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +81,8 @@ struct Shared {
     /// Who has byte 72 of `NAME-lock`: the number of that file, and the owner.
     kept: Mutex<HashMap<PathBuf, (u64, u64)>>,
     numbers: AtomicU64,
+    /// A loan has begun to wait for whoever asks next.
+    is_lingering: AtomicBool,
     /// How many wait for a lock of somebody else.
     waiting: AtomicU64,
     requests: Sender<Request>,
@@ -169,6 +177,13 @@ fn refused() -> Errno {
     Errno::EAGAIN
 }
 
+impl Loan {
+    /// Its files were taken from whoever has them open.
+    fn is_taken(&self) -> bool {
+        self.shm.node.is_taken()
+    }
+}
+
 impl Drop for Lending {
     fn drop(&mut self) {
         // A thread that has ended needs not be told.
@@ -185,6 +200,7 @@ impl Lending {
             loans: Mutex::default(),
             kept: Mutex::default(),
             numbers: AtomicU64::new(0),
+            is_lingering: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
             requests,
             writers,
@@ -237,8 +253,14 @@ impl Lending {
         {
             let mut loans = self.shared.loans();
             if let Some(there) = loans.get(&database).cloned() {
-                drop(loans);
-                return self.shared.lock_again(&mut lock(&there), (open, owner), reply);
+                let mut there = lock(&there);
+                if !there.is_taken() {
+                    drop(loans);
+                    return self.shared.lock_again(&mut there, (open, owner), reply);
+                }
+                // Its files are dead: whoever had it has nothing any more.
+                self.shared.end(&mut there, &database);
+                loans.remove(&database);
             }
             let phase = Phase::Asked(Some(reply), Instant::now() + BORROW_MAX);
             let loan = Loan { number, shm: open, owner, phase, frames: Frames::default(), is_left: false };
@@ -247,38 +269,48 @@ impl Lending {
         let events = self.events.clone();
         let _ = events.send(Event::Borrowing);
         let of = database.clone();
-        let answer = move |answer| {
+        let answer = move |answer: Option<_>| {
+            let answer = answer.unwrap_or_else(|| Err(Refusal::Later(NOBODY.to_owned())));
             let _ = events.send(Event::Borrowed { database: of, number, answer, until: None });
         };
-        self.shared.ask(database, What::Borrow(Box::new(answer)));
+        self.shared.ask(database, What::Borrow(Tell::new(answer)));
     }
 
     /// Somebody gives a lock back.
     pub(super) fn unlock(&self, open: &Open, owner: u64, bytes: &Bytes) {
-        self.shared.locks.clear(open.node.inode, owner, bytes);
-        self.freed(open.node.inode);
-        self.shared.let_go(open.node.inode);
-        if bytes.contains(&WAL_WRITE) {
-            self.shared.leave(open.node.inode, |loan| {
-                loan.owner.id == owner && !matches!(loan.phase, Phase::Asked(..) | Phase::Had(_))
-            });
+        let file = open.node.inode;
+        let clear = |locks: &Locks| locks.clear(file, owner, bytes);
+        let is_held = |loan: &Loan| loan.owner.id == owner && !matches!(loan.phase, Phase::Asked(..) | Phase::Had(_));
+        match bytes.contains(&WAL_WRITE) && open.is_for_readers() {
+            true if !self.shared.linger(file, owner, bytes) => self.shared.leave(file, is_held, clear),
+            true => {}
+            false => clear(&self.shared.locks),
         }
+        self.went(file);
     }
 
     /// Somebody has closed a descriptor of a file: all that he has of it goes.
     pub(super) fn flushed(&self, open: &Open, owner: u64) {
-        self.shared.locks.clear(open.node.inode, owner, &(0..=u64::MAX));
-        self.freed(open.node.inode);
-        self.shared.let_go(open.node.inode);
-        self.shared.leave(open.node.inode, |loan| loan.owner.id == owner);
+        let file = open.node.inode;
+        let clear = |locks: &Locks| locks.clear(file, owner, &(0..=u64::MAX));
+        self.shared.leave(file, |loan| loan.owner.id == owner, clear);
+        self.went(file);
     }
 
     /// An open file is closed.
     pub(super) fn closed(&self, open: &Open, handle: u64) {
-        self.shared.locks.clear_handle(open.node.inode, handle);
-        self.freed(open.node.inode);
-        self.shared.let_go(open.node.inode);
-        self.shared.leave(open.node.inode, |loan| loan.owner.handle == handle);
+        let file = open.node.inode;
+        self.shared.leave(file, |loan| loan.owner.handle == handle, |locks| locks.clear_handle(file, handle));
+        self.went(file);
+    }
+
+    /// Locks of a file went.
+    fn went(&self, file: u64) {
+        self.freed(file);
+        self.shared.let_go(file);
+        if self.shared.is_lingering.swap(false, Ordering::SeqCst) {
+            let _ = self.events.send(Event::Borrowing);
+        }
     }
 
     fn freed(&self, file: u64) {
@@ -294,7 +326,8 @@ impl Lending {
         };
         let mut loan = lock(&loan);
         let write = Write { file: &wal.file, offset, data };
-        if !matches!(loan.phase, Phase::Held) || !self.shared.has_lock(&loan) {
+        let is_dead = loan.is_taken() || wal.node.is_taken();
+        if is_dead || !matches!(loan.phase, Phase::Held) || !self.shared.has_lock(&loan) {
             return reply.error(Errno::EIO);
         }
         let stepped = loan.frames.take(&write).and_then(|step| match step {
@@ -316,10 +349,12 @@ impl Lending {
                 let withheld = Withheld { wal: Arc::clone(wal), offset, data: data.to_vec(), frame, reply };
                 loan.phase = Phase::Sending(withheld);
                 let (events, of, number) = (self.events.clone(), database.clone(), loan.number);
-                let answer = move |answer| {
+                let answer = move |answer: Option<_>| {
+                    let answer =
+                        answer.unwrap_or_else(|| Err(format!("{NOBODY}: nobody knows whether it was committed")));
                     let _ = events.send(Event::Committed { database: of, number, answer });
                 };
-                self.shared.ask(database.clone(), What::Commit(changes, Box::new(answer)));
+                self.shared.ask(database.clone(), What::Commit(changes, Tell::new(answer)));
             }
             Err(error) => reply.error(Errno::from(error)),
         }
@@ -337,10 +372,23 @@ fn permit(asking: &Asking) -> Permit {
     match asking.kind {
         Kind::Write if asking.open.node.is_lock() && asking.bytes.contains(&HALT) => Permit::Kept,
         Kind::Write if asking.open.role == Role::Plain && !asking.open.node.is_ours => Permit::Never,
+        // A wal-index that is no use has to be made anew by whoever reads. The WAL cannot be written without a loan.
+        Kind::Write if is_shm && only(WAL_WRITE) && is_void(&asking.open) => Permit::Free,
         Kind::Write if is_shm && only(WAL_WRITE) => Permit::Borrowed,
         Kind::Write if is_shm && (only(WAL_CHECKPOINT) || asking.bytes.contains(&WAL_WRITE)) => Permit::Never,
+        Kind::Read if is_shm && asking.bytes.contains(&WAL_WRITE) => Permit::Never,
         Kind::Read | Kind::Write => Permit::Free,
     }
+}
+
+/// Whether a wal-index that the kernel writes by itself says nothing.
+fn is_void(shm: &Open) -> bool {
+    let mut start = [0; WAL_INDEX_SNAPSHOT_SIZE];
+    shm.is_passed
+        && match shm.file.read_exact_at(&mut start, 0) {
+            Ok(()) => matches!(WalIndexHeader::decode(&start), Ok(None)),
+            Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
+        }
 }
 
 impl Shared {
@@ -358,10 +406,11 @@ impl Shared {
         let is_kept = asking.open.node.is_lock() && asking.kind == Kind::Write;
         let Some(database) = asking.database.clone().filter(|_| is_kept) else { return asking.reply.ok() };
         let events = events.clone();
-        let answer = move |answer| {
+        let answer = move |answer: Option<_>| {
+            let answer = answer.unwrap_or_else(|| Err(Refusal::Later(NOBODY.to_owned())));
             let _ = events.send(Event::Kept { asking, until, answer });
         };
-        self.ask(database, What::Keep(Box::new(answer)));
+        self.ask(database, What::Keep(Tell::new(answer)));
     }
 
     fn has_kept(&self, file: u64, owner: u64) -> bool {
@@ -390,9 +439,25 @@ impl Shared {
         let _ = self.requests.send(Request { database, what });
     }
 
+    /// Somebody gives a lock back under which he has written nothing: he may have found that what he had read before is not the newest any more, and comes again at once.
+    fn linger(&self, shm: u64, owner: u64, bytes: &Bytes) -> bool {
+        let loans = self.loans();
+        for loan in loans.values() {
+            let mut loan = lock(loan);
+            let is_his = loan.shm.node.inode == shm && loan.owner.id == owner && !loan.is_taken();
+            if is_his && matches!(loan.phase, Phase::Held) && loan.frames.is_empty() {
+                self.locks.clear(shm, owner, bytes);
+                loan.phase = Phase::Had(Instant::now() + LINGER_UNUSED);
+                self.is_lingering.store(true, Ordering::SeqCst);
+                return true;
+            }
+        }
+        false
+    }
+
     /// Somebody asks for a lock of which there is a loan.
     fn lock_again(&self, loan: &mut Loan, (shm, owner): (Arc<Open>, Owner), reply: ReplyEmpty) {
-        let is_his = loan.owner.id == owner.id && self.has_lock(loan);
+        let is_his = loan.owner.id == owner.id && loan.shm.node.inode == shm.node.inode && self.has_lock(loan);
         if is_his {
             return reply.ok();
         }
@@ -412,7 +477,11 @@ impl Shared {
         let mut is_left = false;
         let mut loans = self.loans();
         loans.retain(|database, loan| {
-            let mut loan = lock(loan);
+            // Who holds it is writing.
+            let Ok(mut loan) = loan.try_lock() else { return true };
+            if loan.is_taken() {
+                return !self.end(&mut loan, database);
+            }
             let is_kept = match &mut loan.phase {
                 Phase::Asked(reply, until) => {
                     let is_late = *until <= now;
@@ -434,29 +503,44 @@ impl Shared {
         is_left
     }
 
-    /// Ends the loans of a wal-index whose locks have gone.
-    fn leave(&self, shm: u64, is_gone: impl Fn(&Loan) -> bool) {
+    /// Takes locks of a wal-index away, and ends the loan that went with them. Nothing is written under it meanwhile.
+    fn leave(&self, shm: u64, is_gone: impl Fn(&Loan) -> bool, clear: impl FnOnce(&Locks)) {
         let mut loans = self.loans();
         let gone = loans.iter().find(|(_, loan)| {
             let loan = lock(loan);
             loan.shm.node.inode == shm && is_gone(&loan)
         });
-        let Some((database, loan)) = gone.map(|(database, loan)| (database.clone(), Arc::clone(loan))) else { return };
+        let Some((database, loan)) = gone.map(|(database, loan)| (database.clone(), Arc::clone(loan))) else {
+            drop(loans);
+            return clear(&self.locks);
+        };
         let mut loan = lock(&loan);
+        clear(&self.locks);
+        if self.end(&mut loan, &database) {
+            loans.remove(&database);
+        }
+    }
+
+    /// Ends a loan. Gives whether nothing of it is left.
+    fn end(&self, loan: &mut Loan, database: &Path) -> bool {
         match std::mem::replace(&mut loan.phase, Phase::Over) {
             // Whoever commits says what has become of it, to nobody.
-            sending @ Phase::Sending(_) => (loan.phase, loan.is_left) = (sending, true),
-            Phase::Asked(reply, _) => {
-                loans.remove(&database);
-                if let Some(reply) = reply {
-                    reply.error(refused());
-                }
-                self.ask(database, What::GiveBack);
+            sending @ Phase::Sending(_) => {
+                (loan.phase, loan.is_left) = (sending, true);
+                return false;
             }
-            Phase::Had(_) | Phase::Held | Phase::Over => {
-                loans.remove(&database);
-                self.ask(database, What::GiveBack);
-            }
+            Phase::Asked(Some(reply), _) => reply.error(refused()),
+            Phase::Asked(None, _) | Phase::Had(_) | Phase::Held | Phase::Over => {}
+        }
+        self.ask(database.to_owned(), What::GiveBack);
+        true
+    }
+
+    /// Removes the loan of this number.
+    fn remove(&self, database: &Path, number: u64) {
+        let mut loans = self.loans();
+        if loans.get(database).is_some_and(|loan| lock(loan).number == number) {
+            loans.remove(database);
         }
     }
 
@@ -479,7 +563,7 @@ struct Keeper {
 
 impl Keeper {
     fn run(mut self, come: &Receiver<Event>) {
-        let mut looked = Instant::now();
+        let (mut looked, mut tried) = (Instant::now(), Instant::now());
         loop {
             let wait = if self.later.is_empty() { LOOK } else { TRY };
             let event = match self.later.is_empty() && self.waiting.is_empty() && !self.is_looking {
@@ -487,6 +571,10 @@ impl Keeper {
                 false => come.recv_timeout(wait),
             };
             // Whatever comes in between.
+            if tried.elapsed() >= TRY {
+                tried = Instant::now();
+                std::mem::take(&mut self.later).into_iter().for_each(|event| self.take(event));
+            }
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
                 self.is_looking = self.shared.look(looked);
@@ -495,9 +583,7 @@ impl Keeper {
             match event {
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
                 Ok(event) => self.take(event),
-                Err(RecvTimeoutError::Timeout) => {
-                    std::mem::take(&mut self.later).into_iter().for_each(|event| self.take(event));
-                }
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
@@ -559,7 +645,7 @@ impl Keeper {
             }
         };
         drop(held);
-        self.shared.loans().remove(&database);
+        self.shared.remove(&database, number);
         self.shared.ask(database, What::GiveBack);
         if let Some((reply, error)) = error {
             reply.error(error);
@@ -571,7 +657,7 @@ impl Keeper {
         let mut held = lock(&loan);
         let Phase::Sending(withheld) = std::mem::replace(&mut held.phase, Phase::Over) else { return };
         let Withheld { wal, offset, data, frame, reply } = withheld;
-        let may_write = self.shared.has_lock(&held) && !held.is_left && !wal.node.is_taken();
+        let may_write = self.shared.has_lock(&held) && !held.is_left && !held.is_taken() && !wal.node.is_taken();
         let name = database.display();
         match answer {
             Ok(()) if may_write => match wal.file.write_all_at(&data, offset) {
@@ -597,7 +683,7 @@ impl Keeper {
         let is_left = held.is_left;
         drop(held);
         if is_left {
-            self.shared.loans().remove(database);
+            self.shared.remove(database, number);
             self.shared.ask(database.clone(), What::GiveBack);
         }
     }

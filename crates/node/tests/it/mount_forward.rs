@@ -137,6 +137,95 @@ fn without_a_primary_nothing_is_committed() {
     assert_eq!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy), "{error}");
     assert_eq!(db.query_row("SELECT max(n) FROM t", [], |row| row.get::<_, i64>(0)), Ok(1), "readers go on");
     mounts.cluster.signal("a", Signal::CONT);
+    let a = open(&mounts.path("a", DATABASE));
+    db.busy_timeout(Duration::from_secs(20)).unwrap();
+    db.execute("INSERT INTO t VALUES (3, 1)", []).unwrap();
+    assert_eq!((numbers(&a), numbers(&db)), (vec![1, 3], vec![1, 3]));
+}
+
+#[test]
+fn whoever_has_a_transaction_open_keeps_nobody_from_the_role() {
+    let Some((mut mounts, _tap)) = mounts_stalled(&[("b", &[])]) else { return };
+    let b = open(&mounts.path("b", DATABASE));
+    b.execute("INSERT INTO t VALUES (1, 1)", []).unwrap();
+    // It lies ahead of the history when the primary goes, which has to be taken back; and this keeps the lock for that.
+    let idle = open(&mounts.path("b", DATABASE));
+    b.busy_timeout(Duration::from_millis(100)).unwrap();
+    assert!(
+        idle.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (5, 5)").is_err(),
+        "the file has not come so far"
+    );
+    mounts.cluster.kill("a");
+    mounts.cluster.wait_role("b", "primary");
+    drop((b, idle));
+    let b = open(&mounts.path("b", DATABASE));
+    b.execute("INSERT INTO t VALUES (2, 2)", []).unwrap();
+    assert_eq!(numbers(&b), [2]);
+}
+
+#[test]
+fn a_transaction_that_was_left_open_ends_with_the_primary() {
+    let Some(mut mounts) = mounts(&["b", "c"]) else { return };
+    let b = open(&mounts.path("b", DATABASE));
+    b.execute_batch("PRAGMA cache_size = 5; BEGIN IMMEDIATE; INSERT INTO t VALUES (1, hex(randomblob(50000)))")
+        .unwrap();
+    mounts.cluster.kill("a");
+    wait_for("another primary", || ["b", "c"].iter().any(|name| mounts.cluster.node(name)["role"] == "primary"));
+    let next = if mounts.cluster.node("b")["role"] == "primary" { "b" } else { "c" };
+    let db = open(&mounts.path(next, DATABASE));
+    db.execute("INSERT INTO t VALUES (2, 2)", []).unwrap();
+    for name in ["b", "c"] {
+        let path = mounts.path(name, DATABASE);
+        wait_for("the commit", || rows(&path, "SELECT count(*) FROM t WHERE n = 2") == Ok(1));
+        assert_eq!(rows(&path, "SELECT count(*) FROM t WHERE n = 1"), Ok(0), "{name}");
+    }
+    assert!(b.execute_batch("COMMIT").is_err());
+}
+
+/// Writes, and is killed in the middle of it.
+const WRITER: &str = "
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=20)
+while True: db.execute('UPDATE counter SET n = n + 1')
+";
+
+#[test]
+fn writers_that_are_killed_leave_nothing_behind() {
+    let Some(mut mounts) = mounts(&["b"]) else { return };
+    let (a, b) = (mounts.path("a", DATABASE), mounts.path("b", DATABASE));
+    for round in 0..15 {
+        let mut child = Command::new("python3").args(["-c", WRITER]).arg(&b).spawn().unwrap();
+        let before = rows(&b, "SELECT n FROM counter").unwrap();
+        wait_for("its commits", || rows(&a, "SELECT n FROM counter").unwrap() > before + 3);
+        thread::sleep(Duration::from_millis(round % 5));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let db = open(&a);
+        db.execute("INSERT INTO t VALUES (?1, 1)", [round.cast_signed()]).unwrap();
+        wait_for("the same", || {
+            let sql = "SELECT n + 1000000 * (SELECT count(*) FROM t) FROM counter";
+            rows(&a, sql).is_ok_and(|there| Ok(there) == rows(&b, sql))
+        });
+    }
+    mounts.cluster.wait_durable("a");
+    for name in ["b", "a"] {
+        mounts.stop(name);
+    }
+    mounts.check_equal(&["a", "b"], DATABASE);
+}
+
+#[test]
+fn it_is_for_mounts_and_promises_nothing_of_other_nodes() {
+    let folder = crate::program::Folder::new();
+    let node = ["node", "x", "--store", "./store", "--listen", "127.0.0.1:1"];
+    for (more, said) in [
+        (&FLAGS[..], "--write-forwarding transparent needs --at"),
+        (&["--write-forwarding=transparent", "--at", "y", "--durability=replica"], "contradicts --durability"),
+    ] {
+        let refused = folder.run(&[&node, more].concat());
+        assert_eq!(refused.code, 2, "{refused:?}");
+        assert!(refused.stderr.contains(said), "{refused:?}");
+    }
 }
 
 /// Stands between a primary and those who dial it.

@@ -26,7 +26,7 @@ pub(in crate::mount) struct Open {
     /// It is a WAL whose writes are looked at.
     pub(super) is_lent: bool,
     /// The kernel writes it without us.
-    pub(super) is_passed: bool,
+    pub(in crate::mount) is_passed: bool,
     /// Keeps the kernel's way to the file.
     _backing: Option<Arc<BackingId>>,
 }

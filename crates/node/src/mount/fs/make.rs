@@ -35,7 +35,11 @@ impl Mirror {
         let is_lent = self.lending.is_some() && is_wal(name);
         let admitted = self.writers.admit_if(|| is_own(request.pid()) || is_for_readers(name) || is_lent)?;
         let folder = self.nodes.get(parent)?;
-        let more = OFlags::from_bits_truncate(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
+        let mut more = OFlags::from_bits_truncate(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
+        if is_lent && self.writers.is_ours_alone() && !is_own(request.pid()) {
+            // What is there is the database's.
+            more.remove(OFlags::TRUNC);
+        }
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | more;
         let file = File::from(rustix::fs::openat(&folder.fd, name, flags, mode)?);
         if self.is_root {
