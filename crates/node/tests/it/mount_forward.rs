@@ -144,26 +144,6 @@ fn without_a_primary_nothing_is_committed() {
 }
 
 #[test]
-fn whoever_has_a_transaction_open_keeps_nobody_from_the_role() {
-    let Some((mut mounts, _tap)) = mounts_stalled(&[("b", &[])]) else { return };
-    let b = open(&mounts.path("b", DATABASE));
-    b.execute("INSERT INTO t VALUES (1, 1)", []).unwrap();
-    // It lies ahead of the history when the primary goes, which has to be taken back; and this keeps the lock for that.
-    let idle = open(&mounts.path("b", DATABASE));
-    b.busy_timeout(Duration::from_millis(100)).unwrap();
-    assert!(
-        idle.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (5, 5)").is_err(),
-        "the file has not come so far"
-    );
-    mounts.cluster.kill("a");
-    mounts.cluster.wait_role("b", "primary");
-    drop((b, idle));
-    let b = open(&mounts.path("b", DATABASE));
-    b.execute("INSERT INTO t VALUES (2, 2)", []).unwrap();
-    assert_eq!(numbers(&b), [2]);
-}
-
-#[test]
 fn a_transaction_that_was_left_open_ends_with_the_primary() {
     let Some(mut mounts) = mounts(&["b", "c"]) else { return };
     let b = open(&mounts.path("b", DATABASE));
