@@ -426,6 +426,10 @@ impl Session {
             self.acknowledge(pos);
         }
         Ok(Some(()))
+            // Where there was no manifest nothing was fenced: whoever has the lease by now may have begun without having seen this one.
+            if guards.right_at_answer && !self.life.handle.holds(self.epoch).await {
+                return Err(Again("the right ran out before the first snapshot was named".to_owned()));
+            }
     }
 
     /// Writes an object that the manifest is to name, and looks that it is there. `None`: try again later.

@@ -130,12 +130,13 @@ impl ClusterRules {
 pub type Switch = fn(&mut ClusterRules) -> &mut bool;
 
 /// Name and switch of each rule.
-pub const RULES: [(&str, Switch); 41] = [
+pub const RULES: [(&str, Switch); 42] = [
     ("request_ids", |r| &mut r.lease.request_ids),
     ("right_since_sent", |r| &mut r.lease.right_since_sent),
     ("wait_for_expiry", |r| &mut r.lease.wait_for_expiry),
     ("nonces", |r| &mut r.lease.nonces),
     ("manifest_epoch", |r| &mut r.lease.manifest_epoch),
+    ("right_at_answer", |r| &mut r.lease.right_at_answer),
     ("keep_witnesses", |r| &mut r.lease.keep_witnesses),
     ("unfollow_first", |r| &mut r.role.unfollow_first),
     ("prepare_first", |r| &mut r.role.prepare_first),

@@ -146,6 +146,12 @@ fn stream_position() {
 }
 
 #[test]
+fn right_at_answer() {
+    // The snapshot of a first primary came in after its right had run out, and it said that it is durable: the next one had found an empty store.
+    check("right_at_answer", 20_503_818..=20_503_818, &["which lacks what was durable"]);
+}
+
+#[test]
 fn witness_lists() {
     check("witness_lists", 10_307..=10_307, &[BROKEN_PROMISE]);
 }
