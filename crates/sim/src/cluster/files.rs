@@ -193,7 +193,7 @@ impl Files {
 
     /// Whether what has changed since `content` makes it `to`.
     fn is_made_from(&self, to: Checksum, content: Checksum) -> bool {
-        self.sim.cluster().truth().has(to, content)
+        self.sim.cluster().truth().leads(content, to)
     }
 
     /// The first restore: of what the store holds.

@@ -152,6 +152,13 @@ fn right_at_answer() {
 }
 
 #[test]
+fn what_was_captured_by_comparing_is_applied_to_what_it_was_compared_with() {
+    // What a first primary had lost with its power was in its snapshot, which came in late; what it captured after that leads on from there.
+    let report = run(Scenario::cluster(20_525_443, ClusterRules::ALL), false);
+    assert_eq!(report.violation, None);
+}
+
+#[test]
 fn witness_lists() {
     check("witness_lists", 10_307..=10_307, &[BROKEN_PROMISE]);
 }
