@@ -159,6 +159,12 @@ fn what_was_captured_by_comparing_is_applied_to_what_it_was_compared_with() {
 }
 
 #[test]
+fn witness_straight() {
+    // A new primary that was a witness gave up what it could not prove, lost sight of the one that could, and asked again.
+    check("witness_straight", 20_002_572..=20_002_572, &[BROKEN_PROMISE]);
+}
+
+#[test]
 fn witness_lists() {
     check("witness_lists", 10_307..=10_307, &[BROKEN_PROMISE]);
 }
