@@ -3,8 +3,11 @@
 //! ```text
 //!   end of the log ──take_end──► ours: fence it, or it needs none ──goes_on──► left to capture, as it is
 //!        ▲                │                                           │
-//!        └── look again ◄─┘ no right, or a later epoch          approach ──► there, catch up, or astray
+//!        └── look again ◄─┘ no right, or a later epoch          approach ──► there, catch up, straight on, or astray
 //! ```
+//!
+//! A file that may hold what was acknowledged says so as long as it is where it is. Brought back to the end of the log it says that it has nothing, to this node and to whoever takes the lease
+//! after it: it is made another only together with what the witnesses were found to have ([`Approach::Straight`]).
 
 use rhyolite_format::{Checksum, Epoch, Pos};
 
@@ -76,16 +79,21 @@ pub enum Approach {
     There,
     /// It is before the end.
     CatchUp,
+    /// Nobody knows how it has come to where it is, and a witness has something beyond the end: it becomes that in one step. By way of the end it would have lost what it may
+    /// have, should the witness not be heard again.
+    Straight,
     /// It is beyond the end, or at it with another content, and nothing proves that the end lies behind it.
     Astray,
 }
 
 /// Judges a file that follows, at `pos` (`None`: nobody knows at which), against the end of the store's log. `is_passed`: it has come through that
-/// very end.
-pub fn approach(pos: Option<Pos>, end: Pos, is_passed: bool) -> Approach {
+/// very end; `is_found`: a witness has something beyond it.
+pub fn approach(pos: Option<Pos>, end: Pos, is_passed: bool, is_found: bool) -> Approach {
     match pos {
+        None if is_found => Approach::Straight,
         None => Approach::CatchUp,
         Some(pos) if pos == end || (pos.txid > end.txid && is_passed) => Approach::There,
+        Some(pos) if pos.txid > end.txid && is_found => Approach::Straight,
         Some(pos) if pos.txid < end.txid => Approach::CatchUp,
         Some(_) => Approach::Astray,
     }
@@ -145,12 +153,23 @@ mod tests {
     #[test]
     fn how_a_file_comes_to_the_end() {
         let end = pos(5, 50);
-        assert_eq!(approach(Some(end), end, false), Approach::There);
-        assert_eq!(approach(Some(pos(4, 40)), end, false), Approach::CatchUp);
-        assert_eq!(approach(Some(pos(4, 40)), end, true), Approach::CatchUp);
-        assert_eq!(approach(Some(pos(7, 70)), end, true), Approach::There);
-        assert_eq!(approach(Some(pos(7, 70)), end, false), Approach::Astray);
-        assert_eq!(approach(Some(pos(5, 51)), end, true), Approach::Astray);
-        assert_eq!(approach(None, end, true), Approach::CatchUp);
+        let check = |pos, is_passed, is_found, expected| {
+            assert_eq!(approach(pos, end, is_passed, is_found), expected, "{pos:?} {is_passed} {is_found}");
+        };
+        check(Some(end), false, false, Approach::There);
+        check(Some(pos(4, 40)), false, false, Approach::CatchUp);
+        check(Some(pos(4, 40)), true, false, Approach::CatchUp);
+        check(Some(pos(7, 70)), true, false, Approach::There);
+        check(Some(pos(7, 70)), false, false, Approach::Astray);
+        check(Some(pos(5, 51)), true, false, Approach::Astray);
+        check(None, true, false, Approach::CatchUp);
+        // What may be all that is left of what was acknowledged is not given up before something is there in its place.
+        check(Some(pos(7, 70)), false, true, Approach::Straight);
+        check(None, false, true, Approach::Straight);
+        check(Some(pos(7, 70)), true, true, Approach::There);
+        // These had nothing beyond the end to give up.
+        check(Some(end), false, true, Approach::There);
+        check(Some(pos(4, 40)), false, true, Approach::CatchUp);
+        check(Some(pos(5, 51)), false, true, Approach::Astray);
     }
 }

@@ -27,6 +27,15 @@ impl Trail {
         self.0.drain(..surplus);
     }
 
+    /// Another file shows that the way from `end` leads to `known`, where this one has been: it has come through `end`, too.
+    pub fn come_through(&mut self, end: Pos, known: Pos) {
+        assert!(end.txid < known.txid && self.has(known), "{known} is beyond {end}, and was passed");
+        if !self.has(end) {
+            let after = self.0.iter().rposition(|pos| pos.txid <= end.txid).map_or(0, |index| index + 1);
+            self.0.insert(after, end);
+        }
+    }
+
     /// Where the file is.
     pub fn last(&self) -> Option<Pos> {
         self.0.back().copied()
@@ -67,5 +76,19 @@ mod tests {
         let other = Pos { checksum: Checksum::from_crc(9), ..pos(2) };
         assert!(!trail.has(other) && trail.has_instead_of(other));
         assert!(!trail.has_instead_of(pos(1)) && !trail.has_instead_of(pos(2)));
+    }
+
+    #[test]
+    fn what_another_file_shows_is_part_of_the_way() {
+        let pos = |n| Pos { txid: Txid::new(n).unwrap(), checksum: Checksum::from_crc(n) };
+        let come_through = |passed: &[u64], end, known| {
+            let mut trail = Trail::default();
+            trail.note(passed.iter().copied().map(pos));
+            trail.come_through(pos(end), pos(known));
+            trail.until(trail.last().unwrap()).iter().map(|pos| pos.txid.get()).collect::<Vec<_>>()
+        };
+        assert_eq!(come_through(&[8, 9], 3, 9), [3, 8, 9]);
+        assert_eq!(come_through(&[2, 8, 9], 3, 8), [2, 3, 8, 9]);
+        assert_eq!(come_through(&[3, 8], 3, 8), [3, 8]);
     }
 }

@@ -304,6 +304,10 @@ impl Uploader {
         let named = name::snapshot(&*self.store, &RealWorld, Guards::ALL, &self.right.claim, author, &file).await;
         named.map_err(|e| e.to_string())?;
         self.unnamed.store(false, Ordering::Release);
+        // Where there was no manifest nothing was fenced: whoever has the lease by now may have begun without having seen this one.
+        if !self.right.lease.holds(epoch).await {
+            return Err("the lease was lost before it was named".to_owned());
+        }
         self.status.update(|f| {
             f.uploaded.files += 1;
             f.uploaded.file_bytes += summary.len;
@@ -341,7 +345,7 @@ async fn pause(delay: &mut Duration) {
 #[cfg(test)]
 mod tests {
     use rhyolite_format::segment::SegmentEntry;
-    use rhyolite_format::{Checksum, Epoch, Lineage, PageCount, PageSize, Timestamp};
+    use rhyolite_format::{Checksum, Epoch, Lineage, PageCount, PageSize, Pos, Timestamp};
     use rhyolite_store::Memory;
 
     use super::*;
@@ -373,11 +377,7 @@ mod tests {
         Writer { lineage: Lineage([1; 16]), epoch: Epoch::FIRST, nonce: Nonce([nonce; 16]) }
     }
 
-    async fn upload_over(found: u8, earlier: Vec<Nonce>) -> Result<(), UploadEnd> {
-        let folder = tempfile::tempdir().unwrap();
-        let store: Arc<dyn Store> = Arc::new(Memory::new());
-        let theirs = segment(writer(found), &folder.path().join("theirs")).bytes().unwrap();
-        store.create(&keys::segment(Seq::FIRST), theirs).await.unwrap();
+    fn uploader(store: Arc<dyn Store>, earlier: Vec<Nonce>) -> Uploader {
         let (answers, _messages) = std::sync::mpsc::channel();
         let status = StatusBoard::new().add("app.db".into(), "state".into(), "memory:".into());
         let wake = Wake::new().unwrap();
@@ -385,7 +385,7 @@ mod tests {
         let lease = LeaseHandle::alone(Arc::clone(&world));
         let claim = Arc::new(Claim::new(Arc::clone(&store), world, Guards::ALL, Epoch::FIRST, None));
         let right = Right { lease, is_own: true, claim };
-        let uploader = Uploader {
+        Uploader {
             store,
             writer: writer(1),
             right,
@@ -396,7 +396,15 @@ mod tests {
             status,
             answers,
             wake,
-        };
+        }
+    }
+
+    async fn upload_over(found: u8, earlier: Vec<Nonce>) -> Result<(), UploadEnd> {
+        let folder = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> = Arc::new(Memory::new());
+        let theirs = segment(writer(found), &folder.path().join("theirs")).bytes().unwrap();
+        store.create(&keys::segment(Seq::FIRST), theirs).await.unwrap();
+        let uploader = uploader(store, earlier);
         uploader.create_segment(&segment(writer(1), &folder.path().join("ours")), 0).await
     }
 
@@ -407,5 +415,36 @@ mod tests {
         assert!(matches!(other, Err(UploadEnd::Conflict(_))), "{other:?}");
         let late = upload_over(2, vec![Nonce([2; 16])]).await;
         assert!(matches!(late, Err(UploadEnd::BeginAgain(_))), "{late:?}");
+    }
+
+    /// Names a first snapshot; meanwhile the right is lost, or not.
+    async fn first_snapshot(is_lost: bool) -> Result<(), String> {
+        let store: Arc<dyn Store> = Arc::new(Memory::new());
+        let uploader = uploader(Arc::clone(&store), Vec::new());
+        let mut begun = uploader.begin_snapshot(Txid::FIRST).await.unwrap();
+        let bytes = bytes::Bytes::from_static(b"pages");
+        begun.crc.update(&bytes);
+        begun.upload.write(bytes).await.unwrap();
+        if is_lost {
+            uploader.right.lease.require_epoch(Epoch::FIRST.next());
+        }
+        let summary = SnapshotSummary {
+            pos: Pos { txid: Txid::FIRST, checksum: Checksum::EMPTY },
+            page_size: PageSize::new(4096).unwrap(),
+            commit: PageCount(1),
+            pages: 1,
+            time: Timestamp(1),
+            len: 5,
+            file_checksum: Checksum::EMPTY,
+        };
+        let finished = uploader.finish_snapshot(begun, &summary).await;
+        assert!(store.get(keys::MANIFEST).await.is_ok(), "it is named either way");
+        finished
+    }
+
+    #[tokio::test]
+    async fn a_first_snapshot_counts_only_if_the_right_was_there_when_it_was_named() {
+        assert_eq!(first_snapshot(false).await, Ok(()));
+        assert!(first_snapshot(true).await.is_err_and(|text| text.contains("the lease was lost")));
     }
 }

@@ -272,8 +272,13 @@ impl Session {
                 disk.record(after, time, 150, begin);
             }
         }
-        if disk.pos().is_some_and(|pos| pos.checksum != content) {
+        let compared = disk.pos().map(|pos| pos.checksum).filter(|before| *before != content);
+        if compared.is_some() {
             disk.record(content, time, 170, begin);
+        }
+        drop(node);
+        if let Some(before) = compared {
+            self.life.sim.cluster().truth().compared(before, content);
         }
     }
 
@@ -421,6 +426,10 @@ impl Session {
         }
         self.life.say(|| format!("has named a snapshot at {pos}"));
         if first.is_some() {
+            // Where there was no manifest nothing was fenced: whoever has the lease by now may have begun without having seen this one.
+            if guards.right_at_answer && !self.life.handle.holds(self.epoch).await {
+                return Err(Again("the right ran out before the first snapshot was named".to_owned()));
+            }
             let next_seq = self.first_seq;
             sim.node(self.life.node).disk.begin(self.lineage, Some(pos), self.epoch, next_seq);
             self.acknowledge(pos);

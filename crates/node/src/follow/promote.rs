@@ -2,6 +2,8 @@
 //!
 //! The end is known, and nobody adds to the log any more. A file that is further, and has passed the end on its way, stays as it is: what it has
 //! beyond it is found by comparing pages, as after any start. Any other state than these two is kept as a lost branch, and replaced.
+//!
+//! What a witness was found to have takes the place of such a state in one step, never by way of the end: the witness may not be heard again, and the file may be all that is left of it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,9 +14,11 @@ use rhyolite_logic::prepare::{Approach, approach};
 use rhyolite_logic::witness::Passed;
 use tokio::sync::watch;
 
-use super::apply::{self, Follower};
+use super::apply::{self, Batch, Follower};
 use super::live::is_passing;
+use super::lock::Busy;
 use super::peer::{self, Better, Failed};
+use super::rejoin::Taken;
 use super::trails::Trails;
 use super::{FollowOptions, Following, rejoin, start};
 use crate::restore::reader::Reader;
@@ -54,10 +58,11 @@ pub(crate) async fn promote(
     (trails, name): (&Trails, &str),
     cancelled: &watch::Receiver<bool>,
 ) -> Result<Option<Released>, RestoreError> {
+    let promotion = Promotion { options, meta_path, goal, better, trails, name };
     let mut patience = Patience { waits: 0, cancelled };
     let mut is_held_up = false;
     while !*cancelled.borrow() {
-        match advance(options, (goal, better), (trails, name), &mut patience).await {
+        match promotion.advance(&mut patience).await {
             Err(error) if rejoin::is_astray(&error, &options.output) => {
                 trails.forget(name);
                 match rejoin::rejoin(options, meta_path, &rejoin::reason(&error), is_held_up).await {
@@ -102,126 +107,202 @@ impl Patience<'_> {
     }
 }
 
-/// Takes what another node has beyond the file. `false`: it is to be asked again where it is.
-async fn take_from(
-    better: &Better,
-    following: &mut Following,
+/// What is to become of which file.
+struct Promotion<'a> {
+    options: &'a FollowOptions,
+    meta_path: &'a Path,
     goal: Goal,
-    (trails, name): (&Trails, &str),
-    patience: &mut Patience<'_>,
-) -> Result<bool, RestoreError> {
-    if following.pos() != goal.pos && trails.has(name, better.at.pos) {
-        // It has come through there.
-        return Ok(true);
-    }
-    if following.pos() != goal.pos {
-        // It is beyond the end. Is that on the way to where the other is?
-        match peer::ask(&better.link, name, following.pos()).await {
-            Ok(Some(at)) if at.pos == better.at.pos && at.passed() == Passed::End => {}
-            Ok(Some(at)) if at.pos == better.at.pos => {
-                return Err(following.diverged(format!(
-                    "{} has {there}, and has not come through here",
-                    better.address,
-                    there = at.pos
-                )));
-            }
-            Ok(_) | Err(_) => {
-                patience.wait(&following.options.output).await;
-                return Ok(false);
-            }
-        }
-    }
-    let mut cancelled = patience.cancelled.clone();
-    let fetched = tokio::select! {
-        fetched = peer::fetch(better, name, following) => fetched,
-        _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(false),
-    };
-    let mut batch = match fetched {
-        Ok(batch) => batch,
-        Err(Failed::Link(error)) => {
-            tracing::warn!(database = name, "taking commits from {}: {error}", better.address);
-            patience.wait(&following.options.output).await;
-            return Ok(false);
-        }
-        Err(Failed::Here(error)) => return Err(error),
-    };
-    let (here, there) = (following.pos(), better.at.pos);
-    // The end of the log lies on the way to both.
-    if !trails.has(name, goal.pos) {
-        trails.note(name, [goal.pos, here]);
-    }
-    trails.intend(name, &[here, there]);
-    loop {
-        match following.apply_batch(batch).await {
-            Ok(Ok(())) => break,
-            Ok(Err(again)) => batch = again,
-            // What came is not what the other should have: the file here is as it was.
-            Err(error @ (RestoreError::WrongChecksum { .. } | RestoreError::Contradiction { .. })) => {
-                tracing::warn!(database = name, "what {} has cannot be used: {error}", better.address);
-                patience.wait_long().await;
-                return Ok(false);
-            }
-            Err(error) => return Err(error),
-        }
-        if !patience.wait(&following.options.output).await {
-            return Ok(false);
-        }
-    }
-    trails.note(name, [there]);
-    tracing::info!(database = name, from = %here.txid, to = %there.txid, "took commits from {}", better.address);
-    Ok(true)
+    better: Option<&'a Better>,
+    trails: &'a Trails,
+    name: &'a str,
 }
 
-async fn advance(
-    options: &FollowOptions,
-    (goal, better): (Goal, Option<&Better>),
-    (trails, name): (&Trails, &str),
-    patience: &mut Patience<'_>,
-) -> Result<Option<Released>, RestoreError> {
-    if !is_follower(&options.output) {
+impl Promotion<'_> {
+    async fn advance(&self, patience: &mut Patience<'_>) -> Result<Option<Released>, RestoreError> {
+        let (options, goal) = (self.options, self.goal);
+        if !is_follower(&options.output) {
+            let mut cancelled = patience.cancelled.clone();
+            // An interrupted restore goes on where it was, should it be tried again.
+            tokio::select! {
+                started = start(options) => drop(started?),
+                _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(None),
+            }
+        }
+        let follower = self.open().await?;
+        if follower.lineage() != goal.lineage {
+            return Err(RestoreError::WrongLineage { store: goal.lineage, file: follower.lineage() });
+        }
+        let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
+        let mut following = Following { options: options.clone(), reader, follower: Some(follower), log: None };
+        loop {
+            let pos = (!following.follower().is_lost()).then(|| following.pos());
+            if let Some(pos) = pos {
+                self.trails.open(self.name, &options.output, pos);
+            }
+            let is_passed = pos.is_some_and(|pos| self.trails.has_passed(self.name, (&options.output, pos), goal.pos));
+            match approach(pos, goal.pos, is_passed, self.better.is_some()) {
+                Approach::There | Approach::Straight => break,
+                Approach::Astray => return Err(following.diverged(format!("the store ends at {}", goal.pos))),
+                Approach::CatchUp => {}
+            }
+            if !following.look_from_here().await? && !patience.wait(&options.output).await {
+                return Ok(None);
+            }
+        }
+        if let Some(better) = self.better
+            && !self.take_from(better, &mut following, patience).await?
+        {
+            return Ok(None);
+        }
+        loop {
+            let follower = following.follower.take().expect("put back after every batch");
+            let timeout = options.lock_timeout;
+            match blocking(move || follower.release(timeout)).await? {
+                Ok(released) => return Ok(Some(released)),
+                Err(follower) => following.follower = Some(*follower),
+            }
+            if !patience.wait(&options.output).await {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Follower, RestoreError> {
+        let (path, journal) = (self.options.output.clone(), self.options.journal);
+        blocking(move || Follower::open(&path, journal)).await
+    }
+
+    /// Takes what another node has beyond the file. `false`: it is to be asked again where it is.
+    async fn take_from(
+        &self,
+        better: &Better,
+        following: &mut Following,
+        patience: &mut Patience<'_>,
+    ) -> Result<bool, RestoreError> {
+        let (end, there, name, trails) = (self.goal.pos, better.at.pos, self.name, self.trails);
+        let here = (!following.follower().is_lost()).then(|| following.pos());
+        if here.is_some_and(|here| here != end) && trails.has(name, there) {
+            // It has come through there, and so through the end.
+            trails.come_through(name, end, there);
+            return Ok(true);
+        }
+        let Some(on_way) = self.is_on_way(better, here).await else {
+            patience.wait(&self.options.output).await;
+            return Ok(false);
+        };
+        let Some(batch) = self.fetch(better, following, patience).await? else { return Ok(false) };
+        let from = here.filter(|_| on_way);
+        match from {
+            Some(here) => {
+                if !trails.has(name, end) {
+                    trails.note(name, [end, here]);
+                }
+                trails.intend(name, &[here, there]);
+            }
+            None if here.is_some() && !self.keep(better, following, patience).await? => return Ok(false),
+            None => trails.intend_instead(name, &self.options.output, &[end, there]),
+        }
+        if !self.apply(batch, better, following, patience).await? {
+            if let Some(here) = here {
+                trails.open(name, &self.options.output, here);
+            }
+            return Ok(false);
+        }
+        match from {
+            Some(_) => trails.note(name, [there]),
+            None => trails.became(name, &[end, there]),
+        }
+        let from = here.map_or_else(|| "nowhere".to_owned(), |here| here.txid.to_string());
+        tracing::info!(database = name, from, to = %there.txid, "took commits from {}", better.address);
+        Ok(true)
+    }
+
+    /// Whether the file, which is at `here`, is on the way to where the other is. `None`: the other does not tell.
+    async fn is_on_way(&self, better: &Better, here: Option<Pos>) -> Option<bool> {
+        // The end of the log lies on the way to there.
+        let Some(here) = here.filter(|here| *here != self.goal.pos) else { return Some(here.is_some()) };
+        match peer::ask(&better.link, self.name, here).await {
+            Ok(Some(at)) if at.pos == better.at.pos => Some(at.passed() == Passed::End),
+            Ok(_) | Err(_) => None,
+        }
+    }
+
+    /// The pages by which the other differs; `None`: they do not come.
+    async fn fetch(
+        &self,
+        better: &Better,
+        following: &Following,
+        patience: &mut Patience<'_>,
+    ) -> Result<Option<Batch>, RestoreError> {
         let mut cancelled = patience.cancelled.clone();
-        // An interrupted restore goes on where it was, should it be tried again.
-        tokio::select! {
-            started = start(options) => drop(started?),
+        let fetched = tokio::select! {
+            fetched = peer::fetch(better, self.name, following) => fetched,
             _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(None),
+        };
+        match fetched {
+            Ok(batch) => Ok(Some(batch)),
+            Err(Failed::Link(error)) => {
+                tracing::warn!(database = self.name, "taking commits from {}: {error}", better.address);
+                patience.wait(&following.options.output).await;
+                Ok(None)
+            }
+            Err(Failed::Here(error)) => Err(error),
         }
     }
-    let (path, journal) = (options.output.clone(), options.journal);
-    let follower = blocking(move || Follower::open(&path, journal)).await?;
-    if follower.lineage() != goal.lineage {
-        return Err(RestoreError::WrongLineage { store: goal.lineage, file: follower.lineage() });
+
+    /// Keeps what the file is, and what takes its place lacks. `false`: it is to be looked at again.
+    async fn keep(
+        &self,
+        better: &Better,
+        following: &mut Following,
+        patience: &mut Patience<'_>,
+    ) -> Result<bool, RestoreError> {
+        let reason = format!("{} has {}, and has not come through here", better.address, better.at.pos);
+        let here = following.pos();
+        following.follower = None;
+        let mut is_held_up = false;
+        let taken = loop {
+            match rejoin::take(self.options, &following.reader, self.meta_path, &reason, is_held_up).await? {
+                Ok(taken) => break taken,
+                Err(Busy) => is_held_up = true,
+            }
+            if !patience.wait(&self.options.output).await {
+                return Ok(false);
+            }
+        };
+        // The history has a state of this content.
+        if taken != Taken::Astray {
+            return Ok(false);
+        }
+        let follower = self.open().await?;
+        let is_same = !follower.is_lost() && follower.end.pos == here;
+        following.follower = Some(follower);
+        Ok(is_same)
     }
-    let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
-    let mut following = Following { options: options.clone(), reader, follower: Some(follower), log: None };
-    loop {
-        let pos = (!following.follower().is_lost()).then(|| following.pos());
-        if let Some(pos) = pos {
-            trails.open(name, &options.output, pos);
-        }
-        let is_passed = pos.is_some_and(|pos| trails.has_passed(name, (&options.output, pos), goal.pos));
-        match approach(pos, goal.pos, is_passed) {
-            Approach::There => break,
-            Approach::Astray => return Err(following.diverged(format!("the store ends at {}", goal.pos))),
-            Approach::CatchUp => {}
-        }
-        if !following.look_from_here().await? && !patience.wait(&options.output).await {
-            return Ok(None);
-        }
-    }
-    if let Some(better) = better.filter(|better| better.at.pos != following.pos())
-        && !take_from(better, &mut following, goal, (trails, name), patience).await?
-    {
-        return Ok(None);
-    }
-    loop {
-        let follower = following.follower.take().expect("put back after every batch");
-        let timeout = options.lock_timeout;
-        match blocking(move || follower.release(timeout)).await? {
-            Ok(released) => return Ok(Some(released)),
-            Err(follower) => following.follower = Some(*follower),
-        }
-        if !patience.wait(&options.output).await {
-            return Ok(None);
+
+    /// Makes the file what has come. `false` when that cannot be.
+    async fn apply(
+        &self,
+        mut batch: Batch,
+        better: &Better,
+        following: &mut Following,
+        patience: &mut Patience<'_>,
+    ) -> Result<bool, RestoreError> {
+        loop {
+            match following.apply_batch(batch).await {
+                Ok(Ok(())) => return Ok(true),
+                Ok(Err(again)) => batch = again,
+                // What came is not what the other should have: the file here is as it was.
+                Err(error @ (RestoreError::WrongChecksum { .. } | RestoreError::Contradiction { .. })) => {
+                    tracing::warn!(database = self.name, "what {} has cannot be used: {error}", better.address);
+                    patience.wait_long().await;
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+            if !patience.wait(&following.options.output).await {
+                return Ok(false);
+            }
         }
     }
 }

@@ -44,7 +44,7 @@ const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a file has become.
 #[derive(Debug, PartialEq, Eq)]
-enum Taken {
+pub(super) enum Taken {
     /// It follows, from a state of the history.
     Joined,
     /// It follows, from a state that the history lacks: it is to be rewritten.
@@ -69,9 +69,29 @@ pub(super) async fn rejoin(
     whole: bool,
 ) -> Result<bool, RestoreError> {
     let reader = Arc::new(Reader::new(Arc::clone(&options.store)));
-    let catalog = Catalog::load(&reader, None, OnDamage::Refuse).await?;
+    match take(options, &reader, meta_path, reason, whole).await? {
+        Err(Busy) => Ok(false),
+        Ok(Taken::Joined | Taken::Gone) => Ok(true),
+        Ok(Taken::Astray) => {
+            let (path, journal) = (options.output.clone(), options.journal);
+            let follower = Some(blocking(move || Follower::open(&path, journal)).await?);
+            let mut following = Following { options: options.clone(), reader, follower, log: None };
+            following.rewrite().await
+        }
+    }
+}
+
+/// The same of a file that is not rewritten by this, should the history lack what it is.
+pub(super) async fn take(
+    options: &FollowOptions,
+    reader: &Arc<Reader>,
+    meta_path: &Path,
+    reason: &str,
+    whole: bool,
+) -> Result<Result<Taken, Busy>, RestoreError> {
+    let catalog = Catalog::load(reader, None, OnDamage::Refuse).await?;
     // Also those within bundles: a file may have been left at any commit.
-    let known = match catalog.positions(&reader).await {
+    let known = match catalog.positions(reader).await {
         Err(error @ RestoreError::Damaged { .. }) => {
             tracing::warn!("what bundles hold is not all known, and may be kept as a lost branch: {error}");
             points(&catalog.manifest, &catalog.log, &[]).map_err(PlanError::from)?.iter().map(|p| p.pos).collect()
@@ -86,17 +106,7 @@ pub(super) async fn rejoin(
         let _alone = alone.map_err(|e| RestoreError::io("take from others", &output, e))?;
         take_in(&output, &meta, &history, &why, timeout)
     };
-    let taken = blocking(take).await?;
-    match taken {
-        Err(Busy) => Ok(false),
-        Ok(Taken::Joined | Taken::Gone) => Ok(true),
-        Ok(Taken::Astray) => {
-            let (path, journal) = (options.output.clone(), options.journal);
-            let follower = Some(blocking(move || Follower::open(&path, journal)).await?);
-            let mut following = Following { options: options.clone(), reader, follower, log: None };
-            following.rewrite().await
-        }
-    }
+    blocking(take).await
 }
 
 /// The pause after [`rejoin`] was kept waiting.

@@ -94,6 +94,32 @@ impl Trails {
         self.lock().entry(name.to_owned()).or_default().trail.note(passed);
     }
 
+    /// The file at `path` will be made the last of these positions in one step, without coming from where it is: to be called before that.
+    pub fn intend_instead(&self, name: &str, path: &Path, way: &[Pos]) {
+        let path = trail_path(path);
+        let mut all = self.lock();
+        let kept = all.entry(name.to_owned()).or_default();
+        kept.file = report(&path, TrailFile::begin(&path, way, self.syncs));
+    }
+
+    /// It was made so.
+    pub fn became(&self, name: &str, way: &[Pos]) {
+        let mut all = self.lock();
+        let kept = all.entry(name.to_owned()).or_default();
+        kept.trail = Trail::default();
+        kept.trail.note(way.iter().copied());
+    }
+
+    /// Another node shows that the way from `end` leads to `known`, where the file of a database is or has been.
+    pub fn come_through(&self, name: &str, end: Pos, known: Pos) {
+        let mut all = self.lock();
+        let Some(kept) = all.get_mut(name).filter(|kept| kept.trail.has(known) && !kept.trail.has(end)) else { return };
+        kept.trail.come_through(end, known);
+        if let (Some(file), Some(last)) = (kept.file.take(), kept.trail.last()) {
+            kept.file = report(&file.path, TrailFile::begin(&file.path, &kept.trail.until(last), self.syncs));
+        }
+    }
+
     /// The file was made another: where it has come from is not remembered, but by the file beside it if that leads there.
     pub fn forget(&self, name: &str) {
         self.proved().remove(name);
@@ -306,6 +332,43 @@ mod tests {
         trails.note("a", [pos(7)]);
         trails.intend("a", &[pos(7), pos(8)]);
         assert!(leads(&path, pos(3), pos(8)) && leads(&path, other, pos(8)) && !leads(&path, pos(4), pos(8)));
+    }
+
+    #[test]
+    fn a_file_that_is_made_another_in_one_step_has_come_from_where_that_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.db");
+        let trails = Trails::default();
+        trails.open("a", &path, pos(7));
+        trails.intend("a", &[pos(7), pos(8)]);
+        trails.note("a", [pos(8)]);
+        trails.intend_instead("a", &path, &[pos(3), pos(9)]);
+        // It may end here: nothing is shown that was not before.
+        assert!(!leads(&path, pos(3), pos(8)) && leads(&path, pos(3), pos(9)));
+        // Readers did not let it.
+        trails.open("a", &path, pos(8));
+        assert!(leads(&path, pos(7), pos(8)) && !leads(&path, pos(3), pos(9)));
+        trails.intend_instead("a", &path, &[pos(3), pos(9)]);
+        trails.became("a", &[pos(3), pos(9)]);
+        assert!(trails.has("a", pos(3)) && !trails.has("a", pos(8)) && !leads(&path, pos(8), pos(9)));
+        trails.intend("a", &[pos(9), pos(10)]);
+        assert!(leads(&path, pos(3), pos(10)));
+    }
+
+    #[test]
+    fn what_another_node_shows_of_a_position_goes_for_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.db");
+        let trails = Trails::default();
+        trails.open("a", &path, pos(7));
+        trails.intend("a", &[pos(7), pos(8)]);
+        trails.note("a", [pos(8)]);
+        trails.come_through("a", pos(3), pos(9));
+        assert!(!trails.has("a", pos(3)), "it was never there");
+        trails.come_through("a", pos(3), pos(7));
+        assert!(trails.has("a", pos(3)) && leads(&path, pos(3), pos(8)));
+        trails.intend("a", &[pos(8), pos(9)]);
+        assert!(leads(&path, pos(3), pos(9)) && leads(&path, pos(7), pos(9)));
     }
 
     #[test]

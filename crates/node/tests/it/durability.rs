@@ -11,23 +11,31 @@ const REPLICA: &str = "--durability=replica";
 
 /// A primary `a` whose commits are not uploaded, and replicas that have all of them.
 pub(crate) fn cluster(replicas: &[&'static str]) -> Cluster {
+    cluster_with(&[REPLICA], replicas)
+}
+
+fn cluster_with(flags: &[&str], replicas: &[&'static str]) -> Cluster {
     let mut cluster = Cluster::new();
     cluster.start("a");
     cluster.wait_writing("a");
     cluster.stop_primary("a");
     cluster.sync_interval = "--sync-interval=1h";
-    cluster.start_application("a", &[REPLICA]);
+    cluster.start_application("a", flags);
     cluster.wait_writing("a");
     for name in replicas {
-        cluster.start_application(name, &[REPLICA]);
+        cluster.start_application(name, flags);
         cluster.wait_role(name, "replica");
     }
-    let addresses: Vec<String> = replicas.iter().map(|name| cluster.addresses[name].clone()).collect();
-    wait_for("the lease to name the witnesses", || {
-        let lease = lease(&cluster);
-        addresses.iter().all(|address| lease["witnesses"]["nodes"].to_string().contains(address))
-    });
+    wait_named(&cluster, replicas);
     cluster
+}
+
+/// Waits until the lease names these nodes as witnesses.
+fn wait_named(cluster: &Cluster, names: &[&str]) {
+    wait_for("the lease to name the witnesses", || {
+        let nodes = lease(cluster)["witnesses"]["nodes"].to_string();
+        names.iter().all(|name| nodes.contains(&cluster.addresses[name]))
+    });
 }
 
 fn lease(cluster: &Cluster) -> serde_json::Value {
@@ -37,11 +45,15 @@ fn lease(cluster: &Cluster) -> serde_json::Value {
 
 /// Waits until a commit that was made now is said to be on another node, and gives its row.
 fn acknowledged(cluster: &Cluster) -> i64 {
-    cluster.wait_writing("a");
-    let row = cluster.last_noted("a");
+    acknowledged_by(cluster, "a", "replica")
+}
+
+fn acknowledged_by(cluster: &Cluster, name: &str, level: &str) -> i64 {
+    cluster.wait_writing(name);
+    let row = cluster.last_noted(name);
     let began = Instant::now();
-    let wait = ["wait", "a/app.db", "--level", "replica", "--socket", "a.sock"];
-    let waited = cluster.folder.run(&wait);
+    let (database, socket) = (format!("{name}/app.db"), format!("{name}.sock"));
+    let waited = cluster.folder.run(&["wait", &database, "--level", level, "--socket", &socket]);
     assert_eq!((waited.code, waited.stdout.contains("is on other nodes")), (0, true), "{waited:?}");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     row
@@ -105,6 +117,74 @@ fn a_witness_that_was_restarted_still_has_what_it_acknowledged() {
     assert_eq!(cluster.branches("b"), Vec::<serde_json::Value>::new(), "and nowhere else");
     cluster.stop_primary("b");
     assert!((1..=row).all(|n| cluster.stored().contains(&n)));
+    cluster.check_store();
+}
+#[test]
+fn a_witness_that_cannot_prove_what_it_has_gives_nothing_up_when_another_shows_the_same() {
+    let quorum = ["--durability=quorum", "--nodes=5"];
+    let mut cluster = cluster_with(&quorum, &["b", "c", "d"]);
+    let row = acknowledged_by(&cluster, "a", "quorum");
+    cluster.freeze("a");
+    let at = |cluster: &Cluster, name: &str| {
+        std::fs::read_to_string(cluster.folder.path(&format!("{name}/app.db-pos"))).unwrap_or_default()
+    };
+    wait_for("all replicas to be at one position", || {
+        let [b, c, d] = ["b", "c", "d"].map(|name| at(&cluster, name));
+        !b.is_empty() && b == c && c == d
+    });
+    cluster.freeze("b");
+    cluster.freeze("d");
+    cluster.kill("c");
+    cluster.kill("a");
+    assert!(!cluster.stored().contains(&row));
+    std::fs::remove_file(cluster.folder.path("c/app.db-rhyolite-trail")).unwrap();
+    cluster.start_application("c", &quorum);
+    stays_behind(&cluster, "c");
+    cluster.signal("b", Signal::CONT);
+    cluster.signal("d", Signal::CONT);
+    cluster.wait_writing("c");
+    assert!(has_all(&cluster, "c", row), "what was acknowledged is missing");
+    assert_eq!(cluster.branches("c"), Vec::<serde_json::Value>::new(), "its file was made another");
+    assert!(cluster.stored().contains(&row), "nobody is served before it is in the store");
+    for name in ["b", "d"] {
+        cluster.stop(name);
+    }
+    cluster.stop_primary("c");
+    cluster.check_store();
+}
+
+#[test]
+fn what_a_new_primary_has_on_a_way_of_its_own_is_kept_when_what_was_found_takes_its_place() {
+    let mut cluster = cluster(&["b", "c"]);
+    cluster.freeze("b");
+    let lost = acknowledged(&cluster);
+    cluster.freeze("c");
+    cluster.kill("a");
+    cluster.signal("b", Signal::CONT);
+    stays_behind(&cluster, "b");
+    let promoted = cluster.folder.run(&["ctl", "promote", "--forget-acknowledged", "--socket", "b.sock"]);
+    assert_eq!(promoted.code, 0, "{promoted:?}");
+    // What `c` has beyond the store is on another way from here on, and what `d` has is what counts.
+    cluster.wait_writing("b");
+    cluster.start_application("d", &[REPLICA]);
+    wait_named(&cluster, &["d"]);
+    let row = acknowledged_by(&cluster, "b", "replica");
+    cluster.freeze("d");
+    cluster.kill("b");
+    assert!(!cluster.stored().contains(&row));
+    let found = rows(&cluster.database("d"));
+    cluster.signal("c", Signal::CONT);
+    stays_behind(&cluster, "c");
+    cluster.signal("d", Signal::CONT);
+    cluster.wait_writing("c");
+    assert!(found.contains(&row) && found.is_subset(&rows(&cluster.database("c"))), "what was acknowledged is missing");
+    assert!(cluster.stored().contains(&row), "nobody is served before it is in the store");
+    let branches = cluster.branches("c");
+    assert_eq!(branches.len(), 1, "{branches:?}");
+    let kept = cluster.folder.path(branches[0]["path"].as_str().unwrap_or_default());
+    assert!(rows(&kept).contains(&lost), "{branches:?}");
+    cluster.stop("d");
+    cluster.stop_primary("c");
     cluster.check_store();
 }
 

@@ -73,6 +73,15 @@ impl Files {
         self.sim.node(self.node).disk.trail.has(pos)
     }
 
+    /// Another file shows that the way from `end` leads to `known`, where this one is or has been.
+    pub fn come_through(&self, end: Pos, known: Pos) {
+        let trail = &mut self.sim.node(self.node).disk.trail;
+        if !trail.has(known) {
+            trail.note([known]);
+        }
+        trail.come_through(end, known);
+    }
+
     /// The file was made another: it has come from nowhere.
     pub fn forget_trail(&self) {
         self.sim.node(self.node).disk.trail = Trail::default();
@@ -193,7 +202,7 @@ impl Files {
 
     /// Whether what has changed since `content` makes it `to`.
     fn is_made_from(&self, to: Checksum, content: Checksum) -> bool {
-        self.sim.cluster().truth().has(to, content)
+        self.sim.cluster().truth().leads(content, to)
     }
 
     /// The first restore: of what the store holds.

@@ -82,9 +82,9 @@ impl Prepare {
             return true;
         }
         self.files.take_back();
-        let mut at = self.promote(pos).await;
+        let mut at = self.promote(pos, found.is_some()).await;
         if let Some(found) = found {
-            match self.take_found(end.identity.lineage, at, found).await {
+            match self.take_found((end.identity.lineage, pos), at, found).await {
                 Some(taken) => at = taken,
                 None => return false,
             }
@@ -113,10 +113,13 @@ impl Prepare {
     }
 
     /// Makes the file, which is at `at`, what was found, unless it has come through that. Gives where it is then; `None` when that cannot be had.
-    async fn take_found(&self, lineage: Lineage, at: Pos, found: Found) -> Option<Pos> {
+    async fn take_found(&self, (lineage, end): (Lineage, Pos), at: Pos, found: Found) -> Option<Pos> {
         let files = &self.files;
-        let is_further = !files.rules.witness.found_first && at.txid >= found.pos.txid;
-        if at == found.pos || files.has_passed(found.pos) || is_further {
+        if at == found.pos || files.has_passed(found.pos) {
+            files.come_through(end, found.pos);
+            return Some(at);
+        }
+        if !files.rules.witness.found_first && at.txid >= found.pos.txid {
             return Some(at);
         }
         let Some((content, trail)) = witness::fetch(files, found).await else {
@@ -194,11 +197,12 @@ impl Prepare {
         (!self.files.rules.joins_end || goes_on(&start, content)).then_some(content)
     }
 
-    /// Brings the file to the end, or leaves it further, and gives where it is.
-    async fn promote(&self, end: Pos) -> Pos {
+    /// Brings the file to the end, or leaves it further, and gives where it is. With something found a file beyond the end is left for that to take its place.
+    async fn promote(&self, end: Pos, is_found: bool) -> Pos {
+        let goes_straight = is_found && self.files.rules.witness.straight;
         let mut is_passed = self.files.has_passed(end) || !self.files.rules.passed;
         loop {
-            match self.advance(end, is_passed).await {
+            match self.advance(end, is_passed, goes_straight).await {
                 Ok(pos) => return pos,
                 Err(Trouble::Passing) => {}
                 Err(Trouble::Astray(reason)) => {
@@ -212,14 +216,14 @@ impl Prepare {
         }
     }
 
-    async fn advance(&self, end: Pos, is_passed: bool) -> Result<Pos, Trouble> {
+    async fn advance(&self, end: Pos, is_passed: bool, goes_straight: bool) -> Result<Pos, Trouble> {
         if !self.files.is_there().1 {
             self.files.restore(&*self.store).await?;
         }
         loop {
             let (lineage, pos) = self.files.open()?;
-            match approach(Some(pos), end, is_passed) {
-                Approach::There => return Ok(pos),
+            match approach(Some(pos), end, is_passed, goes_straight) {
+                Approach::There | Approach::Straight => return Ok(pos),
                 Approach::Astray => return Err(Trouble::Astray(format!("the store ends at {end}"))),
                 Approach::CatchUp => {
                     if !self.files.look_from(&*self.store, lineage, pos).await? {

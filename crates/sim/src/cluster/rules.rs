@@ -77,6 +77,8 @@ pub struct WitnessRules {
     pub kept: bool,
     /// A new primary goes on from what it has found, however far its own file is on a way of its own.
     pub found_first: bool,
+    /// A file that may have what was told is made what was found in one step, not by way of the end of the log.
+    pub straight: bool,
     /// What was found is durable before anybody is served, and before the list is replaced.
     pub durable_first: bool,
     /// The application starts only when the lease has no list of before any more.
@@ -115,6 +117,7 @@ impl ClusterRules {
                 unproved: true,
                 kept: true,
                 found_first: true,
+                straight: true,
                 durable_first: true,
                 replaced_first: true,
                 left: true,
@@ -130,12 +133,13 @@ impl ClusterRules {
 pub type Switch = fn(&mut ClusterRules) -> &mut bool;
 
 /// Name and switch of each rule.
-pub const RULES: [(&str, Switch); 41] = [
+pub const RULES: [(&str, Switch); 43] = [
     ("request_ids", |r| &mut r.lease.request_ids),
     ("right_since_sent", |r| &mut r.lease.right_since_sent),
     ("wait_for_expiry", |r| &mut r.lease.wait_for_expiry),
     ("nonces", |r| &mut r.lease.nonces),
     ("manifest_epoch", |r| &mut r.lease.manifest_epoch),
+    ("right_at_answer", |r| &mut r.lease.right_at_answer),
     ("keep_witnesses", |r| &mut r.lease.keep_witnesses),
     ("unfollow_first", |r| &mut r.role.unfollow_first),
     ("prepare_first", |r| &mut r.role.prepare_first),
@@ -163,6 +167,7 @@ pub const RULES: [(&str, Switch); 41] = [
     ("witness_unproved", |r| &mut r.node.witness.unproved),
     ("witness_kept", |r| &mut r.node.witness.kept),
     ("found_first", |r| &mut r.node.witness.found_first),
+    ("witness_straight", |r| &mut r.node.witness.straight),
     ("durable_first", |r| &mut r.node.witness.durable_first),
     ("replaced_first", |r| &mut r.node.witness.replaced_first),
     ("witness_left", |r| &mut r.node.witness.left),

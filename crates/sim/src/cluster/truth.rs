@@ -12,7 +12,7 @@
 //!    has it, or is on the way to it. At the end it is durable.
 //! 6. At the end, a while after the last fault, somebody has committed, and every file is at the durable end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures_util::future::FutureExt;
@@ -33,6 +33,8 @@ const AFTERLIFE: u64 = 100 * MS;
 pub struct Truth {
     /// From what each content was made.
     made: HashMap<u64, Option<Checksum>>,
+    /// With what each content was compared when it was captured: the pages that differ lead from there to it, whatever it was made from.
+    compared: HashMap<u64, Vec<Checksum>>,
     /// Whom the lease in the store names.
     granted: Option<NodeId>,
     /// The end of what is durable.
@@ -73,6 +75,29 @@ impl Truth {
                 return true;
             }
             at = self.made.get(&content.get()).copied().flatten();
+        }
+        false
+    }
+
+    /// A content was captured by comparing it with `before`.
+    pub fn compared(&mut self, before: Checksum, content: Checksum) {
+        let all = self.compared.entry(content.get()).or_default();
+        if !all.contains(&before) {
+            all.push(before);
+        }
+    }
+
+    /// Whether what was captured leads from `from` to `content`: commit by commit, or by pages that were compared. What was compared need not have what it was compared with.
+    pub fn leads(&self, from: Checksum, content: Checksum) -> bool {
+        let (mut open, mut seen) = (vec![content], HashSet::new());
+        while let Some(at) = open.pop() {
+            if at == from {
+                return true;
+            }
+            if seen.insert(at.get()) {
+                open.extend(self.made.get(&at.get()).copied().flatten());
+                open.extend(self.compared.get(&at.get()).into_iter().flatten());
+            }
         }
         false
     }
@@ -282,7 +307,7 @@ pub fn replace(sim: &Arc<Sim>, node: NodeId, content: Checksum) {
     let is_lent = sim.cluster().machine(node).lending.is_idle();
     let truth = sim.cluster().truth();
     let is_prefix =
-        |before| truth.has(content, before) || truth.durable.is_some_and(|end| truth.has(end.checksum, before));
+        |before| truth.leads(before, content) || truth.durable.is_some_and(|end| truth.leads(before, end.checksum));
     let wrong = if is_served {
         Some(format!("the file of node {node} is rewritten under its application"))
     } else if is_lent {

@@ -146,6 +146,25 @@ fn stream_position() {
 }
 
 #[test]
+fn right_at_answer() {
+    // The snapshot of a first primary came in after its right had run out, and it said that it is durable: the next one had found an empty store.
+    check("right_at_answer", 20_503_818..=20_503_818, &["which lacks what was durable"]);
+}
+
+#[test]
+fn what_was_captured_by_comparing_is_applied_to_what_it_was_compared_with() {
+    // What a first primary had lost with its power was in its snapshot, which came in late; what it captured after that leads on from there.
+    let report = run(Scenario::cluster(20_525_443, ClusterRules::ALL), false);
+    assert_eq!(report.violation, None);
+}
+
+#[test]
+fn witness_straight() {
+    // A new primary that was a witness gave up what it could not prove, lost sight of the one that could, and asked again.
+    check("witness_straight", 20_002_572..=20_002_572, &[BROKEN_PROMISE]);
+}
+
+#[test]
 fn witness_lists() {
     check("witness_lists", 10_307..=10_307, &[BROKEN_PROMISE]);
 }
