@@ -71,6 +71,10 @@ impl Mirror {
             lending.unlock(&open, owner.0, &bytes);
             return reply.ok();
         };
+        if open.node.is_taken() {
+            // Whoever has opened the rest of the database since has other files of it than this one.
+            return reply.error(Errno::EIO);
+        }
         let owner = Owner { id: owner.0, handle: handle.0, pid };
         let of = Arc::clone(&open);
         lending
