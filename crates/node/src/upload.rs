@@ -422,23 +422,23 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(Memory::new());
         let uploader = uploader(Arc::clone(&store), Vec::new());
         let mut begun = uploader.begin_snapshot(Txid::FIRST).await.unwrap();
-        let bytes = bytes::Bytes::from_static(b"pages");
+        let bytes = bytes::Bytes::from(vec![7; 5000]);
         begun.crc.update(&bytes);
         begun.upload.write(bytes).await.unwrap();
         if is_lost {
             uploader.right.lease.require_epoch(Epoch::FIRST.next());
         }
         let summary = SnapshotSummary {
-            pos: Pos { txid: Txid::FIRST, checksum: Checksum::EMPTY },
+            pos: Pos { txid: Txid::FIRST, checksum: Checksum::from_crc(1) },
             page_size: PageSize::new(4096).unwrap(),
             commit: PageCount(1),
             pages: 1,
             time: Timestamp(1),
-            len: 5,
+            len: 5000,
             file_checksum: Checksum::EMPTY,
         };
         let finished = uploader.finish_snapshot(begun, &summary).await;
-        assert!(store.get(keys::MANIFEST).await.is_ok(), "it is named either way");
+        assert!(store.get(keys::MANIFEST).await.is_ok(), "it is named either way: {finished:?}");
         finished
     }
 
