@@ -156,10 +156,10 @@ impl Follower {
             sync_all_of(&file, path)?;
         }
         let mut wal = header.filter(DatabaseHeader::is_wal).map(|_| WalWriter::open(path, journal)).transpose()?;
-        if let Some(wal) = &mut wal {
-            take_back_at_open(wal, path)?;
-        }
         let is_marked = preview::is_marked(path);
+        if let Some(wal) = &mut wal {
+            take_back_at_open(wal, path, &[state.after, state.before])?;
+        }
         let (lineage, state_file, path) = (state.lineage, StateFile::of(path), path.to_owned());
         let mut this = Self {
             wal,
@@ -656,8 +656,14 @@ fn is_grown_by(batch: &Batch, before: PageCount) -> bool {
 }
 
 /// What this process knows to be ahead of the history is taken back before anything is compared.
-fn take_back_at_open(wal: &mut WalWriter, path: &Path) -> Result<(), RestoreError> {
+fn take_back_at_open(wal: &mut WalWriter, path: &Path, ends: &[FollowEnd]) -> Result<(), RestoreError> {
     let Some(preview) = preview::of(path).and_then(|known| known.preview) else { return Ok(()) };
+    if !ends.iter().any(|end| (end.pos, end.page_size, end.commit) == (preview.pos, preview.page_size, preview.commit))
+    {
+        // Another file has come in the place of the one that it was of.
+        preview::withdraw(path);
+        return Ok(());
+    }
     let page_one = preview.pages.get(&PageNumber::FIRST).map(|page| PageOneFields::of(page)).unwrap_or_default();
     let preview::Preview { pos, page_size, commit, .. } = *preview;
     let nothing = Batch { content: Content::Memory(Vec::new()), pages: Vec::new(), pos, page_size, commit };

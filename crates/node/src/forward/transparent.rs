@@ -137,7 +137,7 @@ pub(crate) async fn serve(
             let (line, come) = unbounded_channel();
             let (node, board, mount) = (node.clone(), Arc::clone(&board), mount.clone());
             let path = database.clone();
-            let one = Line { node, board, mount, path, link: None, loan: None, is_used: false, is_kept: false };
+            let one = Line { node, board, mount, path, link: None, loan: None, used: None, is_kept: false };
             tokio::spawn(one.run(come));
             lines.insert(database.clone(), line);
         }
@@ -155,8 +155,8 @@ struct Line {
     /// The connection that was used last.
     link: Option<(Source, Link)>,
     loan: Option<Loan>,
-    /// An application has it.
-    is_used: bool,
+    /// Since when an application has the file's lock: until it gives that back, whatever has become of the primary's.
+    used: Option<Instant>,
     /// It is borrowed again after each transaction.
     is_kept: bool,
 }
@@ -192,9 +192,9 @@ fn close(loan: Option<Loan>) {
 impl Line {
     async fn run(mut self, mut come: UnboundedReceiver<What>) {
         loop {
-            let what = match self.loan {
-                None => come.recv().await,
-                Some(_) => match tokio::time::timeout(TICK, come.recv()).await {
+            let what = match self.loan.is_some() || self.used.is_some() {
+                false => come.recv().await,
+                true => match tokio::time::timeout(TICK, come.recv()).await {
                     Ok(what) => what,
                     Err(_) => {
                         self.look().await;
@@ -212,11 +212,10 @@ impl Line {
         match what {
             What::Borrow(tell) => {
                 let borrowed = self.borrow().await;
-                self.is_used = borrowed.is_ok();
+                self.used = borrowed.is_ok().then(Instant::now);
                 tell.tell(borrowed);
             }
             What::Commit(changes, tell) => {
-                self.is_used = false;
                 match self.loan.take() {
                     None => tell.tell(Err("the primary's write lock is not held any more".to_owned())),
                     Some(mut loan) => {
@@ -231,20 +230,20 @@ impl Line {
                 }
             }
             What::GiveBack => {
-                self.is_used = false;
+                self.used = None;
                 if !self.is_kept {
                     self.give_back().await;
                 }
             }
             What::Keep(tell) => {
                 // Who is writing goes on with what he has.
-                let borrowed = if self.is_used && self.loan.is_some() { Ok(()) } else { self.borrow().await };
+                let borrowed = if self.used.is_some() && self.loan.is_some() { Ok(()) } else { self.borrow().await };
                 self.is_kept = borrowed.is_ok();
                 tell.tell(borrowed);
             }
             What::LetGo => {
                 self.is_kept = false;
-                if !self.is_used {
+                if self.used.is_none() {
                     self.give_back().await;
                 }
             }
@@ -253,10 +252,17 @@ impl Line {
 
     /// Keeps the lock for as long as one application may have it, and as long as it can be had.
     async fn look(&mut self) {
-        let Some(loan) = &self.loan else { return };
-        let (since, heard, holder) = (loan.since, loan.heard, loan.holder.clone());
-        let why = if since.elapsed() >= HOLD_MAX {
-            format!("an application has had its write lock for {HOLD_MAX:?}")
+        let is_long = |since: Instant| since.elapsed() >= HOLD_MAX;
+        let too_long = format!("an application has had its write lock for {HOLD_MAX:?}");
+        let Some(loan) = &self.loan else {
+            if self.used.is_some_and(is_long) {
+                self.lose(&too_long).await;
+            }
+            return;
+        };
+        let (heard, holder) = (loan.heard, loan.holder.clone());
+        let why = if is_long(self.used.unwrap_or(loan.since)) {
+            too_long
         } else if self.here().database(&self.path).is_err() || self.holder() != holder {
             "another node is the primary now".to_owned()
         } else if heard.elapsed() < TTL / 3 || self.keep().await || heard.elapsed() < TTL {
@@ -270,7 +276,7 @@ impl Line {
 
     /// The primary's lock is gone. Who has the file's must not write on, nor keep the node from going on with what the primary has.
     async fn lose(&mut self, why: &str) {
-        let was_used = std::mem::take(&mut self.is_used);
+        let was_used = self.used.take().is_some();
         self.give_back().await;
         if !was_used {
             return;

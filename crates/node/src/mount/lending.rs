@@ -478,7 +478,10 @@ impl Shared {
         let mut loans = self.loans();
         loans.retain(|database, loan| {
             // Who holds it is writing.
-            let Ok(mut loan) = loan.try_lock() else { return true };
+            let Ok(mut loan) = loan.try_lock() else {
+                is_left = true;
+                return true;
+            };
             if loan.is_taken() {
                 return !self.end(&mut loan, database);
             }
@@ -536,11 +539,12 @@ impl Shared {
         true
     }
 
-    /// Removes the loan of this number.
+    /// Removes the loan of this number, and gives it back before anybody asks for another.
     fn remove(&self, database: &Path, number: u64) {
         let mut loans = self.loans();
         if loans.get(database).is_some_and(|loan| lock(loan).number == number) {
             loans.remove(database);
+            self.ask(database.to_owned(), What::GiveBack);
         }
     }
 
@@ -646,7 +650,6 @@ impl Keeper {
         };
         drop(held);
         self.shared.remove(&database, number);
-        self.shared.ask(database, What::GiveBack);
         if let Some((reply, error)) = error {
             reply.error(error);
         }
@@ -684,7 +687,6 @@ impl Keeper {
         drop(held);
         if is_left {
             self.shared.remove(database, number);
-            self.shared.ask(database.clone(), What::GiveBack);
         }
     }
 
