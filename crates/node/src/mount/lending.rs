@@ -172,7 +172,7 @@ enum Event {
     Stop,
 }
 
-/// What is in the way of a request to lend a database, or to write to it, for good.
+/// What SQLite takes for a lock that somebody else has: it tries again as long as its busy handler says.
 fn refused() -> Errno {
     Errno::EAGAIN
 }

@@ -11,6 +11,8 @@
 //! the WAL as everywhere ([`crate::capture`]); no FUSE operation is needed for a commit. In rollback mode `database` knows which
 //! pages a transaction has written, and copies them while SQLite still holds its lock.
 //!
+//! Where an application on a replica may write through the primary, the locks are kept here as well, and `lending` withholds the write that commits.
+//!
 //! State folders lie behind the mount, beside the databases, and are hidden in front of it.
 
 use std::fs::File;
