@@ -128,9 +128,12 @@ impl LeaseHandle {
 
     /// The epoch under which may be written at this moment.
     pub fn right(&self) -> Option<Epoch> {
-        match self.standing() {
-            Standing::Ours { epoch, until, .. } if self.world.now() < until => Some(epoch),
-            _ => None,
+        match &self.kind {
+            Kind::Kept { published, .. } => match published.borrow().standing {
+                Standing::Ours { epoch, until, .. } if self.world.now() < until => Some(epoch),
+                _ => None,
+            },
+            Kind::Alone(epoch) => Some(*epoch.lock().unwrap_or_else(PoisonError::into_inner)),
         }
     }
 

@@ -29,7 +29,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::cli::exit::{Failure, Status};
-use crate::config::DatabaseConfig;
 use crate::config::folder::FolderConfig;
 use crate::follow::replica;
 use crate::follow::source::Source;
@@ -45,7 +44,6 @@ use crate::status::StatusBoard;
 use crate::stream::accept::Accepting;
 use crate::stream::client::{Access, Address};
 use crate::supervise::control::Command;
-use crate::supervise::reload::Reloaded;
 use crate::supervise::{self, SuperviseOptions};
 use crate::world::RealWorld;
 use application::{Application, Told};
@@ -57,6 +55,7 @@ use report::ReplicaReport;
 use witness::{Durability, Lists};
 
 mod application;
+mod commands;
 mod following;
 pub mod guard;
 mod hearing;
@@ -76,8 +75,6 @@ const STATIC_TTL: Duration = Duration::from_secs(365 * 24 * 3600);
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a lease that is expected to change hands is looked at often.
 const CHANGE: Duration = Duration::from_secs(2);
-/// How long requests that the application has are waited for before it is told to stop.
-const FLIGHT_MAX: Duration = Duration::from_millis(500);
 /// Requests to capture that wait.
 const COMMANDS_MAX: usize = 64;
 
@@ -511,7 +508,7 @@ impl Node {
         if why != Why::Lapsing {
             // The role is another from here on, so that no more come.
             self.report();
-            self.config.flight.finished(FLIGHT_MAX).await;
+            self.finish_flight().await;
         }
         let Some(application) = self.application.as_mut() else { return };
         application.signal(self.signal.unwrap_or(Signal::TERM)).await;
@@ -539,8 +536,7 @@ impl Node {
                 self.machine.handle_prepared(is_done, RealWorld.now());
             }
             Event::Captured(errors) => return self.note_captured(&errors).await,
-            Event::Command(Command::Reload(wanted, reply)) => self.take_settings(wanted.1, reply),
-            Event::Command(command) => self.pass_on(command).await,
+            Event::Command(command) => self.take_command(command),
             Event::Handoff(Handoff { to, reply }) => self.reply = Some((reply, self.hand_on(to))),
             Event::KillDue => {
                 self.kill_at = None;
@@ -678,43 +674,6 @@ impl Node {
         let paths = self.paths();
         let quiet = tokio::task::spawn_blocking(move || Quiet::over(&paths)).await.expect("it does not panic");
         self.quiet = Some(quiet);
-    }
-
-    /// Requests about databases are for capture, as long as there is any.
-    async fn pass_on(&self, command: Command) {
-        let refused = || format!("this node is {}: nothing is captured here", self.machine.role().name());
-        match (command, &self.capture) {
-            (command @ Command::Sync(..), Some(capture)) => drop(capture.commands.try_send(command)),
-            (Command::Sync(_, _, reply), None) => drop(reply.send(Err(refused()))),
-            (Command::Add(_, reply), _) | (Command::Remove(_, reply), _) => {
-                drop(reply.send(Err("the databases of a node are those in its folder".to_owned())));
-            }
-            // The caller has taken it.
-            (Command::Reload(_, reply), _) => drop(reply),
-        }
-    }
-
-    /// Replicates as it is said from now on: at once where something is captured, otherwise when this node is the primary again.
-    fn take_settings(&mut self, folders: Vec<FolderConfig>, reply: oneshot::Sender<Reloaded>) {
-        let Some(folder) = folders.into_iter().next() else { return };
-        let folder = match &self.config.mount {
-            None => folder,
-            // It stays where it is mounted, and its state folders behind that.
-            Some(_) => {
-                let own = self.config.folder.clone();
-                let template = DatabaseConfig { path: own.template.path.clone(), ..folder.template };
-                FolderConfig { template, ..own }
-            }
-        };
-        let changed = usize::from(self.config.folder != folder);
-        // Whoever waits for the answer is told by the end of the channel when it cannot be given: then nothing is taken over.
-        let turn = self.capture.as_ref().map(|capture| capture.commands.try_reserve()).transpose();
-        let Ok(turn) = turn else { return };
-        self.config.folder = folder.clone();
-        match turn {
-            Some(turn) => turn.send(Command::Reload(Box::new((Vec::new(), vec![folder])), reply)),
-            None => drop(reply.send(Reloaded { changed, ..Reloaded::default() })),
-        }
     }
 
     /// Names the primary to readers of the folder, as LiteFS does; nobody while this node is it.

@@ -25,11 +25,12 @@ impl Flight {
         Flying(self.0.clone())
     }
 
-    /// Waits until there is none, or for this time. New ones are not kept out.
-    pub async fn finished(&self, within: Duration) {
+    /// Waits until there is none, or for this time, and tells how many there are then. New ones are not kept out.
+    pub async fn finished(&self, within: Duration) -> usize {
         let mut count = self.0.subscribe();
         // Whoever takes longer is cut off with the application.
         let _ = tokio::time::timeout(within, count.wait_for(|count| *count == 0)).await;
+        *self.0.borrow()
     }
 }
 
@@ -46,16 +47,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn it_ends_with_the_last_and_not_later_than_it_may() {
         let flight = Flight::default();
-        flight.finished(Duration::from_secs(60)).await;
+        assert_eq!(flight.finished(Duration::from_secs(60)).await, 0);
         let (one, other) = (flight.enter(), flight.clone().enter());
         let began = tokio::time::Instant::now();
-        flight.finished(Duration::from_secs(3)).await;
+        assert_eq!(flight.finished(Duration::from_secs(3)).await, 2);
         assert_eq!(began.elapsed(), Duration::from_secs(3));
         drop(one);
         let waiting = tokio::spawn(async move { flight.finished(Duration::from_secs(60)).await });
         tokio::time::sleep(Duration::from_secs(1)).await;
         drop(other);
-        waiting.await.unwrap();
+        assert_eq!(waiting.await.unwrap(), 0);
         assert_eq!(began.elapsed(), Duration::from_secs(4));
     }
 }
