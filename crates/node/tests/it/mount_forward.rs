@@ -2,10 +2,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -387,4 +388,166 @@ fn a_library_of_litefs_keeps_the_lock_for_several_transactions() {
     for name in ["b", "a"] {
         mounts.stop(name);
     }
+}
+
+/// Looks again and again where a replica is, and what whoever opens it anew finds there, until told to end.
+fn watch_position(mounts: &Mounts, name: &str) -> (Arc<AtomicBool>, thread::JoinHandle<usize>) {
+    let (path, pos) = (mounts.path(name, DATABASE), mounts.cluster.folder.path(name).join("app.db-pos"));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&is_over);
+    let watch = move || {
+        let (mut at, mut seen, mut looks) = (0, 0, 0);
+        while !ended.load(Ordering::SeqCst) {
+            // It is replaced by a rename, and so always there.
+            let text = std::fs::read_to_string(&pos).unwrap();
+            let txid = u64::from_str_radix(text.split('/').next().unwrap(), 16).unwrap();
+            assert!(txid >= at, "the position went from {at} to {txid}");
+            at = txid;
+            if let Ok(count) = rows(&path, "SELECT count(*) FROM t") {
+                assert!(count >= seen, "{seen} rows were there, and {count} are");
+                (seen, looks) = (count, looks + 1);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        looks
+    };
+    (is_over, thread::spawn(watch))
+}
+
+#[test]
+fn who_loses_his_lock_with_the_primary_takes_nothing_from_the_node() {
+    let Some(mut mounts) = mounts_with(&["b"], &["--candidate=false"]) else { return };
+    assert!(mounts.start_with("c", false, &FLAGS));
+    mounts.cluster.wait_role("c", "replica");
+    let path = mounts.path("b", DATABASE);
+    let a = open(&mounts.path("a", DATABASE));
+    for number in 100..120 {
+        a.execute("INSERT INTO t VALUES (?1, hex(randomblob(3000)))", [number]).unwrap();
+    }
+    wait_for("them", || {
+        ["b", "c"].iter().all(|name| rows(&mounts.path(name, DATABASE), "SELECT count(*) FROM t") == Ok(20))
+    });
+    let (is_over, watch) = watch_position(&mounts, "b");
+    let b = open(&path);
+    b.execute_batch("PRAGMA cache_size = 5; BEGIN IMMEDIATE; INSERT INTO t VALUES (1, hex(randomblob(50000)))")
+        .unwrap();
+    mounts.cluster.kill("a");
+    mounts.cluster.wait_role("c", "primary");
+    let c = open(&mounts.path("c", DATABASE));
+    c.execute("INSERT INTO t VALUES (2, 2)", []).unwrap();
+    wait_for("the commit", || rows(&path, "SELECT count(*) FROM t WHERE n = 2") == Ok(1));
+    let anew = open(&path);
+    anew.execute("INSERT INTO t VALUES (3, 3)", []).unwrap();
+    assert!(b.execute_batch("COMMIT").is_err());
+    assert_eq!(numbers(&anew)[..2], [2, 3]);
+    is_over.store(true, Ordering::SeqCst);
+    assert!(watch.join().unwrap() > 10);
+    drop((b, anew, c));
+    assert_eq!(mounts.cluster.branches("b"), Vec::<serde_json::Value>::new());
+    mounts.cluster.wait_durable("c");
+    for name in ["b", "c"] {
+        mounts.stop(name);
+    }
+    mounts.check_equal(&["b", "c"], DATABASE);
+}
+
+/// Has the lock for longer than it is lent, and writes then.
+const DAWDLER: &str = "
+import fcntl, sqlite3, sys
+lock = open(sys.argv[1] + '-lock', 'r+b')
+fcntl.lockf(lock, fcntl.LOCK_EX, 1, 72)
+db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=1)
+def insert(number):
+    try:
+        db.execute('INSERT INTO u VALUES (?)', (number,))
+        print('written', flush=True)
+    except sqlite3.OperationalError as error:
+        print(error, flush=True)
+insert(1)
+sys.stdin.readline()
+insert(2)
+insert(3)
+fcntl.lockf(lock, fcntl.LOCK_UN, 1, 72)
+insert(4)
+fcntl.lockf(lock, fcntl.LOCK_EX, 1, 72)
+insert(5)
+";
+
+/// A transaction that stays open, and a lock that is kept without one.
+#[test]
+fn what_is_held_for_more_than_a_minute_is_lost_and_its_holder_told() {
+    let Some(mut mounts) = mounts(&["b"]) else { return };
+    let other = |name| mounts.path(name, "other.db");
+    let a = open(&other("a"));
+    a.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).unwrap();
+    a.execute_batch("CREATE TABLE u(n INTEGER PRIMARY KEY)").unwrap();
+    wait_for("the file", || rows(&other("b"), "SELECT count(*) FROM u") == Ok(0));
+    let mut child = Command::new("python3")
+        .args(["-c", DAWDLER])
+        .arg(other("b"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || said.next().unwrap().unwrap();
+    assert_eq!(next(), "written");
+    let (is_over, watch) = watch_position(&mounts, "b");
+    let b = open(&mounts.path("b", DATABASE));
+    b.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (1, 1)").unwrap();
+    let began = Instant::now();
+    let holds =
+        [(&a, "INSERT INTO u VALUES (100)"), (&open(&mounts.path("a", DATABASE)), "INSERT INTO t VALUES (2, 2)")];
+    for (db, sql) in holds {
+        db.busy_timeout(Duration::from_secs(90)).unwrap();
+        db.execute(sql, []).unwrap();
+    }
+    assert!(began.elapsed() > Duration::from_secs(50), "{:?}", began.elapsed());
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let locked = "database is locked";
+    assert_eq!([next(), next(), next(), next()], [locked, locked, "written", "written"]);
+    assert!(child.wait().unwrap().success());
+    wait_for("the commit", || rows(&mounts.path("b", DATABASE), "SELECT count(*) FROM t WHERE n = 2") == Ok(1));
+    open(&mounts.path("b", DATABASE)).execute("INSERT INTO t VALUES (3, 3)", []).unwrap();
+    assert!(b.execute_batch("COMMIT").is_err());
+    is_over.store(true, Ordering::SeqCst);
+    assert!(watch.join().unwrap() > 10);
+    assert_eq!(rows(&other("a"), "SELECT group_concat(n, '') = '145100' FROM u"), Ok(1));
+    drop((a, b));
+    assert_eq!(mounts.cluster.branches("b"), Vec::<serde_json::Value>::new());
+    mounts.cluster.wait_durable("a");
+    for name in ["b", "a"] {
+        mounts.stop(name);
+    }
+    mounts.check_equal(&["a", "b"], DATABASE);
+}
+
+#[test]
+fn what_is_committed_in_the_wal_is_written_over_by_nobody() {
+    let Some(mut mounts) = mounts(&["b"]) else { return };
+    let b = open(&mounts.path("b", DATABASE));
+    // SQLite begins the WAL anew in between, and that is let through.
+    for number in 0..60 {
+        b.execute("INSERT INTO t VALUES (?1, randomblob(200000))", [number]).unwrap();
+    }
+    b.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let wal = std::fs::File::options().read(true).write(true).open(mounts.path("b", "app.db-wal")).unwrap();
+    let mut there = [0; 200];
+    wal.read_exact_at(&mut there, 0).unwrap();
+    for (offset, len) in [(0, 32), (0, 4), (24, 8), (24, 20), (32, 24), (56, 100)] {
+        let odd: Vec<u8> = there[offset..offset + len].iter().map(|byte| !byte).collect();
+        let written = wal.write_at(&odd, offset as u64);
+        assert_eq!(written.map_err(|e| e.raw_os_error()), Err(Some(libc::EIO)), "{len} bytes at {offset}");
+    }
+    let mut after = [0; 200];
+    wal.read_exact_at(&mut after, 0).unwrap();
+    assert_eq!(there, after);
+    b.execute_batch("INSERT INTO t VALUES (1000, 1); COMMIT").unwrap();
+    drop((wal, b));
+    wait_for("all of it", || rows(&mounts.path("a", DATABASE), "SELECT count(*) FROM t") == Ok(61));
+    mounts.cluster.wait_durable("a");
+    for name in ["b", "a"] {
+        mounts.stop(name);
+    }
+    mounts.check_equal(&["a", "b"], DATABASE);
 }
