@@ -333,5 +333,11 @@ mod tests {
             assert_eq!((way(&path, there, end), way(&path, from, end)), (Passed::End, Passed::End));
             assert!(trails.has("a", end) && !trails.has("a", there));
         }
+        // What is only remembered shows nothing.
+        let (path, trails) = (folder.path().join("other"), Trails::default());
+        trails.open("a", &path, here);
+        trails.note("a", [end, here]);
+        trails.intend("a", &[here, there]);
+        assert_eq!(way(&path, there, end), Passed::Unknown);
     }
 }
