@@ -24,6 +24,7 @@ use rhyolite_format::sqlite::journal_writer::{JOURNAL_HEADER_BYTES, JournalWrite
 use rhyolite_format::{Checksum, Lineage, PageCount, PageNumber, PageSize, Pos};
 
 use super::ReplicaJournal;
+use super::aside::{self, InUse};
 use super::lock::{Busy, Locks};
 use super::state_file::{StateFile, replace};
 use super::sums::{PageSums, Summing, page_sums};
@@ -60,6 +61,8 @@ pub(super) struct Follower {
     table: Vec<u64>,
     change_counter: u32,
     state: StateFile,
+    /// It is closed after everything else is.
+    _in_use: InUse,
 }
 
 /// What a file was when it ceased to be followed.
@@ -142,8 +145,9 @@ pub(super) fn prepare(
 }
 
 impl Follower {
-    /// Opens a file that was followed before, after a hot journal was rolled back, and compares it with its state.
+    /// Opens a file that was followed before, after a hot journal was rolled back, and compares it with its state. Waits while somebody has it for himself.
     pub(super) fn open(path: &Path, journal: ReplicaJournal) -> Result<Self, RestoreError> {
+        let in_use = aside::enter(path)?;
         let bytes = std::fs::read(state_path(path)).map_err(|e| RestoreError::io("read", &state_path(path), e))?;
         let state = FollowState::decode(&bytes)
             .map_err(|e| RestoreError::Damaged { key: state_path(path).display().to_string(), source: e })?;
@@ -172,6 +176,7 @@ impl Follower {
             table: Vec::new(),
             change_counter: 0,
             state: state_file,
+            _in_use: in_use,
         };
         for end in [state.after, state.before] {
             if let Some((table, change_counter)) = this.compare(&end)? {
@@ -213,13 +218,14 @@ impl Follower {
         found: PageSums,
         locks: &Locks<'_>,
     ) -> Result<Self, RestoreError> {
+        let _in_use = aside::enter(path)?;
         let mut state = StateFile::of(path);
         state.write(lineage, boot_id(), (end, end), true)?;
         let PageSums { table, change_counter, .. } = found;
         let (path, journal) = (path.to_owned(), ReplicaJournal::Rollback);
         let wal = None;
         let mut follower =
-            Self { wal, journal, is_lost: false, file, path, lineage, end, table, change_counter, state };
+            Self { wal, journal, is_lost: false, file, path, lineage, end, table, change_counter, state, _in_use };
         let fields = end.page_one.for_readers(change_counter.wrapping_add(1));
         follower.put_page_one(fields, locks)?;
         follower.write_pos()?;

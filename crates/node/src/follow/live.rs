@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use super::apply::{self, Follower};
 use super::arrived::{Arrived, gather, to_batch};
 use super::trails::Trails;
-use super::{FollowOptions, Following, preview, rejoin, start};
+use super::{FollowOptions, Following, aside, preview, rejoin, start};
 use crate::observe::events::Events;
 use crate::restore::reader::Reader;
 use crate::restore::{RestoreError, blocking};
@@ -84,6 +84,8 @@ pub(super) enum Ended {
     End(End),
     Lost(LinkError),
     Stopped,
+    /// The file is to be closed for a while.
+    Aside,
 }
 
 impl Live {
@@ -143,7 +145,14 @@ impl Live {
         let Some(mut following) = self.begin().await? else { return Ok(()) };
         self.tell(&following, None, 0, false);
         let (mut epoch, mut pause, mut complaint) = (None, RETRY.0, None);
-        while let Some(link) = self.link().await {
+        let output = self.options.output.clone();
+        loop {
+            let link = tokio::select! {
+                biased;
+                () = aside::wanted(&output) => return Ok(()),
+                link = self.link() => link,
+            };
+            let Some(link) = link else { break };
             let before = following.pos();
             let ended = if following.follower().is_lost() {
                 Ended::End(End { reason: EndReason::Behind, pos: None, text: "the file is at no position".to_owned() })
@@ -157,6 +166,8 @@ impl Live {
             };
             match ended {
                 Ended::Stopped => break,
+                // It is opened anew when that is over.
+                Ended::Aside => return Ok(()),
                 // That the connection is lost is said once for all databases.
                 Ended::Lost(LinkError::Lost(text)) => tracing::debug!(database = %self.database, "{text}"),
                 Ended::Lost(error) => {
@@ -226,6 +237,7 @@ impl Live {
             biased;
             _ = stop.wait_for(|stop| *stop) => return false,
             () = tokio::time::sleep(*pause) => {}
+            () = aside::wanted(&self.options.output) => {}
             () = another(&mut self.links) => *pause = RETRY.0,
         }
         true
@@ -291,6 +303,7 @@ impl Live {
             let next = tokio::select! {
                 biased;
                 _ = self.stop.wait_for(|stop| *stop) => return Ok(Ended::Stopped),
+                () = aside::wanted(&self.options.output) => return Ok(Ended::Aside),
                 next = frames.next() => next,
             };
             let first = match next {
@@ -320,6 +333,9 @@ impl Live {
             }
             if *self.stop.borrow() {
                 return Ok(Ended::Stopped);
+            }
+            if aside::is_wanted(&self.options.output) {
+                return Ok(Ended::Aside);
             }
         }
     }
@@ -358,7 +374,7 @@ impl Live {
         let mut applied = following.apply_made(make).await?;
         while let Err(batch) = applied {
             // Other readers are to get a turn: while one is waited for, no new ones come in.
-            if self.is_stopped_within(BUSY_PAUSE).await {
+            if self.is_stopped_within(BUSY_PAUSE).await || aside::is_wanted(&self.options.output) {
                 return Ok(Ok(()));
             }
             applied = following.apply_batch(batch).await?;

@@ -11,6 +11,7 @@
 
 mod apply;
 mod arrived;
+pub(crate) mod aside;
 mod live;
 mod lock;
 pub mod lost;

@@ -20,7 +20,7 @@ use super::lock::Busy;
 use super::peer::{self, Better, Failed};
 use super::rejoin::Taken;
 use super::trails::Trails;
-use super::{FollowOptions, Following, rejoin, start};
+use super::{FollowOptions, Following, aside, rejoin, start};
 use crate::restore::reader::Reader;
 use crate::restore::{RestoreError, blocking};
 
@@ -148,6 +148,7 @@ impl Promotion<'_> {
             if !following.look_from_here().await? && !patience.wait(&options.output).await {
                 return Ok(None);
             }
+            aside::check(&options.output)?;
         }
         if let Some(better) = self.better
             && !self.take_from(better, &mut following, patience).await?
@@ -164,6 +165,7 @@ impl Promotion<'_> {
             if !patience.wait(&options.output).await {
                 return Ok(None);
             }
+            aside::check(&options.output)?;
         }
     }
 
@@ -193,12 +195,7 @@ impl Promotion<'_> {
         let Some(batch) = self.fetch(better, following, patience).await? else { return Ok(false) };
         let from = here.filter(|_| on_way);
         match from {
-            Some(here) => {
-                if !trails.has(name, end) {
-                    trails.note(name, [end, here]);
-                }
-                trails.intend(name, &[here, there]);
-            }
+            Some(here) => intend_on_way(trails, name, [end, here, there]),
             None if here.is_some() && !self.keep(better, following, patience).await? => return Ok(false),
             None => trails.intend_instead(name, &self.options.output, &[end, there]),
         }
@@ -303,6 +300,44 @@ impl Promotion<'_> {
             if !patience.wait(&following.options.output).await {
                 return Ok(false);
             }
+            aside::check(&following.options.output)?;
         }
+    }
+}
+
+/// A file that is at `here` will be made what another node has at `there`, which shows that the way to it leads from the end of the log through `here`. That is noted beside the file before:
+/// whoever ends in the middle can show the way as well.
+fn intend_on_way(trails: &Trails, name: &str, [end, here, there]: [Pos; 3]) {
+    trails.come_through(name, end, here);
+    trails.intend(name, &[here, there]);
+}
+
+#[cfg(test)]
+mod tests {
+    use rhyolite_format::{Checksum, Txid};
+
+    use super::*;
+    use crate::follow::trails::way;
+
+    #[test]
+    fn what_another_node_has_shown_outlives_the_process() {
+        let folder = tempfile::tempdir().unwrap();
+        let pos = |n| Pos { txid: Txid::new(n).unwrap(), checksum: Checksum::from_crc(n) };
+        let [end, here, there] = [pos(3), pos(8), pos(9)];
+        for from in [here, end] {
+            let path = folder.path().join(from.txid.to_string());
+            let trails = Trails::default();
+            trails.open("a", &path, from);
+            intend_on_way(&trails, "a", [end, from, there]);
+            // It ends there, before or after the file was changed.
+            assert_eq!((way(&path, there, end), way(&path, from, end)), (Passed::End, Passed::End));
+            assert!(trails.has("a", end) && !trails.has("a", there));
+        }
+        // What is only remembered shows nothing.
+        let (path, trails) = (folder.path().join("other"), Trails::default());
+        trails.open("a", &path, here);
+        trails.note("a", [end, here]);
+        trails.intend("a", &[here, there]);
+        assert_eq!(way(&path, there, end), Passed::Unknown);
     }
 }

@@ -13,6 +13,7 @@
 
 pub mod borrow;
 mod copy;
+pub mod counts;
 pub mod grants;
 mod holder;
 pub(crate) mod lent;

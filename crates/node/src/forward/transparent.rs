@@ -22,11 +22,12 @@ use tokio::time::Instant;
 
 use super::borrow::{ANSWER_BYTES_MAX, Here};
 use super::copy::{BUSY, check_size, open};
+use super::counts::{self, Asked, Ended};
 use super::{Granted, Said, TTL};
 use crate::cluster::promote::{NodeControl, holder_of};
 use crate::config::io_text;
 use crate::follow::source::Source;
-use crate::follow::{preview, replica};
+use crate::follow::{aside, preview, replica};
 use crate::mount::MountHandle;
 use crate::random;
 use crate::status::StatusBoard;
@@ -46,6 +47,8 @@ const KEEP_MAX: Duration = Duration::from_secs(2);
 const TICK: Duration = Duration::from_millis(500);
 /// How long an application may have a transaction open, or keep the lock.
 const HOLD_MAX: Duration = Duration::from_secs(60);
+/// How long the node's own follower is waited for until it has closed a file. After that others are answered before it is tried again.
+const ASIDE_MAX: Duration = Duration::from_secs(1);
 /// One page, by its number.
 const READ_PAGE: &str = "SELECT data FROM sqlite_dbpage WHERE pgno = ?1";
 
@@ -137,7 +140,17 @@ pub(crate) async fn serve(
             let (line, come) = unbounded_channel();
             let (node, board, mount) = (node.clone(), Arc::clone(&board), mount.clone());
             let path = database.clone();
-            let one = Line { node, board, mount, path, link: None, loan: None, used: None, is_kept: false };
+            let one = Line {
+                node,
+                board,
+                mount,
+                path,
+                link: None,
+                loan: None,
+                used: None,
+                is_to_be_taken: None,
+                kept: Kept::No,
+            };
             tokio::spawn(one.run(come));
             lines.insert(database.clone(), line);
         }
@@ -157,8 +170,19 @@ struct Line {
     loan: Option<Loan>,
     /// Since when an application has the file's lock: until it gives that back, whatever has become of the primary's.
     used: Option<Instant>,
-    /// It is borrowed again after each transaction.
-    is_kept: bool,
+    /// Why the file is to be taken from the application that has its lock.
+    is_to_be_taken: Option<String>,
+    kept: Kept,
+}
+
+/// Whether the lock is had for more than one transaction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kept {
+    No,
+    /// It is borrowed again after each.
+    Yes,
+    /// It was, and others may have written since. Who keeps it has to let go, and ask for it again.
+    Lost,
 }
 
 /// A lock that is borrowed.
@@ -211,38 +235,51 @@ impl Line {
     async fn answer(&mut self, what: What) {
         match what {
             What::Borrow(tell) => {
-                let borrowed = self.borrow().await;
-                self.used = borrowed.is_ok().then(Instant::now);
+                let borrowed = match self.kept {
+                    Kept::Lost => Err(Refusal::Later(
+                        "who keeps it by byte 72 of the -lock file has lost it, and has not let go yet".to_owned(),
+                    )),
+                    Kept::No | Kept::Yes => self.borrow().await,
+                };
+                counts::asked(match &borrowed {
+                    Ok(()) => Asked::Lent,
+                    Err(Refusal::Later(_)) => Asked::Busy,
+                    Err(Refusal::Never(_)) => Asked::Refused,
+                });
+                (self.used, self.is_to_be_taken) = (borrowed.is_ok().then(Instant::now), None);
                 tell.tell(borrowed);
             }
             What::Commit(changes, tell) => {
                 match self.loan.take() {
-                    None => tell.tell(Err("the primary's write lock is not held any more".to_owned())),
+                    None => {
+                        counts::ended(Ended::Lost);
+                        tell.tell(Err("the primary's write lock is not held any more".to_owned()));
+                    }
                     Some(mut loan) => {
                         let committed = self.commit(&mut loan, changes).await;
                         tell.tell(committed);
                         close(Some(loan));
                     }
                 }
-                if self.is_kept {
+                if self.kept == Kept::Yes {
                     // Whoever writes next asks again should it not be had.
                     let _ = self.borrow().await;
                 }
             }
             What::GiveBack => {
-                self.used = None;
-                if !self.is_kept {
+                (self.used, self.is_to_be_taken) = (None, None);
+                if self.kept != Kept::Yes {
                     self.give_back().await;
                 }
             }
             What::Keep(tell) => {
                 // Who is writing goes on with what he has.
                 let borrowed = if self.used.is_some() && self.loan.is_some() { Ok(()) } else { self.borrow().await };
-                self.is_kept = borrowed.is_ok();
+                self.kept = if borrowed.is_ok() { Kept::Yes } else { Kept::No };
                 tell.tell(borrowed);
             }
             What::LetGo => {
-                self.is_kept = false;
+                self.kept = Kept::No;
                 if self.used.is_none() {
                     self.give_back().await;
                 }
@@ -255,8 +292,10 @@ impl Line {
         let is_long = |since: Instant| since.elapsed() >= HOLD_MAX;
         let too_long = format!("an application has had its write lock for {HOLD_MAX:?}");
         let Some(loan) = &self.loan else {
-            if self.used.is_some_and(is_long) {
-                self.lose(&too_long).await;
+            match self.is_to_be_taken.clone() {
+                Some(why) => self.take_from_holder(why).await,
+                None if self.used.is_some_and(is_long) => self.lose(too_long).await,
+                None => {}
             }
             return;
         };
@@ -271,24 +310,47 @@ impl Line {
         } else {
             "the primary cannot be asked to keep it".to_owned()
         };
-        self.lose(&why).await;
+        self.lose(why).await;
     }
 
     /// The primary's lock is gone. Who has the file's must not write on, nor keep the node from going on with what the primary has.
-    async fn lose(&mut self, why: &str) {
-        let was_used = self.used.take().is_some();
-        self.give_back().await;
-        if !was_used {
-            return;
+    async fn lose(&mut self, why: String) {
+        let database = self.path.display();
+        if self.kept == Kept::Yes {
+            self.kept = Kept::Lost;
+            tracing::warn!(
+                %database,
+                "{why}: the primary's write lock, which byte 72 of the -lock file keeps, is given back, and nobody writes here until its holder lets go"
+            );
         }
-        tracing::warn!(
-            database = %self.path.display(),
-            "{why}: the primary's write lock is given back, and the file taken from whoever writes to it"
-        );
+        counts::asked(Asked::Lost);
+        self.give_back().await;
+        if self.used.is_some() {
+            self.take_from_holder(why).await;
+        }
+    }
+
+    /// Takes the file from the application that has its lock. The node's own follower has closed it meanwhile: it opens it anew, and finds what it had.
+    async fn take_from_holder(&mut self, why: String) {
         let (mount, path) = (self.mount.clone(), self.path.clone());
-        let taken = tokio::task::spawn_blocking(move || mount.alone_with(&path, false).map(drop)).await;
-        if let Ok(Err(error)) = taken {
-            tracing::warn!(database = %self.path.display(), "it could not be taken: {}", io_text(&error));
+        let take = move || match aside::ask(&path, ASIDE_MAX) {
+            Some(_aside) => mount.alone_with(&path, false).map(|_| true),
+            None => Ok(false),
+        };
+        let database = self.path.display();
+        match tokio::task::spawn_blocking(take).await.expect("taking does not panic") {
+            Ok(true) => {
+                tracing::warn!(%database, "{why}: the file was taken from whoever writes to it");
+                (self.used, self.is_to_be_taken) = (None, None);
+            }
+            Ok(false) => {
+                tracing::debug!(%database, "{why}: the file is not taken yet, as the node is busy with it");
+                self.is_to_be_taken = Some(why);
+            }
+            Err(error) => {
+                tracing::warn!(%database, "{why}: the file could not be taken: {}", io_text(&error));
+                (self.used, self.is_to_be_taken) = (None, None);
+            }
         }
     }
 
@@ -348,7 +410,7 @@ impl Line {
     }
 
     async fn borrow(&mut self) -> Result<(), Refusal> {
-        if self.is_kept && self.loan.is_some() && self.keep().await {
+        if self.kept == Kept::Yes && self.loan.is_some() && self.keep().await {
             return Ok(());
         }
         // Nobody has come back for the one before.
@@ -444,7 +506,7 @@ impl Line {
 
     /// Has the primary commit. What the file has in the place of these pages is kept from before that until the stream has come so far.
     async fn commit(&mut self, loan: &mut Loan, changes: Changes) -> Result<(), String> {
-        let end = loan.end;
+        let (end, began) = (loan.end, Instant::now());
         let compared = tokio::task::block_in_place(|| {
             compare(loan.reader.get_mut().unwrap_or_else(PoisonError::into_inner), &end, changes)
         });
@@ -452,25 +514,33 @@ impl Line {
             Ok(compared) => compared,
             Err(why) => {
                 self.give_back_of(&loan.id).await;
+                counts::ended(Ended::Refused);
                 return Err(why);
             }
         }) else {
             // Nothing is another than before.
+            counts::ended(Ended::Unchanged);
             self.give_back_of(&loan.id).await;
             return Ok(());
         };
         if let Err(why) = tokio::task::block_in_place(|| preview::put(&self.path, preview)) {
             self.give_back_of(&loan.id).await;
+            counts::ended(Ended::Refused);
             return Err(why);
         }
         let said = self.send(&loan.id, Bytes::from(file)).await;
         match said {
-            Said::Committed { .. } => Ok(()),
+            Said::Committed { .. } => {
+                counts::committed(began.elapsed());
+                Ok(())
+            }
             Said::Ended { why } => {
+                counts::ended(Ended::Refused);
                 tokio::task::block_in_place(|| preview::withdraw(&self.path));
                 Err(format!("nothing was committed: {why}"))
             }
             Said::Unknown { why } => {
+                counts::ended(Ended::Unknown);
                 tokio::task::block_in_place(|| preview::withdraw(&self.path));
                 Err(format!("nobody knows whether it was committed: {why}"))
             }

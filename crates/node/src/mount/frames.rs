@@ -23,8 +23,10 @@ const CHECKSUMS: std::ops::Range<usize> = 16..FRAME_HEADER_SIZE;
 const BYTES_MAX: u64 = 256 << 20;
 
 /// The frames of one transaction.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Frames {
+    /// So many frames before it count.
+    committed: u32,
     page_size: Option<PageSize>,
     /// Where the first of them begins.
     first: Option<u64>,
@@ -84,6 +86,11 @@ impl Frames {
         self.first.is_none()
     }
 
+    /// The transaction comes behind so many frames. Those are read by others, and nobody writes over them.
+    pub(super) fn begin_after(&mut self, committed: u32) {
+        self.committed = committed;
+    }
+
     /// Whether the transaction is committed.
     pub(super) fn is_committed(&self) -> bool {
         self.commit.is_some()
@@ -96,7 +103,7 @@ impl Frames {
 
     /// Takes a write in.
     pub(super) fn take(&mut self, write: &Write<'_>) -> io::Result<Step> {
-        if write.offset == 0 && write.data.len() >= WAL_HEADER_SIZE {
+        if write.offset == 0 && write.data.len() >= WAL_HEADER_SIZE && self.committed == 0 {
             // Another WAL begins, of another transaction's.
             self.page_size = None;
         }
@@ -109,6 +116,10 @@ impl Frames {
                 *self.page_size.insert(found)
             }
         };
+        let counts_to = u64::from(self.committed) * frame_size(page_size) as u64;
+        if self.committed > 0 && write.offset < WAL_HEADER_SIZE as u64 + counts_to {
+            return Ok(Step::Odd);
+        }
         if self.is_committed() {
             return self.take_after(write, page_size);
         }
@@ -279,6 +290,19 @@ mod tests {
             assert!(steps.iter().all(|step| *step == Step::Written), "{piece}");
             assert_eq!(last, Some(Step::Commits(at(0))), "{piece}");
         }
+    }
+
+    #[test]
+    fn frames_that_count_are_written_over_by_nobody() {
+        let mut wal = Wal::new();
+        wal.frames.begin_after(3);
+        for offset in [0, 1, 31, 32, at(1), at(2) + 24, at(3) - 1] {
+            assert_eq!(wal.look(offset, &[0; WAL_HEADER_SIZE]), Step::Odd, "{offset}");
+        }
+        assert_eq!((wal.head(3, 2, 4), wal.page(3, 1)), (Step::Written, Step::Commits(at(3))));
+        assert_eq!(wal.look(at(2), &header(2, 4)), Step::Odd);
+        wal.frames = Frames::default();
+        assert_eq!(wal.look(at(1), &header(2, 4)), Step::Written, "the WAL begins anew");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //!   the lock goes ──► what was borrowed goes back
 //! ```
 //!
-//! Everything else that a writer does is not for replicas: checkpoints are the node's, and so is the file of the database. Their locks are had by nobody else.
+//! What asks for the lock by byte 72 of `NAME-lock` is in [`kept`]. Everything else that a writer does is not for replicas: checkpoints are the node's, and so is the file of the database. Their locks are had by nobody else.
 //!
 //! Invariant: the WAL gets no frame that commits before the primary has committed the same pages, and none from somebody who has lost the lock meanwhile.
 
@@ -30,7 +30,13 @@ use super::fs::Open;
 use super::locks::{Bytes, Kind, Lock, Locks, Owner};
 use super::role::Role;
 use super::writers::Writers;
-use crate::forward::transparent::{Refusal, Request, Tell, What};
+use crate::config::io_text;
+use crate::forward::counts::{self, Ended};
+use crate::forward::transparent::{Changes, Refusal, Request, Tell, What};
+
+mod kept;
+
+use kept::Keepers;
 
 /// How long somebody waits for a lock that another has, when he is ready to wait: `F_SETLKW`.
 const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -47,9 +53,6 @@ const TRY_MAX: Duration = Duration::from_millis(100);
 const LOOK: Duration = Duration::from_millis(50);
 /// Between two tries.
 const TRY: Duration = Duration::from_millis(1);
-/// The byte of `NAME-lock` by which LiteFS's libraries ask to be the only one that writes.
-const HALT: u64 = 72;
-
 /// What is said where nobody answers.
 const NOBODY: &str = "what asks the primary has ended";
 
@@ -78,8 +81,7 @@ struct Shared {
     locks: Locks,
     /// By the paths of the databases.
     loans: Mutex<HashMap<PathBuf, Arc<Mutex<Loan>>>>,
-    /// Who has byte 72 of `NAME-lock`: the number of that file, and the owner.
-    kept: Mutex<HashMap<PathBuf, (u64, u64)>>,
+    keepers: Keepers,
     numbers: AtomicU64,
     /// A loan has begun to wait for whoever asks next.
     is_lingering: AtomicBool,
@@ -152,7 +154,7 @@ enum Event {
     Committed {
         database: PathBuf,
         number: u64,
-        answer: Result<(), String>,
+        answer: Result<(), NotCommitted>,
     },
     /// A lock is being borrowed.
     Borrowing,
@@ -172,6 +174,20 @@ enum Event {
     Stop,
 }
 
+/// Why a transaction is not in the WAL.
+#[derive(Debug)]
+struct NotCommitted {
+    why: String,
+    /// What its writer is told.
+    error: Errno,
+}
+
+impl NotCommitted {
+    fn new(why: String) -> Self {
+        Self { why, error: Errno::EIO }
+    }
+}
+
 /// What SQLite takes for a lock that somebody else has: it tries again as long as its busy handler says.
 fn refused() -> Errno {
     Errno::EAGAIN
@@ -181,6 +197,25 @@ impl Loan {
     /// Its files were taken from whoever has them open.
     fn is_taken(&self) -> bool {
         self.shm.node.is_taken()
+    }
+
+    /// Makes a write to the WAL, or gives where the frame begins with which it would commit.
+    fn take(&mut self, write: &Write<'_>, database: &Path) -> io::Result<Option<u64>> {
+        let odd = |why: &str| {
+            tracing::error!(database = %database.display(), "refused a write to the WAL {why}");
+            Err(io::Error::from_raw_os_error(libc::EIO))
+        };
+        if self.frames.is_empty() {
+            match committed_frames(&self.shm) {
+                Some(frames) => self.frames.begin_after(frames),
+                None => return odd("of a database whose wal-index says nothing"),
+            }
+        }
+        match self.frames.take(write)? {
+            Step::Written => write.file.write_all_at(write.data, write.offset).map(|()| None),
+            Step::Commits(frame) => Ok(Some(frame)),
+            Step::Odd => odd("that is none of a transaction"),
+        }
     }
 }
 
@@ -198,7 +233,7 @@ impl Lending {
         let shared = Arc::new(Shared {
             locks: Locks::default(),
             loans: Mutex::default(),
-            kept: Mutex::default(),
+            keepers: Keepers::default(),
             numbers: AtomicU64::new(0),
             is_lingering: AtomicBool::new(false),
             waiting: AtomicU64::new(0),
@@ -324,39 +359,52 @@ impl Lending {
         let Some(loan) = self.shared.loans().get(database).cloned() else {
             return reply.error(Errno::EROFS);
         };
-        let mut loan = lock(&loan);
+        let mut held = lock(&loan);
         let write = Write { file: &wal.file, offset, data };
-        let is_dead = loan.is_taken() || wal.node.is_taken();
-        if is_dead || !matches!(loan.phase, Phase::Held) || !self.shared.has_lock(&loan) {
+        let is_dead = held.is_taken() || wal.node.is_taken();
+        if is_dead || !matches!(held.phase, Phase::Held) || !self.shared.has_lock(&held) {
             return reply.error(Errno::EIO);
         }
-        let stepped = loan.frames.take(&write).and_then(|step| match step {
-            Step::Written => wal.file.write_all_at(data, offset).map(|()| None),
-            Step::Commits(frame) => Ok(Some((frame, loan.frames.changes(&write, frame)?))),
-            Step::Odd => {
-                tracing::error!(database = %database.display(), "refused a write to the WAL that is none of a transaction");
-                Err(io::Error::from_raw_os_error(libc::EIO))
-            }
-        });
-        match stepped {
+        match held.take(&write, database) {
             Ok(None) => reply.written(u32::try_from(data.len()).expect("bounded by the session")),
-            Ok(Some((_, None))) => {
-                loan.phase = Phase::Over;
-                tracing::error!(database = %database.display(), "a transaction of more than 256 MiB cannot be forwarded: run it on the primary");
-                reply.error(Errno::EFBIG);
-            }
-            Ok(Some((frame, Some(changes)))) => {
+            Ok(Some(frame)) => {
                 let withheld = Withheld { wal: Arc::clone(wal), offset, data: data.to_vec(), frame, reply };
-                loan.phase = Phase::Sending(withheld);
-                let (events, of, number) = (self.events.clone(), database.clone(), loan.number);
-                let answer = move |answer: Option<_>| {
-                    let answer =
-                        answer.unwrap_or_else(|| Err(format!("{NOBODY}: nobody knows whether it was committed")));
-                    let _ = events.send(Event::Committed { database: of, number, answer });
-                };
-                self.shared.ask(database.clone(), What::Commit(changes, Tell::new(answer)));
+                held.phase = Phase::Sending(withheld);
+                let (number, frames) = (held.number, held.frames);
+                drop(held);
+                // What lies in the WAL is read while everybody else goes on; nobody writes there before this has an end.
+                let changes = frames.changes(&write, frame);
+                self.send(database, number, changes);
             }
             Err(error) => reply.error(Errno::from(error)),
+        }
+    }
+
+    /// Has the primary commit what a loan has withheld.
+    fn send(&self, database: &Path, number: u64, changes: io::Result<Option<Changes>>) {
+        let (events, of) = (self.events.clone(), database.to_owned());
+        let answer = move |answer| {
+            let _ = events.send(Event::Committed { database: of, number, answer });
+        };
+        match changes {
+            Ok(Some(changes)) => {
+                let unknown = || NotCommitted::new(format!("{NOBODY}: nobody knows whether it was committed"));
+                let told = move |told: Option<Result<(), String>>| {
+                    answer(told.map_or_else(|| Err(unknown()), |told| told.map_err(NotCommitted::new)));
+                };
+                self.shared.ask(database.to_owned(), What::Commit(changes, Tell::new(told)));
+            }
+            Ok(None) => {
+                counts::ended(Ended::TooLarge);
+                let why = "it has more than 256 MiB: run it on the primary".to_owned();
+                answer(Err(NotCommitted { why, error: Errno::EFBIG }));
+            }
+            Err(error) => {
+                answer(Err(NotCommitted {
+                    why: format!("read the WAL: {}", io_text(&error)),
+                    error: Errno::from(error),
+                }));
+            }
         }
     }
 }
@@ -370,7 +418,7 @@ fn permit(asking: &Asking) -> Permit {
     let is_shm = asking.open.is_for_readers();
     let only = |byte: u64| asking.bytes == (byte..=byte);
     match asking.kind {
-        Kind::Write if asking.open.node.is_lock() && asking.bytes.contains(&HALT) => Permit::Kept,
+        Kind::Write if kept::is_asked_for(asking) => Permit::Kept,
         Kind::Write if asking.open.role == Role::Plain && !asking.open.node.is_ours => Permit::Never,
         // A wal-index that is no use has to be made anew by whoever reads. The WAL cannot be written without a loan.
         Kind::Write if is_shm && only(WAL_WRITE) && is_void(&asking.open) => Permit::Free,
@@ -381,14 +429,44 @@ fn permit(asking: &Asking) -> Permit {
     }
 }
 
-/// Whether a wal-index that the kernel writes by itself says nothing.
-fn is_void(shm: &Open) -> bool {
-    let mut start = [0; WAL_INDEX_SNAPSHOT_SIZE];
-    shm.is_passed
-        && match shm.file.read_exact_at(&mut start, 0) {
-            Ok(()) => matches!(WalIndexHeader::decode(&start), Ok(None)),
-            Err(error) => error.kind() == io::ErrorKind::UnexpectedEof,
+/// What a wal-index says.
+#[derive(Clone, Copy, Debug)]
+enum Says {
+    Header(WalIndexHeader),
+    Nothing,
+    /// The kernel does not write it by itself: what it says lies in a cache of the kernel's.
+    Unseen,
+}
+
+impl Says {
+    fn of(shm: &Open) -> io::Result<Self> {
+        if !shm.is_passed {
+            return Ok(Self::Unseen);
         }
+        let mut start = [0; WAL_INDEX_SNAPSHOT_SIZE];
+        match shm.file.read_exact_at(&mut start, 0) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(Self::Nothing),
+            Err(error) => return Err(error),
+        }
+        WalIndexHeader::decode(&start)
+            .map(|header| header.map_or(Self::Nothing, Self::Header))
+            .map_err(io::Error::other)
+    }
+}
+
+/// Whether a wal-index says nothing.
+fn is_void(shm: &Open) -> bool {
+    matches!(Says::of(shm), Ok(Says::Nothing))
+}
+
+/// How many frames of the WAL count for whoever reads: those of a transaction come behind them. Before SQLite begins the WAL anew it says so in the wal-index. `None`: nobody can say.
+fn committed_frames(shm: &Open) -> Option<u32> {
+    match Says::of(shm) {
+        Ok(Says::Header(header)) => Some(header.max_frame),
+        Ok(Says::Unseen) => Some(0),
+        Ok(Says::Nothing) | Err(_) => None,
+    }
 }
 
 impl Shared {
@@ -399,35 +477,6 @@ impl Shared {
     fn set(&self, asking: &Asking) -> Result<(), Lock> {
         let lock = Lock { owner: asking.owner, bytes: asking.bytes.clone(), kind: asking.kind };
         self.locks.set(asking.open.node.inode, lock)
-    }
-
-    /// Somebody has a lock, and is told; he who has byte 72 when the primary's lock is had as well.
-    fn have(&self, asking: Asking, events: &Sender<Event>, until: Instant) {
-        let is_kept = asking.open.node.is_lock() && asking.kind == Kind::Write;
-        let Some(database) = asking.database.clone().filter(|_| is_kept) else { return asking.reply.ok() };
-        let events = events.clone();
-        let answer = move |answer: Option<_>| {
-            let answer = answer.unwrap_or_else(|| Err(Refusal::Later(NOBODY.to_owned())));
-            let _ = events.send(Event::Kept { asking, until, answer });
-        };
-        self.ask(database, What::Keep(Tell::new(answer)));
-    }
-
-    fn has_kept(&self, file: u64, owner: u64) -> bool {
-        self.locks.is_written_by(file, owner, HALT)
-    }
-
-    /// Gives back what was borrowed for those who have byte 72 of this file no more.
-    fn let_go(&self, file: u64) {
-        let mut gone = Vec::new();
-        lock(&self.kept).retain(|database, (kept, owner)| {
-            let stays = *kept != file || self.has_kept(*kept, *owner);
-            if !stays {
-                gone.push(database.clone());
-            }
-            stays
-        });
-        gone.into_iter().for_each(|database| self.ask(database, What::LetGo));
     }
 
     fn has_lock(&self, loan: &Loan) -> bool {
@@ -655,7 +704,7 @@ impl Keeper {
         }
     }
 
-    fn committed(&self, database: &PathBuf, number: u64, answer: Result<(), String>) {
+    fn committed(&self, database: &PathBuf, number: u64, answer: Result<(), NotCommitted>) {
         let Some(loan) = self.shared.loan(database, number) else { return };
         let mut held = lock(&loan);
         let Phase::Sending(withheld) = std::mem::replace(&mut held.phase, Phase::Over) else { return };
@@ -678,9 +727,9 @@ impl Keeper {
                 tracing::warn!(database = %name, "the primary has committed what its writer did not wait for");
                 reply.error(Errno::EIO);
             }
-            Err(why) => {
+            Err(NotCommitted { why, error }) => {
                 tracing::warn!(database = %name, "a transaction was not forwarded: {why}");
-                reply.error(Errno::EIO);
+                reply.error(error);
             }
         }
         let is_left = held.is_left;
@@ -700,32 +749,6 @@ impl Keeper {
             }
             self.shared.waiting.fetch_sub(1, Ordering::SeqCst);
             self.shared.have(asking, &self.own, until);
-        }
-    }
-
-    fn kept(&mut self, asking: Asking, until: Instant, answer: Result<(), Refusal>) {
-        let (file, owner) = (asking.open.node.inode, asking.owner.id);
-        let Some(database) = asking.database.clone() else { return asking.reply.error(Errno::EIO) };
-        let is_had = self.shared.has_kept(file, owner);
-        match answer {
-            Ok(()) if is_had => {
-                lock(&self.shared.kept).insert(database, (file, owner));
-                // It may have gone just before that was noted.
-                self.shared.let_go(file);
-                asking.reply.ok();
-            }
-            Err(Refusal::Later(_)) if is_had && asking.waits && Instant::now() < until => {
-                self.later.push(Event::KeepAgain(asking, until));
-            }
-            Ok(()) => {
-                self.shared.ask(database, What::LetGo);
-                asking.reply.error(refused());
-            }
-            Err(Refusal::Later(why) | Refusal::Never(why)) => {
-                tracing::warn!(database = %database.display(), "its write lock cannot be borrowed: {why}");
-                self.shared.locks.clear(file, owner, &(HALT..=HALT));
-                asking.reply.error(refused());
-            }
         }
     }
 

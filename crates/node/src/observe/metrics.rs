@@ -14,6 +14,7 @@ use rhyolite_format::{Pos, Timestamp};
 use rhyolite_logic::role::Role;
 
 use super::report::{DatabaseReport, StatusReport};
+use crate::forward::counts;
 use crate::status::{DiffReason, State, StatusBoard};
 
 /// Kind of a metric.
@@ -164,6 +165,24 @@ pub const METRICS: &[Metric] = &[
         kind: Counter,
         help: "Syncs of commits that waited for the store or for other nodes, by what became of them.",
         source: Source::Parts("result", crate::mount::gate::counts),
+    },
+    Metric {
+        name: "rhyolite_forwarded_transactions_total",
+        kind: Counter,
+        help: "Transactions that applications on a replica's mount have written, by what became of them at the primary.",
+        source: Source::Parts("result", counts::transactions),
+    },
+    Metric {
+        name: "rhyolite_forwarded_commit_seconds_total",
+        kind: Counter,
+        help: "Time that applications have waited at their commits for the primary to commit.",
+        source: Source::Process(|_| counts::seconds()),
+    },
+    Metric {
+        name: "rhyolite_forwarding_locks_total",
+        kind: Counter,
+        help: "Requests of applications on a replica's mount for the primary's write lock, by what became of them.",
+        source: Source::Parts("result", counts::locks),
     },
     Metric {
         name: "rhyolite_state",

@@ -2,10 +2,11 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -266,7 +267,7 @@ fn mounts_stalled(replicas: &[(&'static str, &[&str])]) -> Option<(Mounts, Tap)>
     mounts.cluster.wait_role("a", "primary");
     let db = open(&mounts.path("a", DATABASE));
     db.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).unwrap();
-    db.execute_batch("CREATE TABLE t(n INTEGER PRIMARY KEY, b)").unwrap();
+    db.execute_batch("CREATE TABLE t(n INTEGER PRIMARY KEY, b); CREATE TABLE u(n)").unwrap();
     mounts.cluster.wait_durable("a");
     for (name, more) in replicas {
         assert!(mounts.start_with(name, false, &[&FLAGS, *more].concat()));
@@ -290,13 +291,16 @@ fn numbers(db: &Connection) -> Vec<i64> {
 fn what_the_primary_was_lost_with_is_taken_back() {
     let Some((mut mounts, _tap)) = mounts_stalled(&[("b", &["--candidate=false"]), ("c", &[])]) else { return };
     let b = open(&mounts.path("b", DATABASE));
-    b.execute("INSERT INTO t VALUES (1, hex(randomblob(9000)))", []).unwrap();
+    // A page of it is written by nobody afterwards.
+    b.execute_batch("BEGIN; INSERT INTO t VALUES (1, hex(randomblob(9000))); INSERT INTO u VALUES (1); COMMIT")
+        .unwrap();
     assert_eq!(numbers(&b), [1]);
     // The primary has it, and nobody else has heard of it.
     mounts.cluster.kill("a");
     mounts.cluster.wait_role("c", "primary");
     b.execute("INSERT INTO t VALUES (2, 2)", []).unwrap();
     assert_eq!(numbers(&b), [2]);
+    assert_eq!(b.query_row("SELECT count(*) FROM u", [], |row| row.get::<_, i64>(0)), Ok(0));
     let c = open(&mounts.path("c", DATABASE));
     wait_for("the commit", || numbers(&c) == [2]);
     drop((b, c));
@@ -387,4 +391,171 @@ fn a_library_of_litefs_keeps_the_lock_for_several_transactions() {
     for name in ["b", "a"] {
         mounts.stop(name);
     }
+}
+
+/// Looks again and again where a replica is, and what whoever opens it anew finds there, until told to end.
+fn watch_position(mounts: &Mounts, name: &str) -> (Arc<AtomicBool>, thread::JoinHandle<usize>) {
+    let (path, pos) = (mounts.path(name, DATABASE), mounts.cluster.folder.path(name).join("app.db-pos"));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let ended = Arc::clone(&is_over);
+    let watch = move || {
+        let (mut at, mut seen, mut looks) = (0, 0, 0);
+        while !ended.load(Ordering::SeqCst) {
+            // It is replaced by a rename, and so always there.
+            let text = std::fs::read_to_string(&pos).unwrap();
+            let txid = u64::from_str_radix(text.split('/').next().unwrap(), 16).unwrap();
+            assert!(txid >= at, "the position went from {at} to {txid}");
+            at = txid;
+            if let Ok(count) = rows(&path, "SELECT count(*) FROM t") {
+                assert!(count >= seen, "{seen} rows were there, and {count} are");
+                (seen, looks) = (count, looks + 1);
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        looks
+    };
+    (is_over, thread::spawn(watch))
+}
+
+#[test]
+fn who_loses_his_lock_with_the_primary_takes_nothing_from_the_node() {
+    let Some(mut mounts) = mounts_with(&["b"], &["--candidate=false"]) else { return };
+    assert!(mounts.start_with("c", false, &FLAGS));
+    mounts.cluster.wait_role("c", "replica");
+    let path = mounts.path("b", DATABASE);
+    let a = open(&mounts.path("a", DATABASE));
+    for number in 100..120 {
+        a.execute("INSERT INTO t VALUES (?1, hex(randomblob(3000)))", [number]).unwrap();
+    }
+    wait_for("them", || {
+        ["b", "c"].iter().all(|name| rows(&mounts.path(name, DATABASE), "SELECT count(*) FROM t") == Ok(20))
+    });
+    // Otherwise the next primary's history is another than that of which the replica has more.
+    mounts.cluster.wait_durable("a");
+    let (is_over, watch) = watch_position(&mounts, "b");
+    let b = open(&path);
+    b.execute_batch("PRAGMA cache_size = 5; BEGIN IMMEDIATE; INSERT INTO t VALUES (1, hex(randomblob(50000)))")
+        .unwrap();
+    mounts.cluster.kill("a");
+    mounts.cluster.wait_role("c", "primary");
+    let c = open(&mounts.path("c", DATABASE));
+    c.execute("INSERT INTO t VALUES (2, 2)", []).unwrap();
+    wait_for("the commit", || rows(&path, "SELECT count(*) FROM t WHERE n = 2") == Ok(1));
+    let anew = open(&path);
+    anew.execute("INSERT INTO t VALUES (3, 3)", []).unwrap();
+    assert!(b.execute_batch("COMMIT").is_err());
+    assert_eq!(numbers(&anew)[..2], [2, 3]);
+    is_over.store(true, Ordering::SeqCst);
+    let watched = watch.join();
+    drop((b, anew, c));
+    let branches = mounts.cluster.branches("b");
+    mounts.cluster.wait_durable("c");
+    let stopped = mounts.cluster.stop("b");
+    assert!(watched.is_ok_and(|looks| looks > 10), "{}", stopped.stderr);
+    assert_eq!(branches, Vec::<serde_json::Value>::new(), "{}", stopped.stderr);
+    mounts.stop("c");
+    mounts.check_equal(&["b", "c"], DATABASE);
+}
+
+/// Has the lock for longer than it is lent, and writes then.
+const DAWDLER: &str = "
+import fcntl, sqlite3, sys
+lock = open(sys.argv[1] + '-lock', 'r+b')
+fcntl.lockf(lock, fcntl.LOCK_EX, 1, 72)
+db = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=1)
+def insert(number):
+    try:
+        db.execute('INSERT INTO u VALUES (?)', (number,))
+        print('written', flush=True)
+    except sqlite3.OperationalError as error:
+        print(error, flush=True)
+insert(1)
+sys.stdin.readline()
+insert(2)
+insert(3)
+fcntl.lockf(lock, fcntl.LOCK_UN, 1, 72)
+insert(4)
+fcntl.lockf(lock, fcntl.LOCK_EX, 1, 72)
+insert(5)
+";
+
+/// A transaction that stays open, and a lock that is kept without one.
+#[test]
+fn what_is_held_for_more_than_a_minute_is_lost_and_its_holder_told() {
+    let Some(mut mounts) = mounts(&["b"]) else { return };
+    let other = |name| mounts.path(name, "other.db");
+    let a = open(&other("a"));
+    a.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).unwrap();
+    a.execute_batch("CREATE TABLE u(n INTEGER PRIMARY KEY)").unwrap();
+    wait_for("the file", || rows(&other("b"), "SELECT count(*) FROM u") == Ok(0));
+    let mut child = Command::new("python3")
+        .args(["-c", DAWDLER])
+        .arg(other("b"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || said.next().unwrap().unwrap();
+    assert_eq!(next(), "written");
+    let (is_over, watch) = watch_position(&mounts, "b");
+    let b = open(&mounts.path("b", DATABASE));
+    b.execute_batch("BEGIN IMMEDIATE; INSERT INTO t VALUES (1, 1)").unwrap();
+    // After its transaction the lock is borrowed again, and another may be faster.
+    thread::sleep(Duration::from_secs(2));
+    let began = Instant::now();
+    let holds =
+        [(&a, "INSERT INTO u VALUES (100)"), (&open(&mounts.path("a", DATABASE)), "INSERT INTO t VALUES (2, 2)")];
+    for (db, sql) in holds {
+        db.busy_timeout(Duration::from_secs(90)).unwrap();
+        db.execute(sql, []).unwrap();
+    }
+    assert!(began.elapsed() > Duration::from_secs(45), "{:?}", began.elapsed());
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let locked = "database is locked";
+    assert_eq!([next(), next(), next(), next()], [locked, locked, "written", "written"]);
+    assert!(child.wait().unwrap().success());
+    wait_for("the commit", || rows(&mounts.path("b", DATABASE), "SELECT count(*) FROM t WHERE n = 2") == Ok(1));
+    open(&mounts.path("b", DATABASE)).execute("INSERT INTO t VALUES (3, 3)", []).unwrap();
+    assert!(b.execute_batch("COMMIT").is_err());
+    is_over.store(true, Ordering::SeqCst);
+    assert!(watch.join().unwrap() > 10);
+    assert_eq!(rows(&other("a"), "SELECT group_concat(n, '') = '145100' FROM u"), Ok(1));
+    drop((a, b));
+    assert_eq!(mounts.cluster.branches("b"), Vec::<serde_json::Value>::new());
+    mounts.cluster.wait_durable("a");
+    for name in ["b", "a"] {
+        mounts.stop(name);
+    }
+    mounts.check_equal(&["a", "b"], DATABASE);
+}
+
+#[test]
+fn what_is_committed_in_the_wal_is_written_over_by_nobody() {
+    let Some(mut mounts) = mounts(&["b"]) else { return };
+    let b = open(&mounts.path("b", DATABASE));
+    // SQLite begins the WAL anew in between, and that is let through.
+    for number in 0..60 {
+        b.execute("INSERT INTO t VALUES (?1, randomblob(200000))", [number]).unwrap();
+    }
+    b.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let wal = std::fs::File::options().read(true).write(true).open(mounts.path("b", "app.db-wal")).unwrap();
+    let mut there = [0; 200];
+    wal.read_exact_at(&mut there, 0).unwrap();
+    for (offset, len) in [(0, 32), (0, 4), (24, 8), (24, 20), (32, 24), (56, 100)] {
+        let odd: Vec<u8> = there[offset..offset + len].iter().map(|byte| !byte).collect();
+        let written = wal.write_at(&odd, offset as u64);
+        assert_eq!(written.map_err(|e| e.raw_os_error()), Err(Some(libc::EIO)), "{len} bytes at {offset}");
+    }
+    let mut after = [0; 200];
+    wal.read_exact_at(&mut after, 0).unwrap();
+    assert_eq!(there, after);
+    b.execute_batch("INSERT INTO t VALUES (1000, 1); COMMIT").unwrap();
+    drop((wal, b));
+    wait_for("all of it", || rows(&mounts.path("a", DATABASE), "SELECT count(*) FROM t") == Ok(61));
+    mounts.cluster.wait_durable("a");
+    let stopped = mounts.cluster.stop("b");
+    assert_eq!((stopped.code, stopped.stderr.matches("refused a write to the WAL").count()), (0, 6), "{stopped:?}");
+    mounts.stop("a");
+    mounts.check_equal(&["a", "b"], DATABASE);
 }
