@@ -198,7 +198,8 @@ impl Prepare {
         let Some(pos) = end.pos else { return Ok(true) };
         self.note_known(name);
         let is_written = !is_follower(&config.path) && config.path.exists();
-        let written = if is_written { written(config, &end, self.cancelled.clone()).await? } else { Written::default() };
+        let written =
+            if is_written { written(config, &end, self.cancelled.clone()).await? } else { Written::default() };
         let goes_on = written.goes_on;
         let better = match (&self.hearing, goes_on) {
             (None, None) => None,
