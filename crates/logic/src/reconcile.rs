@@ -205,6 +205,27 @@ pub fn reconcile(state: Option<&LocalState>, local_log: &[Segment], store: Optio
     }
 }
 
+/// Whether somebody else has added to the log since the store confirmed something here last: it ends beyond that, at a position to which nothing of the local log leads. With a
+/// local log that is not whole nobody can tell: the end may be what it lacks.
+pub fn is_overtaken(state: &LocalState, local_log: &[Segment], store: &StoreEnd) -> bool {
+    let (Some(end), Some(durable)) = (store.pos, state.durable) else { return false };
+    let is_own = |segment: &Segment| segment.entries.iter().any(|entry| entry.end() == end);
+    state.lineage == store.lineage
+        && end.txid > durable.txid
+        && is_whole(state, durable, local_log)
+        && state.pos != Some(end)
+        && !local_log.iter().any(is_own)
+}
+
+/// Whether the local log leads from the confirmed position to that of the state.
+fn is_whole(state: &LocalState, durable: Pos, local_log: &[Segment]) -> bool {
+    let leads = |run: &Vec<&Segment>| {
+        let joins = start_of(run) == Some(durable) || run.iter().any(|s| s.end() == Some(durable));
+        joins && run.iter().flat_map(|s| &s.entries).any(|entry| Some(entry.end()) == state.pos)
+    };
+    state.pos == Some(durable) || runs(state.lineage, local_log).iter().any(leads)
+}
+
 fn adopt(store: &StoreEnd, reason: AdoptReason) -> Start {
     Start::Adopt { lineage: store.lineage, at: store.pos, next_seq: store.next_seq, reason }
 }

@@ -161,3 +161,31 @@ fn a_wrong_lineage_names_both_and_what_to_do() {
         assert!(text.contains(part), "{text}");
     }
 }
+
+#[test]
+fn a_log_that_somebody_else_has_added_to() {
+    let local = [segment(&["3", "n", "7..8"]), segment(&["4", "n", "9..12"])];
+    let check = |told: &'static str, local: &[Segment], end: &'static str, expected: bool| {
+        let words = |text: &'static str| text.split(' ').collect::<Vec<_>>();
+        let (state, store) = (state(&words(told)), store(&words(end)));
+        assert_eq!(is_overtaken(&state, local, &store), expected, "{told}, {end}");
+    };
+    let here = "A pos=12 durable=8 next=4";
+    check(here, &local, "A pos=9' next=6", true);
+    check(here, &local, "A pos=20' next=6", true);
+    check(here, &local[1..], "A pos=9' next=6", true);
+    check("A pos=8 durable=8 next=4", &[], "A pos=9 next=6", true);
+    // What was sent from here last may have come in unheard, in whatever pieces.
+    check(here, &local, "A pos=12 next=5", false);
+    check(here, &local, "A pos=10 next=5", false);
+    // A fence adds nothing, and a manifest that was put back takes something away.
+    check(here, &local, "A pos=8 next=5", false);
+    check(here, &local, "A pos=8' next=5", false);
+    check(here, &local, "A pos=7' next=5", false);
+    // The end may be what the local log lacks.
+    check(here, &local[..1], "A pos=9' next=6", false);
+    check("A pos=13 durable=8 next=4", &local, "A pos=9' next=6", false);
+    check("A pos=12 durable=6' next=4", &local, "A pos=9' next=6", false);
+    check("A pos=12 durable=- next=4", &local, "A pos=9' next=6", false);
+    check(here, &local, "B pos=9' next=6", false);
+}

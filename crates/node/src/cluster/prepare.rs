@@ -21,7 +21,7 @@ use rhyolite_format::state::LocalState;
 use rhyolite_format::{Checksum, Epoch};
 use rhyolite_logic::lease::Guards;
 use rhyolite_logic::prepare::{self, Content, FoundEnd, TakeEnd};
-use rhyolite_logic::reconcile::{StoreEnd, reconcile};
+use rhyolite_logic::reconcile::{StoreEnd, is_overtaken, reconcile};
 use rhyolite_store::{RetryPolicy, Retrying, Store};
 use rhyolite_writer::claim::Claim;
 use rhyolite_writer::create;
@@ -198,12 +198,16 @@ impl Prepare {
         let Some(pos) = end.pos else { return Ok(true) };
         self.note_known(name);
         let is_written = !is_follower(&config.path) && config.path.exists();
-        let goes_on = if is_written { goes_on(config, &end, self.cancelled.clone()).await? } else { None };
+        let written =
+            if is_written { written(config, &end, self.cancelled.clone()).await? } else { Written::default() };
+        let goes_on = written.goes_on;
         let better = match (&self.hearing, goes_on) {
             (None, None) => None,
             // It has all that it told of: nothing is lost since.
             (Some(hearing), Some(Content::Kept)) if hearing.is_own() => return Ok(true),
             (None, Some(_)) => return Ok(true),
+            // Whoever has gone on with the log has put there first what was told here.
+            (Some(hearing), None) if written.is_overtaken && hearing.is_own() => None,
             (Some(hearing), _) => match hearing.hear(name, &config.path, (end.identity.lineage, pos)).await? {
                 Best::Other(better) => Some(better),
                 Best::Nobody | Best::Own if goes_on.is_some() => return Ok(true),
@@ -289,12 +293,21 @@ impl Prepare {
     }
 }
 
-/// Whether the file may be left to capture, and why: the local log goes on from the end of the store's log, and the file is not behind it.
-async fn goes_on(
+/// What a file that this node captured itself has to do with the end of the store's log.
+#[derive(Clone, Copy, Debug, Default)]
+struct Written {
+    /// It may be left to capture, and why: the local log goes on from there, and the file is not behind it.
+    goes_on: Option<Content>,
+    /// The log has gone on without this node, whose machine has run since.
+    is_overtaken: bool,
+}
+
+/// Judges a file that this node captured itself.
+async fn written(
     config: &DatabaseConfig,
     end: &LogEnd,
     mut cancelled: watch::Receiver<bool>,
-) -> Result<Option<Content>, String> {
+) -> Result<Written, String> {
     let meta_path = config.meta_path.clone();
     let loaded = tokio::task::spawn_blocking(move || restart::load_whole(&meta_path)).await;
     let local = loaded.expect("loading does not panic").map_err(|e| format!("read the state folder: {e}"))?;
@@ -302,18 +315,20 @@ async fn goes_on(
     let store = StoreEnd { lineage: end.identity.lineage, pos: end.pos, next_seq: end.next_seq };
     let start = reconcile(local.state.as_ref(), &log, Some(&store));
     let boot = restart::boot_id();
-    let is_same_boot = boot != [0; 16] && local.state.is_some_and(|state| state.boot_id == boot);
-    if is_same_boot || !prepare::goes_on(&start, Content::Kept) {
-        return Ok(Some(Content::Kept).filter(|content| prepare::goes_on(&start, *content)));
+    let since = local.state.filter(|state| boot != [0; 16] && state.boot_id == boot);
+    if since.is_some() || !prepare::goes_on(&start, Content::Kept) {
+        let goes_on = Some(Content::Kept).filter(|content| prepare::goes_on(&start, *content));
+        return Ok(Written { goes_on, is_overtaken: since.is_some_and(|state| is_overtaken(&state, &log, &store)) });
     }
     let path = config.path.clone();
     let measuring = tokio::task::spawn_blocking(move || measured_once(&path));
     let measured = tokio::select! {
         measured = measuring => measured.expect("reading does not panic").map_err(|e| e.to_string())?,
         // It is measured to its end all the same, for the next try.
-        _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(None),
+        _ = cancelled.wait_for(|cancelled| *cancelled) => return Ok(Written::default()),
     };
-    Ok(Some(Content::Measured(measured)).filter(|content| prepare::goes_on(&start, *content)))
+    let goes_on = Some(Content::Measured(measured)).filter(|content| prepare::goes_on(&start, *content));
+    Ok(Written { goes_on, is_overtaken: false })
 }
 
 /// Size and time of the last write of a file.

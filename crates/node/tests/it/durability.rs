@@ -220,6 +220,29 @@ fn who_cannot_find_what_was_acknowledged_waits_until_it_is_told_to_go_on_without
 }
 
 #[test]
+fn the_node_that_told_asks_nobody_when_the_log_has_gone_on_without_it() {
+    let mut cluster = cluster(&["b"]);
+    let row = acknowledged(&cluster);
+    let told = lease(&cluster)["witnesses"].clone();
+    assert_eq!(told["of"], cluster.addresses["a"].as_str(), "{told}");
+    cluster.kill("a");
+    cluster.wait_writing("b");
+    assert!(cluster.stored().contains(&row), "nobody is served before it is in the store");
+    cluster.kill("b");
+    // As if that one had ended when what it had found was in the store, and the list still in the lease.
+    let mut record = lease(&cluster);
+    record["witnesses"] = told;
+    std::fs::write(cluster.folder.path("store/lease.json"), record.to_string()).unwrap();
+    cluster.start_application("a", &[REPLICA]);
+    cluster.wait_writing("a");
+    assert!(has_all(&cluster, "a", row), "what was acknowledged is missing");
+    cluster.stop_primary("a");
+    assert!(lease(&cluster)["witnesses"].is_null(), "everything is in the store");
+    assert!((1..=row).all(|n| cluster.stored().contains(&n)));
+    cluster.check_store();
+}
+
+#[test]
 fn a_level_that_nobody_keeps_is_refused_and_one_that_is_not_reached_is_said() {
     let mut cluster = Cluster::new();
     let wait = |cluster: &Cluster, level: &str| {

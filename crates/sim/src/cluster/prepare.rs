@@ -7,7 +7,7 @@ use rhyolite_format::segment::Segment;
 use rhyolite_format::{Epoch, Lineage, Pos};
 use rhyolite_logic::lease::Guards;
 use rhyolite_logic::prepare::{Approach, Content, FoundEnd, TakeEnd, approach, goes_on, take_end};
-use rhyolite_logic::reconcile::{StoreEnd, reconcile};
+use rhyolite_logic::reconcile::{StoreEnd, is_overtaken, reconcile};
 use rhyolite_store::Store;
 use rhyolite_writer::World;
 use rhyolite_writer::claim::Claim;
@@ -75,7 +75,9 @@ impl Prepare {
         let Some(pos) = end.pos else { return true };
         self.files.say(|| format!("takes {pos} for the end of the log"));
         let own = self.goes_on(&end);
-        let Some(found) = self.hear((end.identity.lineage, pos), own).await else {
+        let has_all = own == Some(Content::Kept) || (self.files.rules.witness.overtaken && self.is_overtaken(&end));
+        let has_all = has_all || (own.is_some() && !self.files.rules.witness.kept);
+        let Some(found) = self.hear((end.identity.lineage, pos), has_all).await else {
             return false;
         };
         if own.is_some() && found.is_none() {
@@ -95,18 +97,15 @@ impl Prepare {
         true
     }
 
-    /// What the witnesses have beyond the end, if there are any that have to be asked. `None`: the right is gone.
-    async fn hear(&self, end: witness::End, own: Option<Content>) -> Option<Option<Found>> {
+    /// What the witnesses have beyond the end, if there are any that have to be asked. `has_all`: nothing is beyond that was told here. `None`: the right is gone.
+    async fn hear(&self, end: witness::End, has_all: bool) -> Option<Option<Found>> {
         let rules = self.files.rules.witness;
         if self.lease.right().is_none() {
             self.world.sleep(AGAIN).await;
             return None;
         }
         let Some(list) = self.lease.witnesses().filter(|_| rules.ask) else { return Some(None) };
-        // Only a machine that has run since still has all that was told there.
-        let is_told = list.of == format!("node {}", self.files.node);
-        let is_kept = own == Some(Content::Kept) || (own.is_some() && !rules.kept);
-        if is_told && is_kept {
+        if has_all && list.of == format!("node {}", self.files.node) {
             return Some(None);
         }
         Some(witness::hear(&self.files, &self.world, &list, end).await)
@@ -177,6 +176,19 @@ impl Prepare {
             // What came in before the fence is history.
             Err(_) => false,
         }
+    }
+
+    /// Whether the log has gone on without this node, whose machine has run since: whoever added to it had found all that was told here, and has put that there first.
+    fn is_overtaken(&self, end: &LogEnd) -> bool {
+        if self.files.is_there() != (true, false) {
+            return false;
+        }
+        let node = self.files.sim.node(self.files.node);
+        let disk = &node.disk;
+        let log: Vec<Segment> = disk.log.iter().map(|s| s.segment.clone()).collect();
+        let store = StoreEnd { lineage: end.identity.lineage, pos: end.pos, next_seq: end.next_seq };
+        let state = disk.state.as_ref().filter(|state| state.boot_id == disk.boot);
+        state.is_some_and(|state| is_overtaken(state, &log, &store))
     }
 
     /// What is known of the file, if it may be left to capture as it is.

@@ -75,6 +75,8 @@ pub struct WitnessRules {
     pub unproved: bool,
     /// The node that told asks as well when its machine has started anew.
     pub kept: bool,
+    /// The node that told has nothing to ask for when the log has gone on without it.
+    pub overtaken: bool,
     /// A new primary goes on from what it has found, however far its own file is on a way of its own.
     pub found_first: bool,
     /// A file that may have what was told is made what was found in one step, not by way of the end of the log.
@@ -116,6 +118,7 @@ impl ClusterRules {
                 enough: true,
                 unproved: true,
                 kept: true,
+                overtaken: true,
                 found_first: true,
                 straight: true,
                 durable_first: true,
@@ -133,7 +136,7 @@ impl ClusterRules {
 pub type Switch = fn(&mut ClusterRules) -> &mut bool;
 
 /// Name and switch of each rule.
-pub const RULES: [(&str, Switch); 43] = [
+pub const RULES: [(&str, Switch); 44] = [
     ("request_ids", |r| &mut r.lease.request_ids),
     ("right_since_sent", |r| &mut r.lease.right_since_sent),
     ("wait_for_expiry", |r| &mut r.lease.wait_for_expiry),
@@ -166,6 +169,7 @@ pub const RULES: [(&str, Switch); 43] = [
     ("witness_enough", |r| &mut r.node.witness.enough),
     ("witness_unproved", |r| &mut r.node.witness.unproved),
     ("witness_kept", |r| &mut r.node.witness.kept),
+    ("witness_overtaken", |r| &mut r.node.witness.overtaken),
     ("found_first", |r| &mut r.node.witness.found_first),
     ("witness_straight", |r| &mut r.node.witness.straight),
     ("durable_first", |r| &mut r.node.witness.durable_first),

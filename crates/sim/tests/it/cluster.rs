@@ -190,6 +190,13 @@ fn witness_kept() {
 }
 
 #[test]
+fn witness_overtaken() {
+    // What was found was in the store, and who had put it there was killed before the list was gone; of the witnesses one had lost with its power what shows where it has been.
+    check("witness_overtaken", 30_026_972..=30_026_972, &[NOBODY]);
+    check("witness_overtaken", 31_043_067..=31_043_067, &[NOBODY]);
+}
+
+#[test]
 fn keep_witnesses() {
     check("keep_witnesses", 10_000..=10_000, &[BROKEN_PROMISE]);
 }
