@@ -39,6 +39,8 @@ pub struct Truth {
     granted: Option<NodeId>,
     /// The end of what is durable.
     durable: Option<Pos>,
+    /// A first snapshot that was durable, and that what became durable after it need not have.
+    replaced: Option<Pos>,
     /// The last content that somebody was told to be safe, and with it all that it was made from.
     promised: Option<Checksum>,
     /// What was durable when each node began to serve.
@@ -200,6 +202,8 @@ pub fn commit(sim: &Arc<Sim>, node: NodeId, before: Checksum, after: Checksum) {
     }
     // Where there is no manifest there is nothing to be fenced: a first snapshot may come in while somebody begins who has not seen it. Nobody was told that it is durable.
     let floor = truth.served_from.get(&node).copied().flatten().filter(|f| is_promised || f.txid > Txid::FIRST);
+    // What is acknowledged since may have been made without it.
+    let floor = floor.filter(|floor| truth.replaced != Some(*floor));
     if let Some(floor) = floor.filter(|floor| !truth.has(before, floor.checksum)) {
         wrong =
             wrong.or(Some(format!("application {node} commits on {before}, which lacks what was durable: {floor}")));
@@ -284,6 +288,7 @@ pub fn store_changed(sim: &Arc<Sim>, key: &str) {
     // The snapshot of a first primary came in when nobody waited for it any more, and another has begun with a database of its own, or with the same that has lost power since: where there is no
     // manifest there is nothing to be fenced.
     if before.txid == Txid::FIRST && (truth.graft(end.checksum, before.checksum) || is_first_promise) {
+        truth.replaced = Some(before);
         return;
     }
     drop(truth);

@@ -11,7 +11,9 @@ use crate::capture::watch::FileWatch;
 /// Shortest and longest time between looks at a database that is not idle.
 pub(super) const NAP: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(4));
 /// Shortest time between looks where somebody follows and few frames came with the last one: what comes then is to be seen elsewhere soon.
-const NAP_FOLLOWED: Duration = Duration::from_micros(400);
+const NAP_FOLLOWED: Duration = Duration::from_micros(250);
+/// A session rests for such a part of the time that it was quiet: where nobody follows, and where somebody does.
+const PART_OF_QUIET: (u32, u32) = (16, 32);
 const FEW_FRAMES: u64 = 8;
 /// Time between looks at an idle database that cannot be watched.
 pub(in crate::capture) const NAP_UNWATCHED: Duration = Duration::from_millis(50);
@@ -22,8 +24,9 @@ impl WalSession {
         if quiet < IDLE_AFTER || thread.has_unsent() || self.pending.is_some() {
             let is_few = self.recent_bytes <= FEW_FRAMES * frame_size(self.page_size) as u64;
             let is_followed = thread.status.feed.followers() > 0;
-            let shortest = if is_few && is_followed { NAP_FOLLOWED } else { NAP.0 };
-            thread.wait((quiet / 16).clamp(shortest, NAP.1));
+            let (part, shortest) =
+                if is_few && is_followed { (PART_OF_QUIET.1, NAP_FOLLOWED) } else { (PART_OF_QUIET.0, NAP.0) };
+            thread.wait((quiet / part).clamp(shortest, NAP.1));
             return;
         }
         if self.watch.is_none() {
