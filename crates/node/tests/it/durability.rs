@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rhyolite_format::lease::LeaseRecord;
 use rustix::process::Signal;
 
 use crate::cluster::{Cluster, rows};
@@ -223,16 +224,16 @@ fn who_cannot_find_what_was_acknowledged_waits_until_it_is_told_to_go_on_without
 fn the_node_that_told_asks_nobody_when_the_log_has_gone_on_without_it() {
     let mut cluster = cluster(&["b"]);
     let row = acknowledged(&cluster);
-    let told = lease(&cluster)["witnesses"].clone();
-    assert_eq!(told["of"], cluster.addresses["a"].as_str(), "{told}");
+    let path = cluster.folder.path("store/lease.json");
+    let record = || LeaseRecord::decode(&std::fs::read(&path).unwrap()).unwrap();
+    let told = record().witnesses;
+    assert_eq!(told.as_ref().map(|told| &told.of), Some(&cluster.addresses["a"]));
     cluster.kill("a");
     cluster.wait_writing("b");
     assert!(cluster.stored().contains(&row), "nobody is served before it is in the store");
     cluster.kill("b");
     // As if that one had ended when what it had found was in the store, and the list still in the lease.
-    let mut record = lease(&cluster);
-    record["witnesses"] = told;
-    std::fs::write(cluster.folder.path("store/lease.json"), record.to_string()).unwrap();
+    std::fs::write(&path, LeaseRecord { witnesses: told, ..record() }.encode()).unwrap();
     cluster.start_application("a", &[REPLICA]);
     cluster.wait_writing("a");
     assert!(has_all(&cluster, "a", row), "what was acknowledged is missing");
