@@ -283,6 +283,8 @@ fn transaction(
 #[tokio::test]
 async fn what_does_not_lead_on_is_refused_and_what_is_sent_twice_is_committed_once() {
     let mut cluster = cluster(&[]);
+    // An application may write before its database is captured.
+    cluster.wait_durable("a");
     let address = format!("http://{}", cluster.addresses["a"]).parse().unwrap();
     let link = Link::connect(&address, &Access::default(), Duration::from_secs(5)).await.unwrap();
     let lock = async |id: &str, db: &str, wait: u64| {
