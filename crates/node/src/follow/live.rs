@@ -279,12 +279,12 @@ impl Live {
         let query = query.with("merged", 1);
         // Who gives no address is no witness.
         let asked = match self.member.as_ref().filter(|member| !member.address.is_empty()) {
-            Some(member) if !member.address.is_empty() => {
+            Some(member) => {
                 let asked = link.frames_both_ways(&query.with("node", &member.address).of("/v1/log")).await;
                 asked.map(|(frames, replies)| (frames, Some(replies)))
             }
             // Whom nobody can ask need not say what it has.
-            Some(_) | None => link.frames(&query.of("/v1/log")).await.map(|frames| (frames, None)),
+            None => link.frames(&query.of("/v1/log")).await.map(|frames| (frames, None)),
         };
         let (mut frames, mut replies) = match asked {
             Ok(asked) => asked,
@@ -330,12 +330,6 @@ impl Live {
             say(following.pos());
             if let Some(ended) = ended {
                 return Ok(ended);
-            }
-            if *self.stop.borrow() {
-                return Ok(Ended::Stopped);
-            }
-            if aside::is_wanted(&self.options.output) {
-                return Ok(Ended::Aside);
             }
         }
     }
