@@ -324,8 +324,8 @@ impl Live {
                 Err(error) => return Ok(Ended::Lost(error)),
             };
             let (group, ended) = gather(first, &mut frames).await;
-            if let Err(error) = self.take(following, group, epoch).await? {
-                return Ok(Ended::Lost(error));
+            if let Some(ended) = self.take(following, group, epoch).await? {
+                return Ok(ended);
             }
             say(following.pos());
             if let Some(ended) = ended {
@@ -334,20 +334,20 @@ impl Live {
         }
     }
 
-    /// Applies commits that have come; the inner error is for what does not lead on from here.
+    /// Applies commits that have come, or says why not.
     async fn take(
         &mut self,
         following: &mut Following,
         group: Vec<Arrived>,
         epoch: &mut Option<Epoch>,
-    ) -> Result<Result<(), LinkError>, RestoreError> {
+    ) -> Result<Option<Ended>, RestoreError> {
         let mut pos = following.pos();
         for commits in &group {
             let span = commits.span();
             let step = Step { lineage: span.lineage, epoch: span.epoch, before: span.before, after: span.after };
             if !joins(&step, following.follower().lineage(), pos, *epoch) {
                 let text = format!("commits after {} in epoch {}, at {pos} in {epoch:?}", span.before, span.epoch);
-                return Ok(Err(LinkError::Unexpected(text)));
+                return Ok(Some(Ended::Lost(LinkError::Unexpected(text))));
             }
             (pos, *epoch) = (span.after, Some(span.epoch));
         }
@@ -368,8 +368,11 @@ impl Live {
         let mut applied = following.apply_made(make).await?;
         while let Err(batch) = applied {
             // Other readers are to get a turn: while one is waited for, no new ones come in.
-            if self.is_stopped_within(BUSY_PAUSE).await || aside::is_wanted(&self.options.output) {
-                return Ok(Ok(()));
+            if self.is_stopped_within(BUSY_PAUSE).await {
+                return Ok(Some(Ended::Stopped));
+            }
+            if aside::is_wanted(&self.options.output) {
+                return Ok(Some(Ended::Aside));
             }
             applied = following.apply_batch(batch).await?;
         }
@@ -382,7 +385,7 @@ impl Live {
             let end = following.follower().end;
             member.events.tell(&self.database, end.pos, end.page_size, end.commit, last.timestamp);
         }
-        Ok(Ok(()))
+        Ok(None)
     }
 
     /// Goes on from the store where the stream does not lead on.

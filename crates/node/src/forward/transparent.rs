@@ -261,9 +261,8 @@ impl Line {
                         close(Some(loan));
                     }
                 }
-                if self.kept == Kept::Yes {
-                    // Whoever writes next asks again should it not be had.
-                    let _ = self.borrow().await;
+                if self.kept == Kept::Yes && self.borrow().await.is_err() {
+                    self.kept = Kept::Lost;
                 }
             }
             What::GiveBack => {
@@ -410,8 +409,13 @@ impl Line {
     }
 
     async fn borrow(&mut self) -> Result<(), Refusal> {
-        if self.kept == Kept::Yes && self.loan.is_some() && self.keep().await {
-            return Ok(());
+        if self.kept == Kept::Yes && self.loan.is_some() {
+            if self.keep().await {
+                return Ok(());
+            }
+            self.kept = Kept::Lost;
+            self.give_back().await;
+            return Err(Refusal::Later("the lock that was kept by byte 72 of the -lock file was lost".to_owned()));
         }
         // Nobody has come back for the one before.
         self.give_back().await;

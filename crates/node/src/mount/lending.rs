@@ -372,16 +372,24 @@ impl Lending {
                 held.phase = Phase::Sending(withheld);
                 let (number, frames) = (held.number, held.frames);
                 drop(held);
-                // What lies in the WAL is read while everybody else goes on; nobody writes there before this has an end.
+                // What lies in the WAL is read while everybody else goes on.
                 let changes = frames.changes(&write, frame);
-                self.send(database, number, changes);
+                let changes = changes.map_err(|error| NotCommitted {
+                    why: format!("read the WAL: {}", io_text(&error)),
+                    error: Errno::from(error),
+                });
+                // Whoever borrows next comes after this: what is sent belongs to the loan that it was made under, or is not sent. Who lost the lock meanwhile may have read what others wrote.
+                let held = lock(&loan);
+                let is_lost = held.is_left || held.is_taken() || wal.node.is_taken();
+                let lost = || Err(NotCommitted::new("the lock was lost before anything was sent".to_owned()));
+                self.send(database, number, if is_lost { lost() } else { changes });
             }
             Err(error) => reply.error(Errno::from(error)),
         }
     }
 
-    /// Has the primary commit what a loan has withheld.
-    fn send(&self, database: &Path, number: u64, changes: io::Result<Option<Changes>>) {
+    /// Has the primary commit what a loan has withheld. The loan is locked.
+    fn send(&self, database: &Path, number: u64, changes: Result<Option<Changes>, NotCommitted>) {
         let (events, of) = (self.events.clone(), database.to_owned());
         let answer = move |answer| {
             let _ = events.send(Event::Committed { database: of, number, answer });
@@ -399,12 +407,7 @@ impl Lending {
                 let why = "it has more than 256 MiB: run it on the primary".to_owned();
                 answer(Err(NotCommitted { why, error: Errno::EFBIG }));
             }
-            Err(error) => {
-                answer(Err(NotCommitted {
-                    why: format!("read the WAL: {}", io_text(&error)),
-                    error: Errno::from(error),
-                }));
-            }
+            Err(error) => answer(Err(error)),
         }
     }
 }

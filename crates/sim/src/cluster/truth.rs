@@ -287,7 +287,10 @@ pub fn store_changed(sim: &Arc<Sim>, key: &str) {
     }
     // The snapshot of a first primary came in when nobody waited for it any more, and another has begun with a database of its own, or with the same that has lost power since: where there is no
     // manifest there is nothing to be fenced.
-    if before.txid == Txid::FIRST && (truth.graft(end.checksum, before.checksum) || is_first_promise) {
+    if before.txid == Txid::FIRST && truth.graft(end.checksum, before.checksum) {
+        return;
+    }
+    if before.txid == Txid::FIRST && is_first_promise {
         truth.replaced = Some(before);
         return;
     }
