@@ -37,6 +37,8 @@ use crate::restore::draft::{beside, sync_folder_of};
 
 /// Between two looks whether readers have ended: at first, when a single read is nearly over, and later.
 const LOCK_POLL: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(2));
+/// How long readers of a file that is opened are waited for, so that it comes into WAL mode: until then nobody writes to it by transparent forwarding, and the primary may be quiet for long.
+const ENTER_WAL_MAX: Duration = Duration::from_millis(500);
 /// What contradicts a file that it does not lead on from.
 pub(super) const BATCH: &str = "a batch";
 /// How long whoever writes to a file is waited for when it is opened.
@@ -184,8 +186,8 @@ impl Follower {
                 this.write_pos()?;
                 preview::forget_mark(&this.path);
                 if this.is_for_wal(&this.end.page_one) && this.end.commit.get() > 0 {
-                    // Where a reader is in the way it is done with the first batch.
-                    let _ = this.enter_wal(Duration::ZERO)?;
+                    // Where a reader is in the way for longer it is done with the first batch.
+                    let _ = this.enter_wal(ENTER_WAL_MAX)?;
                 }
                 return Ok(this);
             }

@@ -263,7 +263,10 @@ impl Lending {
             (Permit::Free, _) => self.lock_freely(asking),
             (Permit::Borrowed, Some(database)) => self.borrow(asking, database),
             (Permit::Kept, Some(_)) => self.lock_freely(asking),
-            (Permit::Never, _) => asking.reply.error(refused()),
+            (Permit::Never, _) => {
+                tracing::debug!(bytes = ?asking.bytes, kind = ?asking.kind, "a lock that only the node takes is refused");
+                asking.reply.error(refused());
+            }
             (Permit::Borrowed | Permit::Kept, None) => asking.reply.error(Errno::EIO),
         }
     }
@@ -281,7 +284,8 @@ impl Lending {
 
     fn borrow(&self, asking: Asking, database: PathBuf) {
         let Asking { open, owner, bytes, kind, reply, .. } = asking;
-        if self.shared.locks.in_the_way(open.node.inode, owner.id, &bytes, kind).is_some() {
+        if let Some(other) = self.shared.locks.in_the_way(open.node.inode, owner.id, &bytes, kind) {
+            tracing::debug!(database = %database.display(), "its write lock is another's on this mount: {other:?}");
             return reply.error(refused());
         }
         let number = self.shared.numbers.fetch_add(1, Ordering::Relaxed);
@@ -517,6 +521,7 @@ impl Shared {
         if !matches!(loan.phase, Phase::Had(_))
             || self.locks.set(shm.node.inode, Lock { owner, bytes, kind: Kind::Write }).is_err()
         {
+            tracing::debug!(inode = shm.node.inode, ?owner, "the loan of its write lock is not for this one: {loan:?}");
             return reply.error(refused());
         }
         (loan.shm, loan.owner, loan.phase) = (shm, owner, Phase::Held);

@@ -42,8 +42,17 @@ fn mounts_with(replicas: &[&'static str], more: &[&str]) -> Option<Mounts> {
         mounts.cluster.wait_role(name, "replica");
         let path = mounts.path(name, DATABASE);
         wait_for("the file", || path.exists() && rows(&path, "SELECT count(*) FROM counter") == Ok(1));
+        wait_for_wal(&path);
     }
     Some(mounts)
+}
+
+/// A replica's file gets its journal mode when it is there already; until then nobody writes to it.
+fn wait_for_wal(path: &Path) {
+    let is_wal = |mode: String| mode == "wal";
+    wait_for("the journal mode", || {
+        Connection::open(path).unwrap().pragma_query_value(None, "journal_mode", |row| row.get(0)).is_ok_and(is_wal)
+    });
 }
 
 fn open(path: &Path) -> Connection {
@@ -274,6 +283,7 @@ fn mounts_stalled(replicas: &[(&'static str, &[&str])]) -> Option<(Mounts, Tap)>
         mounts.cluster.wait_role(name, "replica");
         let path = mounts.path(name, DATABASE);
         wait_for("the file", || path.exists() && rows(&path, "SELECT count(*) FROM t") == Ok(0));
+        wait_for_wal(&path);
     }
     tap.stall_all();
     // Nothing gets to the store, and so neither to whoever reads that.
@@ -488,6 +498,7 @@ fn what_is_held_for_more_than_a_minute_is_lost_and_its_holder_told() {
     a.pragma_update_and_check(None, "journal_mode", "wal", |_| Ok(())).unwrap();
     a.execute_batch("CREATE TABLE u(n INTEGER PRIMARY KEY)").unwrap();
     wait_for("the file", || rows(&other("b"), "SELECT count(*) FROM u") == Ok(0));
+    wait_for_wal(&other("b"));
     let mut child = Command::new("python3")
         .args(["-c", DAWDLER])
         .arg(other("b"))
